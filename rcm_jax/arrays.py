@@ -1,0 +1,70 @@
+"""Array notation and the two containers that stages hand to each other.
+
+Dimension letters, used in every annotation and docstring of this package:
+
+    B  stacks in a batch        T  slices in a stack, shallow to deep (padded)
+    N  stacks in a split        F  features of a slice (256)
+    H  hidden units             C  strata: epidermis 0, dej 1, dermis 2
+    D  half-width of Toeplitz attention, K = 2 D + 1 taps
+    M  members: models trained side by side in one program
+
+A mask is True on real slices and False on padding. Padding never changes a
+result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+from jaxtyping import Array, Bool, Float, Int, UInt8
+import numpy as np
+
+STRATA = ("epidermis", "dej", "dermis")
+NUM_STRATA = len(STRATA)
+MAX_SLICES = 71  # longest sequence that the paper trains on
+
+ArrayLike = Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StackBatch:
+  """Padded stacks with their images, what the CNN sees a whole stack at a time.
+
+  Attributes:
+    slices: gray levels 0 to 255.
+    depth_um: depth of each slice below the first contact with skin, in µm.
+    labels: stratum of each slice, 0 on padding.
+    mask: True on real slices.
+  """
+
+  slices: UInt8[ArrayLike, "B T height width"]
+  depth_um: Float[ArrayLike, "B T"]
+  labels: Int[ArrayLike, "B T"]
+  mask: Bool[ArrayLike, "B T"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Features:
+  """One split's cached slice features, what the sequence heads train on.
+
+  Attributes:
+    values: the CNN's 256 features a slice before their non-linearity, 0 on padding.
+    labels: stratum of each slice, 0 on padding.
+    depth_um: depth of each slice in µm, 0 on padding.
+    mask: True on real slices.
+    stack_id: one name a stack.
+    patient_id: one name a stack.
+  """
+
+  values: Float[ArrayLike, "N T F"]
+  labels: Int[ArrayLike, "N T"]
+  depth_um: Float[ArrayLike, "N T"]
+  mask: Bool[ArrayLike, "N T"]
+  stack_id: tuple[str, ...] = dataclasses.field(metadata={"static": True}, default=())
+  patient_id: tuple[str, ...] = dataclasses.field(metadata={"static": True}, default=())
+
+  def __len__(self) -> int:
+    return self.values.shape[0]

@@ -1,0 +1,1 @@
+"""TFDS builders for stacks of reflectance confocal microscopy images."""
