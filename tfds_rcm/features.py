@@ -1,0 +1,126 @@
+"""The record that every source writes: one stack of slices, shallow to deep.
+
+On disk (TFDS, ArrayRecord) the slices are PNG files; `as_data_source` decodes
+them when a record is read, one record at a time. `read_record` turns what it
+hands over into plain arrays and strings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import io
+import math
+from typing import Any
+
+from jaxtyping import Float, Int, UInt8
+import numpy as np
+import tensorflow_datasets as tfds
+
+LABELS = ("stratum_corneum", "epidermis", "dej", "dermis")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """One stack as read back.
+
+  Attributes:
+    stack_id: unique in its dataset.
+    patient_id: all stacks of a patient are in one split.
+    site: where on the body, empty if unknown.
+    slices: T images of gray levels, shallow first.
+    labels: indices into LABELS.
+    depth_um: depth below the first contact with skin in µm, growing.
+    pixel_um: µm a pixel, None if unknown (NaN on disk).
+  """
+
+  stack_id: str
+  patient_id: str
+  site: str
+  slices: list[UInt8[np.ndarray, "height width 1"]]
+  labels: Int[np.ndarray, "T"]
+  depth_um: Float[np.ndarray, "T"]
+  pixel_um: float | None
+
+
+def stack_features() -> tfds.features.FeaturesDict:
+  """Returns the features of one stack, see the module's text."""
+  return tfds.features.FeaturesDict({
+      "stack_id": tfds.features.Text(),
+      "patient_id": tfds.features.Text(),
+      "site": tfds.features.Text(),
+      "slices": tfds.features.Sequence(
+          tfds.features.Image(shape=(None, None, 1), dtype=np.uint8, encoding_format="png")
+      ),
+      "labels": tfds.features.Sequence(tfds.features.ClassLabel(names=LABELS)),
+      "depth_um": tfds.features.Sequence(tfds.features.Scalar(np.float32)),
+      "pixel_um": tfds.features.Scalar(np.float32),
+  })
+
+
+def stack_record(
+    *,
+    stack_id: str,
+    patient_id: str,
+    slices: Sequence[bytes],
+    labels: Sequence[int],
+    depth_um: Sequence[float],
+    site: str = "",
+    pixel_um: float | None = None,
+) -> dict[str, Any]:
+  """Makes the example that a builder yields for one stack.
+
+  Args:
+    stack_id: unique name of the stack in its dataset.
+    patient_id: name of the patient; a patient belongs to one split only.
+    slices: T images as PNG files' bytes, 8-bit gray, shallow first. (TFDS would
+      import TensorFlow to encode arrays.)
+    labels: T indices into LABELS.
+    depth_um: T depths in µm, growing.
+    site: where on the body, empty if unknown.
+    pixel_um: µm a pixel, None if unknown.
+
+  Raises:
+    ValueError: no slices, lengths that differ, labels outside the classes, or
+      depths that do not grow.
+  """
+  if not len(slices) == len(labels) == len(depth_um) > 0:
+    raise ValueError(
+        f"stack {stack_id}: {len(slices)} slices, {len(labels)} labels and {len(depth_um)} depths;"
+        " expected the same number of each, at least one"
+    )
+  for index, label in enumerate(labels):
+    if not 0 <= label < len(LABELS):
+      raise ValueError(
+          f"stack {stack_id}, slice {index}: label {label}; expected 0 to {len(LABELS) - 1}"
+          f" ({', '.join(LABELS)})"
+      )
+  if not np.all(np.diff(np.asarray(depth_um, np.float64)) > 0):
+    raise ValueError(f"stack {stack_id}: depths must grow from slice to slice")
+  return {
+      "stack_id": stack_id,
+      "patient_id": patient_id,
+      "site": site,
+      "slices": [io.BytesIO(png) for png in slices],
+      "labels": [int(label) for label in labels],
+      "depth_um": [float(depth) for depth in depth_um],
+      "pixel_um": math.nan if pixel_um is None else float(pixel_um),
+  }
+
+
+def read_record(example: Mapping[str, Any]) -> Record:
+  """Returns an element of `builder.as_data_source(split)` as a Record."""
+  pixel_um = float(example["pixel_um"])
+  return Record(
+      stack_id=_text(example["stack_id"]),
+      patient_id=_text(example["patient_id"]),
+      site=_text(example["site"]),
+      slices=list(example["slices"]),
+      labels=np.asarray(example["labels"], np.int32),
+      depth_um=np.asarray(example["depth_um"], np.float32),
+      pixel_um=None if math.isnan(pixel_um) else pixel_um,
+  )
+
+
+def _text(value: str | bytes) -> str:
+  return value.decode() if isinstance(value, bytes) else value
