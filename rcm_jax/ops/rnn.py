@@ -1,0 +1,82 @@
+"""Plain recurrent network and LSTM over one stack, with the variables of Keras' SimpleRNN and LSTM.
+
+Conventions are those of `ops.gru`: a padded step carries the state through.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from rcm_jax.ops.gru import _check
+
+
+def simple_rnn(
+  x: Float[Array, "T F"],
+  params: dict[str, Array],
+  mask: Bool[Array, "T"],
+  *,
+  reverse: bool = False,
+  recurrent_mask: Float[Array, "H"] | None = None,
+) -> Float[Array, "T H"]:
+  """h' = tanh(x W + h U + b): params kernel [F, H], recurrent_kernel [H, H], bias [H]."""
+  _check(x, params, mask, recurrent_mask, gates=1, name="simple_rnn")
+  x_proj = jnp.where(mask[:, None], x, 0) @ params["kernel"] + params["bias"]
+
+  def step(h, inputs):
+    xp, real = inputs
+    rec = (h if recurrent_mask is None else h * recurrent_mask) @ params["recurrent_kernel"]
+    h = jnp.where(real, jnp.tanh(xp + rec), h)
+    return h, h
+
+  start = jnp.zeros(params["recurrent_kernel"].shape[0], x_proj.dtype)
+  return jax.lax.scan(step, start, (x_proj, mask), reverse=reverse)[1]
+
+
+def lstm(
+  x: Float[Array, "T F"],
+  params: dict[str, Array],
+  mask: Bool[Array, "T"],
+  *,
+  reverse: bool = False,
+  recurrent_mask: Float[Array, "H"] | None = None,
+) -> Float[Array, "T H"]:
+  """Keras' LSTM, gates i, f, g, o: params kernel [F, 4H], recurrent_kernel [H, 4H], bias [4H]."""
+  _check(x, params, mask, recurrent_mask, gates=4, name="lstm")
+  x_proj = jnp.where(mask[:, None], x, 0) @ params["kernel"] + params["bias"]
+
+  def step(carry, inputs):
+    h, cell = carry
+    xp, real = inputs
+    rec = (h if recurrent_mask is None else h * recurrent_mask) @ params["recurrent_kernel"]
+    i, f, g, o = jnp.split(xp + rec, 4)
+    new_cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+    new_h = jax.nn.sigmoid(o) * jnp.tanh(new_cell)
+    h, cell = jnp.where(real, new_h, h), jnp.where(real, new_cell, cell)
+    return (h, cell), h
+
+  start = jnp.zeros(params["recurrent_kernel"].shape[0], x_proj.dtype)
+  return jax.lax.scan(step, (start, start), (x_proj, mask), reverse=reverse)[1]
+
+
+def bidirectional(
+  layer,
+  x: Float[Array, "T F"],
+  params: dict[str, Array],
+  mask: Bool[Array, "T"],
+  *,
+  recurrent_mask: Float[Array, "2 H"] | None = None,
+) -> Float[Array, "T 2*H"]:
+  """Both directions of `simple_rnn` or `lstm`; every leaf of params has a leading axis of 2, shallow→deep first."""
+  halves = [
+    layer(
+      x,
+      jax.tree.map(lambda p: p[d], params),
+      mask,
+      reverse=bool(d),
+      recurrent_mask=None if recurrent_mask is None else recurrent_mask[d],
+    )
+    for d in (0, 1)
+  ]
+  return jnp.concatenate(halves, axis=-1)
