@@ -1,0 +1,68 @@
+"""Timing that can be believed: implementations strictly in turn, medians with their spread, and the machine's own limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import functools
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+
+
+def alternate(
+  calls: Mapping[str, Callable[[], object]], *, repeats: int = 7, warmup: int = 2, min_seconds: float = 0.02
+) -> dict[str, dict[str, float]]:
+  """Times callables in turn, so that drift of the machine hits all alike.
+
+  Args:
+    calls: implementation name → a call that does the whole work once. JAX results are waited for;
+      other libraries must return only when done.
+    repeats: rounds; each round times every implementation once.
+    warmup: calls of each before the first round (compilation, caches).
+    min_seconds: a short call is repeated within a round until it takes this long.
+
+  Returns:
+    Name → {"median", "min", "max"}, seconds a call.
+  """
+  inner = {}
+  for name, call in calls.items():
+    for _ in range(max(warmup, 1)):
+      once = _seconds(call, 1)
+    inner[name] = max(1, round(min_seconds / max(once, 1e-9)))
+  samples = {name: [] for name in calls}
+  for _ in range(repeats):
+    for name, call in calls.items():
+      samples[name].append(_seconds(call, inner[name]))
+  return {
+    name: {"median": statistics.median(s), "min": min(s), "max": max(s)} for name, s in samples.items()
+  }
+
+
+def _seconds(call: Callable[[], object], times: int) -> float:
+  start = time.perf_counter()
+  for _ in range(times):
+    out = call()
+  jax.block_until_ready(out)
+  return (time.perf_counter() - start) / times
+
+
+@functools.cache
+def matmul_flops_per_second(size: int | None = None, dtype: str = "float32") -> float:
+  """Rate of one large square matrix product on the default device: the ceiling for arithmetic."""
+  size = size or (2048 if jax.default_backend() == "cpu" else 8192)
+  a = jnp.full((size, size), 0.5, dtype)
+  product = jax.jit(lambda a: a @ a)
+  best = alternate({"product": lambda: product(a)}, repeats=5)["product"]["min"]
+  return 2 * size**3 / best
+
+
+@functools.cache
+def copy_bytes_per_second(megabytes: int | None = None) -> float:
+  """Rate of reading and writing a large array once (bytes read plus bytes written): the ceiling for traffic."""
+  megabytes = megabytes or (128 if jax.default_backend() == "cpu" else 1024)
+  a = jnp.zeros(megabytes * 2**20 // 4, jnp.float32)
+  copy = jax.jit(lambda a: a + 1)
+  best = alternate({"copy": lambda: copy(a)}, repeats=5)["copy"]["min"]
+  return 2 * a.nbytes / best
