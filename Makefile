@@ -1,0 +1,75 @@
+# make run    the main job: phantom → CNN → features → heads → tables
+# make test   the test suite
+#
+# Each makes the virtual environment that it needs, once, and again when its requirements change.
+# Another Python: make test PYTHON=python3.12
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# The first interpreter that is new enough and able to make a virtual environment.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+  "$$p" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+  && { echo "$$p"; break; }; done)
+PYTHON_VERSION := $(if $(PYTHON),$(shell \
+  "$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null))
+
+CONFIG ?= toeplitz_d1
+WORKDIR ?= runs/$(CONFIG)
+DATA_DIR ?= runs/data
+ARGS ?=
+REQUIREMENTS ?= requirements.txt
+PYTEST_ARGS ?=
+
+# A stamp carries the Python version, so that choosing another Python makes the environment anew.
+RUN_READY = .venv/.ready-$(PYTHON_VERSION)-$(basename $(REQUIREMENTS))
+DEV_READY = .venv-dev/.ready-$(PYTHON_VERSION)
+INSTALL = bin/pip install --quiet --disable-pip-version-check --no-input
+
+.PHONY: help run test lint format clean distclean python
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@echo "  Variables: PYTHON, CONFIG=$(CONFIG), WORKDIR=$(WORKDIR), DATA_DIR=$(DATA_DIR), ARGS, REQUIREMENTS, PYTEST_ARGS"
+
+run: $(RUN_READY)  ## run one configuration end to end (CONFIG=toeplitz_d1, ARGS='--config.x=y')
+	.venv/bin/python -m rcm_jax.main --config=configs/$(CONFIG).py --workdir=$(WORKDIR) \
+	  --config.data.data_dir=$(DATA_DIR) $(ARGS)
+
+test: $(DEV_READY)  ## run the tests (PYTEST_ARGS='-k toeplitz')
+	.venv-dev/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(DEV_READY)  ## check style
+	.venv-dev/bin/ruff check .
+	.venv-dev/bin/ruff format --check .
+
+format: $(DEV_READY)  ## mend style
+	.venv-dev/bin/ruff check --fix .
+	.venv-dev/bin/ruff format .
+
+clean:  ## remove what tests and builds leave behind
+	rm -rf .cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
+
+distclean: clean  ## the same, and the virtual environments; runs/ stays
+	rm -rf .venv .venv-dev
+
+$(RUN_READY): $(REQUIREMENTS) requirements.txt | python
+	@echo "Installing $(REQUIREMENTS) into .venv (Python $(PYTHON_VERSION), about a minute)"
+	@"$(PYTHON)" -m venv --clear .venv
+	@.venv/$(INSTALL) -r $(REQUIREMENTS)
+	@touch $@
+
+$(DEV_READY): requirements-dev.txt requirements.txt | python
+	@echo "Installing requirements-dev.txt into .venv-dev (Python $(PYTHON_VERSION), about a minute)"
+	@"$(PYTHON)" -m venv --clear .venv-dev
+	@.venv-dev/$(INSTALL) -r requirements-dev.txt
+	@touch $@
+
+python:
+	@"$(PYTHON)" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Python 3.11 or later with its venv module is needed (Debian: apt install python3.11-venv);" \
+	    "$(if $(PYTHON),PYTHON=$(PYTHON) is not that,none was found). Name one: make PYTHON=/path/to/python3.11" >&2; \
+	  exit 1; }

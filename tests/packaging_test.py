@@ -1,0 +1,78 @@
+"""pyproject.toml, the pinned requirements and the imports of the code tell one story."""
+
+from __future__ import annotations
+
+import ast
+from importlib import metadata
+from pathlib import Path
+import re
+import sys
+import tomllib
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("rcm_jax", "tfds_rcm", "launch", "benchmarks", "configs")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+PEERS = {"torch", "onnx", "onnxruntime"}  # benchmarks import them where they are installed
+
+
+def pins(filename: str) -> dict[str, str]:
+  found = {}
+  for line in (ROOT / filename).read_text().splitlines():
+    line = line.split("#")[0].strip()
+    if line.startswith("-r "):
+      found |= pins(line[3:])
+    elif line:
+      name, version = re.fullmatch(r"([\w.-]+)(?:\[\w+\])?==([\w.]+)(?:\s*;.*)?", line).groups()
+      found[canonicalize_name(name)] = version
+  return found
+
+
+@pytest.mark.parametrize(
+  ("ranges", "filename"),
+  [(PROJECT["dependencies"], "requirements.txt"), (EXTRAS["dev"], "requirements-dev.txt")],
+)
+def test_every_dependency_is_pinned_within_its_range(ranges, filename):
+  pinned = pins(filename)
+  for requirement in map(Requirement, ranges):
+    version = pinned.get(canonicalize_name(requirement.name))
+    assert version is not None, f"{requirement.name} is not in {filename}"
+    assert requirement.specifier.contains(version), f"{requirement} excludes {version}"
+
+
+def test_pins_are_complete():
+  """Nothing that a pinned package needs is left to the day of the installation."""
+  pinned = pins("requirements-dev.txt")
+  missing = set()
+  for name in pinned:
+    for text in metadata.requires(name) or ():
+      requirement = Requirement(text)
+      needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+      if needed and canonicalize_name(requirement.name) not in pinned:
+        missing.add(f"{requirement.name} (for {name})")
+  assert not missing
+
+
+def test_every_import_is_a_declared_dependency():
+  declared = {
+    canonicalize_name(Requirement(text).name)
+    for text in [*PROJECT["dependencies"], *EXTRAS["slurm"], *EXTRAS["dev"]]
+  } | PEERS
+  owners = metadata.packages_distributions()
+  undeclared = set()
+  for package in PACKAGES:
+    for path in (ROOT / package).rglob("*.py"):
+      for node in ast.walk(ast.parse(path.read_text())):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        for name in {name.split(".")[0] for name in names} - set(PACKAGES):
+          if name in sys.stdlib_module_names:
+            continue
+          dists = {canonicalize_name(dist) for dist in owners.get(name, [name])}
+          if not dists & declared:
+            undeclared.add(f"{name} in {path.relative_to(ROOT)}")
+  assert not undeclared
