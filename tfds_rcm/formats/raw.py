@@ -1,0 +1,128 @@
+"""What every format reader hands over, and the checks that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import dataclasses
+import os
+import pathlib
+
+from jaxtyping import Float, Shaped
+import numpy as np
+
+from tfds_rcm.errors import UserError
+
+# A slice of a VivaScope has 1 Mpx. A header that claims 50 times as much is damaged or hostile,
+# and would fill the memory before a decoder noticed.
+MAX_SLICE_PIXELS = 50_000_000
+_LUMA = np.array([0.299, 0.587, 0.114])
+
+
+@dataclasses.dataclass(frozen=True)
+class RawStack:
+  """A stack as its files store it, shallow first, nothing decoded yet.
+
+  Attributes:
+    names: where each slice comes from, for messages.
+    read: stored values of one slice, [height, width] or [height, width, channels].
+    depth_um: depth of each slice in µm if the files tell it.
+    pixel_um: side of a pixel in µm if the files tell it.
+    inverted: True if the lowest value is the brightest (DICOM MONOCHROME1).
+    close: releases the files.
+  """
+
+  names: Sequence[str]
+  read: Callable[[int], Shaped[np.ndarray, "height width *channels"]]
+  depth_um: Float[np.ndarray, " T"] | None = None
+  pixel_um: float | None = None
+  inverted: bool = False
+  close: Callable[[], None] = lambda: None
+
+
+@contextlib.contextmanager
+def decoding(place: str | os.PathLike[str]) -> Iterator[None]:
+  """Turns whatever a decoder raises into one line that names the file.
+
+  Raises:
+    UserError: in place of any exception raised inside the block.
+  """
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:  # Decoders raise SyntaxError, struct.error, zlib.error and more.
+    reason = " ".join(str(error).split()) or type(error).__name__
+    raise UserError(
+      f"{place}: cannot be decoded ({reason}); the file is damaged or cut short: copy or export "
+      "it again"
+    ) from error
+
+
+def check_path(path: pathlib.Path) -> os.stat_result:
+  """Follows links to a file or folder.
+
+  Raises:
+    UserError: if there is nothing, a loop of links, no permission, or an empty file.
+  """
+  try:
+    status = path.stat()
+  except FileNotFoundError as error:
+    raise UserError(f"{path}: no such file or folder; check the path") from error
+  except (OSError, RuntimeError) as error:  # RuntimeError: a loop, before Python 3.13.
+    reason = getattr(error, "strerror", None) or str(error)
+    raise UserError(f"{path}: cannot be opened ({reason}); mend the link or the rights") from error
+  if path.is_file() and status.st_size == 0:
+    raise UserError(f"{path}: the file is empty (0 bytes); copy or export it again")
+  return status
+
+
+def check_size(place: str | os.PathLike[str], height: int, width: int) -> None:
+  """Refuses a decompression bomb before it is decoded.
+
+  Raises:
+    UserError: if a slice would have no pixels or more than MAX_SLICE_PIXELS.
+  """
+  if height < 1 or width < 1 or height * width > MAX_SLICE_PIXELS:
+    raise UserError(
+      f"{place}: the header claims {height} x {width} pixels, expected at most "
+      f"{MAX_SLICE_PIXELS:,} in all; this is not a slice of a stack (decompression bomb?)"
+    )
+
+
+def to_gray(
+  place: str, pixels: Shaped[np.ndarray, "height width *channels"]
+) -> Shaped[np.ndarray, "height width"]:
+  """One channel from gray, or from colour saved by mistake (equal channels stay exact).
+
+  Raises:
+    UserError: if there are two or more than four channels.
+  """
+  if pixels.dtype == bool:
+    pixels = pixels.astype(np.uint8) * 255
+  if pixels.ndim == 2:
+    return pixels
+  channels = pixels.shape[-1]
+  if pixels.ndim == 3 and channels == 1:
+    return pixels[..., 0]
+  if pixels.ndim != 3 or channels not in (3, 4):
+    raise UserError(
+      f"{place}: a slice of shape {pixels.shape} has {channels} channels, expected gray or RGB; "
+      "export the reflectance channel alone"
+    )
+  luma = pixels[..., :3] @ _LUMA
+  if np.issubdtype(pixels.dtype, np.integer):
+    luma = np.rint(luma)
+  return luma.astype(pixels.dtype)
+
+
+def crop_caption(
+  pixels: Shaped[np.ndarray, "height width"],
+) -> Shaped[np.ndarray, "side width"]:
+  """Drops the rows below a square of the image's width.
+
+  VivaStack burns file name and position in below row 1000 of its 1000 x 1000 px
+  images (saved 1000 wide and, say, 1020 high). A caption tells the study and must
+  never be trained on.
+  """
+  return pixels[: pixels.shape[1]]

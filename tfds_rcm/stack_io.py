@@ -1,0 +1,255 @@
+"""One way to read a stack, whatever wrote it.
+
+A stack is a folder of BMP, PNG or TIFF slices (VivaStack: v0000000.bmp, …), a
+multi-page TIFF, a single- or multi-frame DICOM file or a folder of them, or an
+.npy or .npz volume. Rules that hold for all of them:
+
+- Slices run from shallow to deep: by depth where the files tell it, else by the
+  number in their names (v2 before v10), else as stored. A gap in numbering is an error.
+- 8-bit values stay bit for bit. All others (9 to 64 bit, floating point) are scaled
+  linearly: lowest value of the stack → 0, highest → 255, or by a given range.
+- Colour saved by mistake becomes gray by luma; equal channels stay exact.
+- Rows below a square of the image's width hold a caption and are dropped.
+- A given `step_um` or `pixel_um` overrules what the files say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import dataclasses
+import functools
+import math
+import os
+import pathlib
+
+from jaxtyping import Float, Shaped, UInt8
+import numpy as np
+
+from tfds_rcm.errors import UserError
+from tfds_rcm.formats import dicom, images, tiff, volume
+from tfds_rcm.formats.raw import RawStack, check_path, crop_caption, to_gray
+
+SUFFIXES = images.SUFFIXES | tiff.SUFFIXES | dicom.SUFFIXES | volume.SUFFIXES
+Number = float | int
+Range = tuple[Number, Number]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+  """A stack in memory.
+
+  Attributes:
+    slices: gray levels, shallow first.
+    depth_um: depth of each slice in µm.
+    pixel_um: side of a pixel in µm, None if nobody told it.
+  """
+
+  slices: UInt8[np.ndarray, "T height width"]
+  depth_um: Float[np.ndarray, " T"]
+  pixel_um: Number | None
+
+
+class StackReader:
+  """A stack on disk whose slices are decoded one at a time.
+
+  A sequence of uint8 [height, width] slices and a context manager. Memory holds the
+  slice in hand. Deep slices (16 bit, floating point) without a given range are read
+  once more, before the first one is handed out, to find the stack's own range.
+
+  Attributes:
+    path: folder or file.
+    names: where each slice comes from.
+    depth_um: depth of each slice in µm, [T].
+    pixel_um: side of a pixel in µm or None.
+    shape: slices, height and width after the caption is dropped.
+  """
+
+  def __init__(
+    self,
+    path: pathlib.Path,
+    raw: RawStack,
+    depth_um: Float[np.ndarray, " T"],
+    pixel_um: Number | None,
+    value_range: Range | None,
+  ):
+    self.path = path
+    self.names = raw.names
+    self.depth_um = depth_um
+    self.pixel_um = pixel_um
+    self._raw = raw
+    self._given_range = value_range
+    self._first = crop_caption(to_gray(raw.names[0], raw.read(0)))
+    self.shape = (len(raw.names), *self._first.shape)
+
+  def __len__(self) -> int:
+    return self.shape[0]
+
+  def __getitem__(self, t: int) -> UInt8[np.ndarray, "height width"]:
+    if not 0 <= t < len(self):
+      raise IndexError(f"{self.path}: slice {t} of {len(self)}")
+    return self._scale(self._values(t))
+
+  def __iter__(self) -> Iterator[UInt8[np.ndarray, "height width"]]:
+    return (self[t] for t in range(len(self)))
+
+  def __enter__(self) -> StackReader:
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._raw.close()
+
+  def read_all(self) -> UInt8[np.ndarray, "T height width"]:
+    """All slices at once; deep ones are decoded once, not twice.
+
+    Raises:
+      UserError: as `read_stack`.
+    """
+    if self._first.dtype == np.uint8 or self._given_range:
+      return np.stack(list(self))
+    values = np.stack([self._values(t) for t in range(len(self))])
+    self.__dict__["_range"] = float(values.min()), float(values.max())
+    return np.stack([self._scale(slice_values) for slice_values in values])
+
+  @functools.cached_property
+  def _range(self) -> Range:
+    """Lowest and highest value of the stack, or as given."""
+    if self._given_range:
+      return self._given_range
+    extremes = [(v.min(), v.max()) for v in map(self._values, range(len(self)))]
+    return float(min(low for low, _ in extremes)), float(max(high for _, high in extremes))
+
+  def _values(self, t: int) -> Shaped[np.ndarray, "height width"]:
+    """Stored gray values of slice t, without caption, checked against the first."""
+    name = self.names[t]
+    values = crop_caption(to_gray(name, self._raw.read(t))) if t else self._first
+    if values.shape != self._first.shape:
+      raise UserError(
+        f"{name}: {' x '.join(map(str, values.shape))} pixels, expected "
+        f"{' x '.join(map(str, self._first.shape))} as the first slice; the slices of a stack "
+        "must be of one size"
+      )
+    if values.dtype != self._first.dtype:
+      raise UserError(
+        f"{name}: stored as {values.dtype}, expected {self._first.dtype} as the first slice; "
+        "export all slices alike"
+      )
+    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+      raise UserError(f"{name}: holds NaN or infinity; replace these pixels and save again")
+    return values
+
+  def _scale(self, values: Shaped[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
+    if values.dtype != np.uint8 or self._given_range:
+      low, high = self._range
+      scale = 255.0 / (high - low) if high > low else 0.0
+      real = np.float32 if values.dtype.itemsize <= 2 else np.float64
+      values = np.rint(np.clip((values.astype(real) - real(low)) * real(scale), 0, 255))
+      values = values.astype(np.uint8)
+    return 255 - values if self._raw.inverted else values
+
+
+def open_stack(
+  path: str | os.PathLike[str],
+  *,
+  step_um: Number | None = None,
+  pixel_um: Number | None = None,
+  value_range: Range | None = None,
+) -> StackReader:
+  """Opens a stack to be read slice by slice.
+
+  Args:
+    path: folder or file, see the module's docstring.
+    step_um: distance between slices in µm; the first one lies at 0. Needed where the
+      files do not tell their depth.
+    pixel_um: side of a pixel in µm.
+    value_range: stored values that become 0 and 255; the stack's own if None.
+
+  Raises:
+    UserError: with one line that names the file, if anything is wrong with it. What
+      lies in a slice's pixels is found when the slice is read.
+  """
+  path = pathlib.Path(path)
+  for name, value in (("step_um", step_um), ("pixel_um", pixel_um)):
+    if value is not None and not (math.isfinite(value) and value > 0):
+      raise UserError(f"{path}: {name}={value}, expected a number of µm above 0")
+  if value_range is not None and not value_range[0] < value_range[1]:
+    raise UserError(f"{path}: value_range={value_range}, expected (lowest, highest)")
+  raw = _open_raw(path)
+  try:
+    if step_um is not None:
+      depth_um = step_um * np.arange(len(raw.names), dtype=np.float64)
+    elif raw.depth_um is None:
+      raise UserError(f"{path}: the files do not tell their depth; give step_um")
+    else:
+      depth_um = np.asarray(raw.depth_um, np.float64)
+      _check_depths(path, depth_um, len(raw.names))
+    return StackReader(
+      path, raw, depth_um, raw.pixel_um if pixel_um is None else pixel_um, value_range
+    )
+  except BaseException:
+    raw.close()
+    raise
+
+
+def read_stack(
+  path: str | os.PathLike[str],
+  *,
+  step_um: Number | None = None,
+  pixel_um: Number | None = None,
+  value_range: Range | None = None,
+) -> Stack:
+  """Reads a whole stack; arguments and errors as `open_stack`.
+
+  Raises:
+    UserError: with one line that names the file, if anything is wrong with it.
+  """
+  with open_stack(path, step_um=step_um, pixel_um=pixel_um, value_range=value_range) as reader:
+    return Stack(reader.read_all(), reader.depth_um, reader.pixel_um)
+
+
+def _check_depths(path: pathlib.Path, depth_um: np.ndarray, count: int) -> None:
+  finite = depth_um.shape == (count,) and np.isfinite(depth_um).all()
+  if not finite or (np.diff(depth_um) <= 0).any():
+    raise UserError(
+      f"{path}: the depths in the file are not {count} rising numbers; mend them or give step_um"
+    )
+
+
+def _open_raw(path: pathlib.Path) -> RawStack:
+  check_path(path)
+  if path.is_dir():
+    return _open_folder(path)
+  suffix = path.suffix.lower()
+  if suffix in images.SUFFIXES:
+    return images.open_images([path])
+  if suffix in tiff.SUFFIXES:
+    return tiff.open_tiff(path)
+  if suffix in volume.SUFFIXES:
+    return volume.open_npy(path) if suffix == ".npy" else volume.open_npz(path)
+  if dicom.is_dicom(path):
+    return dicom.open_dicom(path)
+  raise UserError(f"{path}: unknown kind of file, expected one of {', '.join(sorted(SUFFIXES))}")
+
+
+def _open_folder(folder: pathlib.Path) -> RawStack:
+  paths = [p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir()]
+  kinds = {
+    "BMP": [p for p in paths if p.suffix.lower() == ".bmp"],
+    "PNG": [p for p in paths if p.suffix.lower() == ".png"],
+    "TIFF": [p for p in paths if p.suffix.lower() in tiff.SUFFIXES],
+    "DICOM": [p for p in paths if dicom.is_dicom(p)],
+    "NumPy": [p for p in paths if p.suffix.lower() in volume.SUFFIXES],
+  }
+  kinds = {kind: found for kind, found in kinds.items() if found}
+  if not kinds:
+    raise UserError(f"{folder}: no slices in it, expected {', '.join(sorted(SUFFIXES))} files")
+  if len(kinds) > 1:
+    raise UserError(f"{folder}: holds both {' and '.join(kinds)} files; keep one kind in a folder")
+  [(kind, found)] = kinds.items()
+  if len(found) == 1:
+    return _open_raw(found[0])
+  if kind == "NumPy":
+    raise UserError(f"{folder}: holds {len(found)} volumes; give the path of one")
+  if kind == "DICOM":
+    return dicom.open_dicoms(sorted(found))
+  ordered = images.in_natural_order(found)
+  return tiff.open_tiffs(ordered) if kind == "TIFF" else images.open_images(ordered)
