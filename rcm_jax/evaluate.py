@@ -1,0 +1,208 @@
+"""From predictions to results.json, and from any number of runs to the paper's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import itertools
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+import rich.box
+import rich.console
+import rich.table
+
+from rcm_jax import arrays
+from rcm_jax import cache
+from rcm_jax import metrics
+from rcm_jax import paper_results
+from rcm_jax import predictions as predictions_lib
+from rcm_jax import scores as scores_lib
+from tfds_rcm import errors
+
+RESULTS = "results.json"
+PREDICTIONS = "predictions.csv"
+
+_COLUMNS = (  # heading of a printed column, its width
+  ("Seeds", 5),
+  ("Acc.\n%", 5),
+  ("Sens.\nEpid.", 5),
+  ("\nDEJ", 5),
+  ("\nDerm.", 5),
+  ("Spec.\nEpid.", 5),
+  ("\nDEJ", 5),
+  ("\nDerm.", 5),
+  ("Incon-\nsistent", 7),
+  ("MAE µm\nE-DEJ", 6),
+  ("\nDEJ-D", 5),
+)
+
+
+def summarize(
+  predictions: Sequence[predictions_lib.StackPrediction],
+  train_seconds: Mapping[tuple[str, int], float] | None = None,
+) -> list[dict[str, Any]]:
+  """Sums up the test split, one row a method and seed, in the form of results.json.
+
+  Fractions, not percent. `inconsistent` counts the raw predictions (Table 2); boundaries are
+  read after `median_then_max` (Table 3). `decoding` gives the same figures under every
+  post-processing. What cannot be computed (a stratum without slices) is None.
+
+  Args:
+    predictions: of any methods and seeds; other splits are left out.
+    train_seconds: (method, seed) → training time.
+  """
+  tested = [p for p in predictions if p.split == "test"]
+  runs: dict[tuple[str, int], list] = {}
+  for p in tested:
+    runs.setdefault((p.method, p.seed), []).append(p)
+  seconds = train_seconds or {}
+  return [_row(key, runs[key], seconds.get(key)) for key in runs]
+
+
+def write_run(
+  workdir: str | os.PathLike,
+  dataset: Mapping[str, Any],
+  predictions: Sequence[predictions_lib.StackPrediction],
+  *,
+  versions: Mapping[str, str],
+  train_seconds: Mapping[tuple[str, int], float] | None = None,
+) -> list[dict[str, Any]]:
+  """Writes predictions.csv, then results.json, whose presence says that the run is complete.
+
+  Args:
+    workdir: directory of the run; made if missing.
+    dataset: {"name", "stacks": {split: count}, "slices": {split: count}}.
+    predictions: of all splits that should be kept.
+    versions: package → version.
+    train_seconds: (method, seed) → training time.
+
+  Returns:
+    The rows of results.json.
+
+  Raises:
+    UserError: a prediction is malformed or a file cannot be written.
+  """
+  workdir = pathlib.Path(workdir)
+  rows = summarize(predictions, train_seconds)
+  results = {"dataset": dict(dataset), "versions": dict(versions), "rows": rows}
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / RESULTS).unlink(missing_ok=True)
+    predictions_lib.write_csv(workdir / PREDICTIONS, predictions)
+    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
+    cache.write_text(workdir / RESULTS, text + "\n")
+  except OSError as error:
+    raise errors.UserError(
+      f"{workdir}: results cannot be written ({error.strerror}); free space there or choose"
+      " another directory"
+    ) from error
+  return rows
+
+
+def print_table(
+  rows: Sequence[Mapping[str, Any]],
+  title: str = "Test split",
+  console: rich.console.Console | None = None,
+) -> None:
+  """Prints Table 1's columns, inconsistent transitions and boundary errors, means over seeds.
+
+  Args:
+    rows: as `summarize` returns them.
+    title: above the table; says what the figures were measured on.
+    console: where to print.
+  """
+  console = console or rich.console.Console()
+  if not console.is_terminal:
+    console.width = max(console.width, 104)
+  table = rich.table.Table(
+    title=title, box=rich.box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False
+  )
+  table.add_column("\nMethod")
+  for name, width in _COLUMNS:
+    table.add_column(name, justify="right", no_wrap=True, min_width=width)
+  runs: dict[tuple[str, str], list] = {}
+  for row in rows:
+    runs.setdefault((row["input"], row["method"]), []).append(row)
+  for block in sorted({key[0] for key in runs}, key=_block_order):
+    lines = [_printed(key[1], group) for key, group in runs.items() if key[0] == block]
+    table.add_row(f"[dim]{block or 'other'}[/dim]")
+    for i, (_, cells) in enumerate(sorted(lines, key=lambda line: -line[0])):
+      table.add_row(*cells, end_section=i == len(lines) - 1)
+  console.print(table)
+
+
+def _row(key, predictions, train_seconds):
+  method, seed = key
+  scores = scores_lib.score(predictions)
+  confusion = scores.confusion.sum(0)
+  inconsistent = scores.inconsistent.sum(0)
+  n = scores.counted.sum(0)
+  mae = np.where(n > 0, np.abs(scores.error_um).sum(0) / np.maximum(n, 1), np.nan)
+  decoding = {}
+  for i, rule in enumerate(scores_lib.BOUNDARY_RULES):
+    decoding[rule] = {"boundary_mae_um": _named(metrics.BOUNDARIES, mae[i])}
+    if rule in scores_lib.LABELLINGS:
+      labelling = scores_lib.LABELLINGS.index(rule)
+      decoding[rule]["accuracy"] = _number(metrics.accuracy(confusion[labelling]))
+      decoding[rule]["inconsistent"] = int(inconsistent[labelling].sum())
+  raw = scores_lib.LABELLINGS.index("raw")
+  return {
+    "method": method,
+    "input": predictions[0].input,
+    "seed": seed,
+    "accuracy": _number(metrics.accuracy(confusion[raw])),
+    "sensitivity": _named(arrays.STRATA, metrics.sensitivity(confusion[raw])),
+    "specificity": _named(arrays.STRATA, metrics.specificity(confusion[raw])),
+    "inconsistent": {
+      **dict(zip(metrics.INCONSISTENT_TRANSITIONS, inconsistent[raw].tolist())),
+      "total": int(inconsistent[raw].sum()),
+    },
+    "boundary_mae_um": decoding["median_then_max"]["boundary_mae_um"],
+    "boundary_n": dict(zip(metrics.BOUNDARIES, n.tolist())),
+    "train_seconds": train_seconds,
+    "decoding": decoding,
+  }
+
+
+def _number(value):
+  return None if np.isnan(value) else float(value)
+
+
+def _named(names, values):
+  return {name: _number(value) for name, value in zip(names, values)}
+
+
+def _block_order(block):
+  blocks = paper_results.INPUTS
+  return blocks.index(block) if block in blocks else len(blocks)
+
+
+def _printed(method, rows):
+  """Accuracy to sort by, and the cells of one method."""
+
+  def mean(*path):
+    values = list(itertools.chain(_reach(row, path) for row in rows))
+    return np.nan if None in values else float(np.mean(values))
+
+  accuracy = mean("accuracy")
+  percents = [accuracy]
+  for measure in ("sensitivity", "specificity"):
+    percents += [mean(measure, stratum) for stratum in arrays.STRATA]
+  others = [(mean("inconsistent", "total"), 1)]
+  others += [(mean("boundary_mae_um", boundary), 2) for boundary in metrics.BOUNDARIES]
+  cells = [paper_results.display_name(method), str(len(rows))]
+  cells += [_shown(100 * x, 1) for x in percents] + [_shown(*x) for x in others]
+  return accuracy, cells
+
+
+def _reach(row, path):
+  for key in path:
+    row = row[key]
+  return row
+
+
+def _shown(value, decimals):
+  return "-" if np.isnan(value) else f"{value:.{decimals}f}"

@@ -1,0 +1,212 @@
+"""What Tables 1-3 measure, per stack, as counts that add up over stacks.
+
+Functions take one stack `[T]` and are batched by `vmap`. Real slices come
+first; what stands on padding (any label, NaN depths) never changes a result.
+Totals are integers and sums, so shards, batches and bootstrap resamples merge
+by addition and ratios are taken once, at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Num
+import numpy as np
+
+from rcm_jax import arrays
+
+# Anatomically impossible steps between consecutive slices, in Table 2's order.
+INCONSISTENT_TRANSITIONS = ("epidermis_dermis", "dej_epidermis", "dermis_epidermis", "dermis_dej")
+BOUNDARIES = ("epidermis_dej", "dej_dermis")
+
+# Row: stratum of a slice; column: stratum of the next; the entry is the transition's place in
+# INCONSISTENT_TRANSITIONS, or 4 where anatomy allows the step.
+_TRANSITION = np.array([[4, 4, 0], [1, 4, 4], [2, 3, 4]])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Counts:
+  """Everything that Tables 1-3 need of one stack, or the sum over many.
+
+  Attributes:
+    confusion: slices by true (row) and predicted (column) stratum.
+    inconsistent: impossible transitions in the order of `INCONSISTENT_TRANSITIONS`.
+    boundary_abs_um: summed absolute boundary errors in µm, in the order of `BOUNDARIES`.
+    boundary_n: boundaries that the sums run over.
+  """
+
+  confusion: Int[arrays.ArrayLike, "*batch 3 3"]
+  inconsistent: Int[arrays.ArrayLike, "*batch 4"]
+  boundary_abs_um: Float[arrays.ArrayLike, "*batch 2"]
+  boundary_n: Int[arrays.ArrayLike, "*batch 2"]
+
+  def __add__(self, other: Counts) -> Counts:
+    return jax.tree.map(lambda a, b: a + b, self, other)
+
+
+def inconsistent_transitions(
+  strata: Int[arrays.ArrayLike, "T"], mask: Bool[arrays.ArrayLike, "T"]
+) -> Int[Array, "4"]:
+  """Counts steps that anatomy forbids between consecutive slices, going down (Table 2).
+
+  Args:
+    strata: stratum of each slice, shallow to deep.
+    mask: True on real slices.
+
+  Returns:
+    How often epidermis → dermis, dej → epidermis, dermis → epidermis and dermis → dej occur.
+  """
+  clean = jnp.where(mask, strata, 0)
+  kind = jnp.asarray(_TRANSITION)[clean[:-1], clean[1:]]
+  real = jnp.asarray(mask)[1:] & jnp.asarray(mask)[:-1]
+  return jnp.sum((kind[:, None] == jnp.arange(4)) & real[:, None], axis=0)
+
+
+def boundary_indices(
+  strata: Int[arrays.ArrayLike, "T"], mask: Bool[arrays.ArrayLike, "T"]
+) -> Int[Array, "2"]:
+  """Finds where the DEJ and the dermis begin.
+
+  Args:
+    strata: stratum of each slice, shallow to deep.
+    mask: True on real slices.
+
+  Returns:
+    Index of the first slice at or below the DEJ and of the first dermis slice; the count of
+    real slices where there is none.
+  """
+  reached = (jnp.asarray(strata)[:, None] >= jnp.array([1, 2])) & jnp.asarray(mask)[:, None]
+  first = jnp.argmax(reached, axis=0)
+  return jnp.where(reached.any(axis=0), first, jnp.sum(mask)).astype(jnp.int32)
+
+
+def boundary_depths_um(
+  indices: Int[arrays.ArrayLike, "2"],
+  depth_um: Float[arrays.ArrayLike, "T"],
+  mask: Bool[arrays.ArrayLike, "T"],
+) -> Float[Array, "2"]:
+  """Turns boundary indices into depths in µm.
+
+  Args:
+    indices: as `boundary_indices` gives them.
+    depth_um: depth of each slice in µm.
+    mask: True on real slices.
+
+  Returns:
+    Depth of each boundary's first slice. A boundary that the stack never reaches lies one step
+    past the last slice, a step being the distance between the last two slices (0 if there is
+    only one).
+  """
+  depth = jnp.where(mask, depth_um, 0.0)
+  count = jnp.sum(mask)
+  last = depth[jnp.maximum(count - 1, 0)]
+  past_end = 2 * last - depth[jnp.maximum(count - 2, 0)]
+  inside = depth[jnp.clip(indices, 0, depth.shape[0] - 1)]
+  return jnp.where(jnp.asarray(indices) < count, inside, past_end)
+
+
+def boundary_errors_um(
+  labels: Int[arrays.ArrayLike, "T"],
+  strata: Int[arrays.ArrayLike, "T"],
+  depth_um: Float[arrays.ArrayLike, "T"],
+  mask: Bool[arrays.ArrayLike, "T"],
+) -> tuple[Float[Array, "2"], Bool[Array, "2"]]:
+  """Measures how far predicted boundaries lie from the true ones (Table 3, Figure 2).
+
+  The paper leaves open what happens when a stack lacks a stratum. Here a boundary counts where
+  the ground truth has it, that is where the stack shows the transition: a stack that starts at
+  or below the boundary, or ends above it, has none.
+
+  Args:
+    labels: true stratum of each slice.
+    strata: predicted stratum, after post-processing.
+    depth_um: depth of each slice in µm.
+    mask: True on real slices.
+
+  Returns:
+    Signed errors in µm (positive: predicted too deep; 0 where the boundary does not count) and
+    whether each boundary counts.
+  """
+  true_index = boundary_indices(labels, mask)
+  return index_errors_um(boundary_indices(strata, mask), true_index, depth_um, mask)
+
+
+def index_errors_um(
+  indices: Int[arrays.ArrayLike, "2"],
+  true_indices: Int[arrays.ArrayLike, "2"],
+  depth_um: Float[arrays.ArrayLike, "T"],
+  mask: Bool[arrays.ArrayLike, "T"],
+) -> tuple[Float[Array, "2"], Bool[Array, "2"]]:
+  """Does what `boundary_errors_um` does, for boundaries given by their indices."""
+  counts = (jnp.asarray(true_indices) > 0) & (jnp.asarray(true_indices) < jnp.sum(mask))
+  error = boundary_depths_um(indices, depth_um, mask) - boundary_depths_um(
+    true_indices, depth_um, mask
+  )
+  return jnp.where(counts, error, 0.0), counts
+
+
+def confusion_matrix(
+  labels: Int[arrays.ArrayLike, "T"],
+  strata: Int[arrays.ArrayLike, "T"],
+  mask: Bool[arrays.ArrayLike, "T"],
+) -> Int[Array, "3 3"]:
+  """Counts real slices by true (row) and predicted (column) stratum."""
+  cell = jnp.where(mask, jnp.asarray(labels) * arrays.NUM_STRATA + jnp.asarray(strata), -1)
+  flat = jnp.sum(cell[:, None] == jnp.arange(arrays.NUM_STRATA**2), axis=0)
+  return flat.reshape(arrays.NUM_STRATA, arrays.NUM_STRATA)
+
+
+def count(
+  labels: Int[arrays.ArrayLike, "T"],
+  strata: Int[arrays.ArrayLike, "T"],
+  boundary_strata: Int[arrays.ArrayLike, "T"],
+  depth_um: Float[arrays.ArrayLike, "T"],
+  mask: Bool[arrays.ArrayLike, "T"],
+) -> Counts:
+  """Counts one stack.
+
+  Args:
+    labels: true stratum of each slice.
+    strata: predicted stratum, what accuracy and transitions are counted on.
+    boundary_strata: post-processed prediction, what boundaries are read from.
+    depth_um: depth of each slice in µm.
+    mask: True on real slices.
+  """
+  error, counted = boundary_errors_um(labels, boundary_strata, depth_um, mask)
+  return Counts(
+    confusion=confusion_matrix(labels, strata, mask),
+    inconsistent=inconsistent_transitions(strata, mask),
+    boundary_abs_um=jnp.abs(error),
+    boundary_n=counted.astype(jnp.int32),
+  )
+
+
+def accuracy(confusion: Num[arrays.ArrayLike, "*batch 3 3"]) -> Float[arrays.ArrayLike, "*batch"]:
+  """Returns the fraction of slices on the diagonal; NaN without slices."""
+  diagonal = confusion.diagonal(axis1=-2, axis2=-1)
+  return _ratio(diagonal.sum(-1), confusion.sum((-2, -1)))
+
+
+def sensitivity(
+  confusion: Num[arrays.ArrayLike, "*batch 3 3"],
+) -> Float[arrays.ArrayLike, "*batch 3"]:
+  """Returns, per stratum, the fraction of its slices that were found; NaN where it has none."""
+  return _ratio(confusion.diagonal(axis1=-2, axis2=-1), confusion.sum(-1))
+
+
+def specificity(
+  confusion: Num[arrays.ArrayLike, "*batch 3 3"],
+) -> Float[arrays.ArrayLike, "*batch 3"]:
+  """Returns, per stratum, the fraction of other slices not taken for it; NaN without others."""
+  others = confusion.sum((-2, -1))[..., None] - confusion.sum(-1)
+  false_positives = confusion.sum(-2) - confusion.diagonal(axis1=-2, axis2=-1)
+  return _ratio(others - false_positives, others)
+
+
+def _ratio(part, whole):
+  # NumPy totals keep float64; JAX totals stay traceable.
+  xp = jnp if isinstance(whole, jax.Array) else np
+  return xp.where(whole > 0, part / xp.where(whole > 0, whole, 1), xp.nan)

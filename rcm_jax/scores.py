@@ -1,0 +1,75 @@
+"""Scores of every stack under every decoding: what summaries, tables and tests add up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+import numpy as np
+
+from rcm_jax import decode
+from rcm_jax import metrics
+from rcm_jax import predictions as predictions_lib
+
+LABELLINGS = ("raw", "median_then_max", "monotone")
+BOUNDARY_RULES = ("median_then_max", "monotone", "posterior_median")
+
+
+@dataclasses.dataclass(frozen=True)
+class StackScores:
+  """Scores of N stacks of one run, on the host.
+
+  Attributes:
+    stack_id: name of each stack.
+    patient_id: patient of each stack.
+    confusion: by labelling (`LABELLINGS`), true and predicted stratum.
+    inconsistent: impossible transitions by labelling and kind.
+    error_um: signed boundary errors in µm by rule (`BOUNDARY_RULES`) and boundary; 0 where the
+      boundary does not count.
+    counted: whether the ground truth has the boundary.
+  """
+
+  stack_id: tuple[str, ...]
+  patient_id: tuple[str, ...]
+  confusion: Int[np.ndarray, "N 3 3 3"]
+  inconsistent: Int[np.ndarray, "N 3 4"]
+  error_um: Float[np.ndarray, "N 3 2"]
+  counted: Bool[np.ndarray, "N 2"]
+
+
+def score(predictions: Sequence[predictions_lib.StackPrediction]) -> StackScores:
+  """Scores stacks of one run, all in one compiled call."""
+  padded = predictions_lib.pad(predictions)
+  confusion, inconsistent, error_um, counted = jax.device_get(
+    _score_stacks(padded.labels, padded.probabilities, padded.depth_um, padded.mask)
+  )
+  return StackScores(
+    stack_id=tuple(p.stack_id for p in predictions),
+    patient_id=tuple(p.patient_id for p in predictions),
+    confusion=confusion,
+    inconsistent=inconsistent,
+    error_um=error_um.astype(np.float64),
+    counted=counted,
+  )
+
+
+def _score_stack(labels, probabilities, depth_um, mask):
+  log_probs = jnp.log(probabilities)
+  raw = jnp.argmax(probabilities, axis=-1)
+  labellings = (raw, decode.median_then_max(raw, mask), decode.monotone(log_probs, mask))
+  found = [metrics.boundary_indices(strata, mask) for strata in labellings[1:]]
+  found.append(decode.boundary_posterior(log_probs, mask).median)
+  true = metrics.boundary_indices(labels, mask)
+  errors, counted = zip(*[metrics.index_errors_um(i, true, depth_um, mask) for i in found])
+  return (
+    jnp.stack([metrics.confusion_matrix(labels, strata, mask) for strata in labellings]),
+    jnp.stack([metrics.inconsistent_transitions(strata, mask) for strata in labellings]),
+    jnp.stack(errors),
+    counted[0],
+  )
+
+
+_score_stacks = jax.jit(jax.vmap(_score_stack))
