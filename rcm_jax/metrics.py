@@ -2,13 +2,11 @@
 
 Functions take one stack `[T]` and are batched by `vmap`. Real slices come
 first; what stands on padding (any label, NaN depths) never changes a result.
-Totals are integers and sums, so shards, batches and bootstrap resamples merge
-by addition and ratios are taken once, at the end.
+What they return are counts and errors, so shards, batches and bootstrap
+resamples merge by addition and ratios are taken once, at the end.
 """
 
 from __future__ import annotations
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -24,27 +22,6 @@ BOUNDARIES = ("epidermis_dej", "dej_dermis")
 # Row: stratum of a slice; column: stratum of the next; the entry is the transition's place in
 # INCONSISTENT_TRANSITIONS, or 4 where anatomy allows the step.
 _TRANSITION = np.array([[4, 4, 0], [1, 4, 4], [2, 3, 4]])
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Counts:
-  """Everything that Tables 1-3 need of one stack, or the sum over many.
-
-  Attributes:
-    confusion: slices by true (row) and predicted (column) stratum.
-    inconsistent: impossible transitions in the order of `INCONSISTENT_TRANSITIONS`.
-    boundary_abs_um: summed absolute boundary errors in µm, in the order of `BOUNDARIES`.
-    boundary_n: boundaries that the sums run over.
-  """
-
-  confusion: Int[arrays.ArrayLike, "*batch 3 3"]
-  inconsistent: Int[arrays.ArrayLike, "*batch 4"]
-  boundary_abs_um: Float[arrays.ArrayLike, "*batch 2"]
-  boundary_n: Int[arrays.ArrayLike, "*batch 2"]
-
-  def __add__(self, other: Counts) -> Counts:
-    return jax.tree.map(lambda a, b: a + b, self, other)
 
 
 def inconsistent_transitions(
@@ -157,31 +134,6 @@ def confusion_matrix(
   cell = jnp.where(mask, jnp.asarray(labels) * arrays.NUM_STRATA + jnp.asarray(strata), -1)
   flat = jnp.sum(cell[:, None] == jnp.arange(arrays.NUM_STRATA**2), axis=0)
   return flat.reshape(arrays.NUM_STRATA, arrays.NUM_STRATA)
-
-
-def count(
-  labels: Int[arrays.ArrayLike, "T"],
-  strata: Int[arrays.ArrayLike, "T"],
-  boundary_strata: Int[arrays.ArrayLike, "T"],
-  depth_um: Float[arrays.ArrayLike, "T"],
-  mask: Bool[arrays.ArrayLike, "T"],
-) -> Counts:
-  """Counts one stack.
-
-  Args:
-    labels: true stratum of each slice.
-    strata: predicted stratum, what accuracy and transitions are counted on.
-    boundary_strata: post-processed prediction, what boundaries are read from.
-    depth_um: depth of each slice in µm.
-    mask: True on real slices.
-  """
-  error, counted = boundary_errors_um(labels, boundary_strata, depth_um, mask)
-  return Counts(
-    confusion=confusion_matrix(labels, strata, mask),
-    inconsistent=inconsistent_transitions(strata, mask),
-    boundary_abs_um=jnp.abs(error),
-    boundary_n=counted.astype(jnp.int32),
-  )
 
 
 def accuracy(confusion: Num[arrays.ArrayLike, "*batch 3 3"]) -> Float[arrays.ArrayLike, "*batch"]:

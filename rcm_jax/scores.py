@@ -60,15 +60,15 @@ def _score_stack(labels, probabilities, depth_um, mask):
   log_probs = jnp.log(probabilities)
   raw = jnp.argmax(probabilities, axis=-1)
   labellings = (raw, decode.median_then_max(raw, mask), decode.monotone(log_probs, mask))
-  found = [metrics.boundary_indices(strata, mask) for strata in labellings[1:]]
-  found.append(decode.boundary_posterior(log_probs, mask).median)
+  errors = [metrics.boundary_errors_um(labels, x, depth_um, mask)[0] for x in labellings[1:]]
+  median = decode.boundary_posterior(log_probs, mask).median
   true = metrics.boundary_indices(labels, mask)
-  errors, counted = zip(*[metrics.index_errors_um(i, true, depth_um, mask) for i in found])
+  error, counted = metrics.index_errors_um(median, true, depth_um, mask)
   return (
     jnp.stack([metrics.confusion_matrix(labels, strata, mask) for strata in labellings]),
     jnp.stack([metrics.inconsistent_transitions(strata, mask) for strata in labellings]),
-    jnp.stack(errors),
-    counted[0],
+    jnp.stack([*errors, error]),
+    counted,
   )
 
 

@@ -108,7 +108,9 @@ def test_zero_probabilities_are_obeyed_and_never_become_nan():
 def test_posterior_gradient_is_finite_at_zero_probability():
   log_probs = jnp.log(jnp.array([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.2, 0.8]]))
   mask = np.array([True, True, True])
-  gradient = jax.grad(lambda x: decode.boundary_posterior(x, mask).probability[0, 1])(log_probs)
+  gradient = jax.jit(
+    jax.grad(lambda x: decode.boundary_posterior(x, mask).probability[0, 1])
+  )(log_probs)
   assert np.isfinite(gradient).all()
 
 
@@ -142,9 +144,9 @@ def test_vmap_equals_one_at_a_time():
   posterior = jax.jit(jax.vmap(decode.boundary_posterior))(log_probs, mask)
   median = jax.jit(jax.vmap(decode.median_then_max))(strata, mask)
   for i, (row, real) in enumerate(stacks):
-    np.testing.assert_array_equal(strata[i], decode.monotone(row, real))
-    np.testing.assert_array_equal(median[i], decode.median_then_max(strata[i], real))
-    single = decode.boundary_posterior(row, real)
+    np.testing.assert_array_equal(strata[i], _monotone(row, real))
+    np.testing.assert_array_equal(median[i], _median_then_max(strata[i], real))
+    single = _posterior(row, real)
     np.testing.assert_allclose(posterior.probability[i], single.probability, atol=1e-6)
     np.testing.assert_array_equal(posterior.median[i], single.median)
 
