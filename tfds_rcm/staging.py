@@ -1,0 +1,115 @@
+"""Finished stacks on disk, made by all cores, so that an interrupted run goes on where it was.
+
+A stack's fields (the arguments of `features.stack_record`) are kept in one file, a
+zip of record.json and its PNG slices. A file is there complete or not at all. Memory
+holds a few stacks at a time, however many there are.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import pathlib
+from typing import Any, TypeVar
+import zipfile
+
+Job = TypeVar("Job")
+Fields = dict[str, Any]
+_RECORD = "record.json"
+
+
+def num_cores() -> int:
+  """Cores that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def fingerprint(*parts: Any) -> str:
+  """A short name for what determines a result; parts must be JSON values."""
+  return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def save(path: pathlib.Path, fields: Fields) -> None:
+  """Writes one stack's fields, `slices` being PNG files' bytes."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix(f".{os.getpid()}.partial")
+  with zipfile.ZipFile(partial, "w") as archive:
+    rest = {key: value for key, value in fields.items() if key != "slices"}
+    archive.writestr(_RECORD, json.dumps(rest))
+    for t, png in enumerate(fields["slices"]):
+      archive.writestr(f"{t:04d}.png", png)
+  os.replace(partial, path)
+
+
+def load(path: pathlib.Path) -> Fields | None:
+  """One stack's fields, None if the file is missing or damaged."""
+  try:
+    with zipfile.ZipFile(path) as archive:
+      names = sorted(name for name in archive.namelist() if name != _RECORD)
+      fields = json.loads(archive.read(_RECORD))
+      return {**fields, "slices": [archive.read(name) for name in names]}
+  except (OSError, zipfile.BadZipFile, KeyError, json.JSONDecodeError):
+    return None
+
+
+def staged(
+  folder: pathlib.Path,
+  jobs: Iterable[tuple[str, Job]],
+  make: Callable[[Job], Fields],
+  *,
+  workers: int | None = None,
+) -> Iterator[Fields]:
+  """Yields the fields of every job, in order, making those that `folder` does not hold.
+
+  Args:
+    folder: where finished stacks are kept.
+    jobs: a `fingerprint` of all that determines the stack, and what `make` is given.
+    make: a function of a module (it is sent to other processes).
+    workers: processes; all cores if None; 1 makes stacks in this process.
+
+  Raises:
+    Whatever `make` raises; stacks finished by then stay.
+  """
+  workers = num_cores() if workers is None else workers
+  tasks = ((make, job, folder / f"{key}.zip") for key, job in jobs)
+  paths = map(_finish, tasks) if workers <= 1 else _in_parallel(_finish, tasks, workers)
+  for path in paths:
+    fields = load(path)
+    if fields is None:
+      raise OSError(f"{path}: vanished or damaged right after it was written; is the disk full?")
+    yield fields
+
+
+def in_parallel(
+  function: Callable[[Job], Any], jobs: Iterable[Job], *, workers: int | None = None
+) -> Iterator[Any]:
+  """Maps over jobs in order, by all cores, with only a few jobs ahead of the reader."""
+  workers = num_cores() if workers is None else workers
+  return map(function, jobs) if workers <= 1 else _in_parallel(function, jobs, workers)
+
+
+def _finish(task: tuple[Callable[[Job], Fields], Job, pathlib.Path]) -> pathlib.Path:
+  make, job, path = task
+  if load(path) is None:
+    save(path, make(job))
+  return path
+
+
+def _in_parallel(function: Callable, jobs: Iterable, workers: int) -> Iterator[Any]:
+  # Forking a process that runs threads (JAX, TFDS) can deadlock.
+  context = multiprocessing.get_context("spawn")
+  jobs = iter(jobs)
+  with futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+    try:
+      waiting = deque(pool.submit(function, job) for job in itertools.islice(jobs, 2 * workers))
+      while waiting:
+        result = waiting.popleft().result()
+        waiting.extend(pool.submit(function, job) for job in itertools.islice(jobs, 1))
+        yield result
+    finally:
+      pool.shutdown(wait=True, cancel_futures=True)
