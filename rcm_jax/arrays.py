@@ -1,4 +1,4 @@
-"""Array notation and the two containers that stages hand to each other.
+"""Array notation, and the container that the stages before and behind the features share.
 
 Dimension letters, used in every annotation and docstring of this package:
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 STRATA = ("epidermis", "dej", "dermis")
@@ -25,24 +25,6 @@ NUM_STRATA = len(STRATA)
 MAX_SLICES = 71  # longest sequence that the paper trains on
 
 ArrayLike = Array | np.ndarray
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class StackBatch:
-  """Padded stacks with their images, what the CNN sees a whole stack at a time.
-
-  Attributes:
-    slices: gray levels 0 to 255.
-    depth_um: depth of each slice below the first contact with skin, in µm.
-    labels: stratum of each slice, 0 on padding.
-    mask: True on real slices.
-  """
-
-  slices: UInt8[ArrayLike, "B T height width"]
-  depth_um: Float[ArrayLike, "B T"]
-  labels: Int[ArrayLike, "B T"]
-  mask: Bool[ArrayLike, "B T"]
 
 
 @jax.tree_util.register_dataclass

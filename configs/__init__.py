@@ -1,0 +1,1 @@
+"""One file a method of Table 1, on a shared base."""

@@ -1,0 +1,71 @@
+"""What all methods share, as the paper trains them; every choice of ours is marked.
+
+Presets, given behind a colon (`--config=configs/toeplitz_d1.py:paper`):
+  demo   the small phantom and a quarter-width CNN: minutes on two CPU cores (default)
+  paper  504 phantom stacks at 299 px and the full Inception-V3: for an accelerator
+
+Tuples under `head` make one member an entry and combination, all trained in one program.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
+  """Returns the configuration that every method starts from."""
+  if preset not in ("demo", "paper"):
+    raise ValueError(f"no preset '{preset}'; known are demo and paper")
+  demo = preset == "demo"
+  config = ml_collections.ConfigDict()
+  config.method = ""  # name of the row
+  config.model = "head"  # head, cnn, hames or kaur
+  config.seeds = (0, 1, 2)  # members of sequence heads; baselines run once each
+
+  config.data = ml_collections.ConfigDict()
+  config.data.sources = (f"rcm_phantom/{preset}",)  # TFDS names, mixed in each split
+  config.data.data_dir = config_dict.placeholder(str)  # where TFDS keeps them; its default if None
+  config.data.image_size = config_dict.placeholder(int)  # px a side; None: as they are
+
+  config.cnn = ml_collections.ConfigDict()
+  config.cnn.seed = 0
+  config.cnn.context = 1  # slices seen at once; 3 in IV3-Context
+  config.cnn.width = 0.25 if demo else 1.0  # factor on Inception-V3's channels
+  config.cnn.pretrained = config_dict.placeholder(str)  # file of ImageNet weights
+  # The paper gives none of the following.
+  config.cnn.epochs = 12 if demo else 30
+  config.cnn.batch_size = 32
+  config.cnn.learning_rate = 2e-3 if demo else 1e-3  # Adam, one warm-up epoch, cosine decay
+  config.cnn.dropout = 0.2
+  config.cnn.bn_momentum = 0.9 if demo else 0.99  # Keras' 0.99 needs hundreds of steps
+
+  config.augmentation = ml_collections.ConfigDict()  # operations from the paper, ranges ours
+  config.augmentation.rotate_degrees = 180.0
+  config.augmentation.shear = 0.15
+  config.augmentation.zoom = 1.3
+  config.augmentation.stretch = 1.15
+  config.augmentation.flip = True
+
+  config.features = ml_collections.ConfigDict()
+  config.features.batch_size = 64
+  config.features.dtype = "float32"  # or float16
+
+  config.head = ml_collections.ConfigDict()
+  config.head.hidden = 64
+  config.head.cell = "gru"  # gru, rnn, lstm
+  config.head.bidirectional = True
+  config.head.window = config_dict.placeholder(int)  # slices around each slice; None: the stack
+  config.head.attention = "none"  # none, toeplitz, additive, location
+  config.head.half_widths = (0,)  # D of Toeplitz attention
+  config.head.boundary = "zero"  # as the paper; or renormalize
+  config.head.units = 64  # of global attention's perceptron; ours
+  config.head.decoder = "dense"  # or gru
+  config.head.feedback = (
+    "none"  # none, own, teacher, scheduled; the paper does not say how it trains
+  )
+  config.head.max_slices = 71  # longer stacks are cut in training
+  config.head.epochs = 200
+  config.head.batch_size = 4
+  config.head.learning_rates = (1e-3,)  # Adam; the paper names no optimiser
+  config.head.dropouts = (0.1,)  # on the recurrent connections
+  config.head.l1s = (0.05,)  # on the mean absolute recurrent weight
+  return config

@@ -1,0 +1,19 @@
+"""Global attention over the whole stack, with a GRU decoder that is fed its last class.
+
+    python -m rcm_jax.main --config=configs/global_attention.py --workdir=runs/global_attention
+
+The paper computes the weights "by a multi-layer perceptron from h_n" and cites Bahdanau et al.:
+the default is their additive score; the literal reading is --config.head.attention=location.
+"""
+
+from configs import base
+
+
+def get_config(preset: str = "demo"):
+  """Returns the base with a bidirectional GRU, additive attention and a GRU decoder."""
+  config = base.get_config(preset)
+  config.method = "global_attention"
+  config.head.attention = "additive"  # or location
+  config.head.decoder = "gru"
+  config.head.feedback = "own"
+  return config

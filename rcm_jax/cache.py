@@ -1,0 +1,139 @@
+"""Directories of finished work, named by a hash of what determines it.
+
+A stage computes into its directory and seals it last. A sealed directory lists its
+files with their sizes and checksums; a directory without a seal, or one whose files
+do not match it, is work in progress and is continued or made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from tfds_rcm.errors import UserError
+
+SEAL = "sealed.json"
+_LOCK = ".lock"
+_CHECKSUM_LIMIT = 64 << 20  # larger files are checked by their size alone
+
+
+def digest(spec: Mapping[str, Any]) -> str:
+  """Returns twelve hexadecimal digits that name a JSON-serialisable description."""
+  text = json.dumps(spec, sort_keys=True, default=list)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def file_digest(path: pathlib.Path, limit: int | None = None) -> str:
+  """Returns the SHA-256 of a file, or of its first `limit` bytes."""
+  sha = hashlib.sha256()
+  with path.open("rb") as file:
+    remaining = limit if limit is not None else path.stat().st_size
+    while remaining > 0 and (block := file.read(min(1 << 20, remaining))):
+      sha.update(block)
+      remaining -= len(block)
+  return sha.hexdigest()
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file that is either whole or absent, also after a power cut."""
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  try:
+    with temporary.open("w", encoding="utf-8") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(directory: pathlib.Path, *, wait: bool) -> Iterator[None]:
+  """Holds a directory for one process; the lock ends with the process that holds it.
+
+  Args:
+    directory: made when missing.
+    wait: whether to wait for another holder.
+
+  Raises:
+    UserError: the directory is held elsewhere and `wait` is False, or cannot be written.
+  """
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    file = (directory / _LOCK).open("w")
+  except OSError as error:
+    raise UserError(
+      f"{directory}: cannot be written ({error.strerror}); choose another directory"
+    ) from error
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(
+        f"{directory}: another run is working here; wait for it to end or choose another directory"
+      ) from None
+    yield
+
+
+def is_sealed(directory: pathlib.Path) -> bool:
+  """Returns whether a stage's result is whole: sealed, and every file as it was then."""
+  try:
+    files = json.loads((directory / SEAL).read_text())["files"]
+  except (OSError, ValueError, KeyError):
+    return False
+  return all(_matches(directory / name, *entry) for name, entry in files.items())
+
+
+def _matches(path: pathlib.Path, size: int, checksum: str | None) -> bool:
+  if not path.is_file() or path.stat().st_size != size:
+    return False
+  return checksum is None or file_digest(path) == checksum
+
+
+def seal(directory: pathlib.Path) -> None:
+  """Declares everything that lies in `directory` finished."""
+  files = {}
+  for path in sorted(directory.rglob("*")):
+    if path.is_file() and path.name not in (SEAL, _LOCK):
+      size = path.stat().st_size
+      checksum = file_digest(path) if size <= _CHECKSUM_LIMIT else None
+      files[str(path.relative_to(directory))] = (size, checksum)
+  write_text(directory / SEAL, json.dumps({"files": files}, indent=1))
+
+
+def stage(
+  root: pathlib.Path,
+  name: str,
+  spec: Mapping[str, Any],
+  compute: Callable[[pathlib.Path], None],
+) -> pathlib.Path:
+  """Returns the directory of a stage's result, which `compute` fills if it must.
+
+  Args:
+    root: the cache.
+    name: of the stage.
+    spec: all that determines the result; names the directory.
+    compute: called with the directory. It may find there what an interrupted call
+      left, and must leave nothing but its result.
+
+  Returns:
+    `root/name-HASH`, sealed.
+  """
+  directory = root / f"{name}-{digest(spec)}"
+  with locked(directory, wait=True):
+    if not is_sealed(directory):
+      if (directory / SEAL).exists():  # sealed once, damaged since: nothing in it can be trusted
+        for path in directory.iterdir():
+          if path.name != _LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+      write_text(directory / "spec.json", json.dumps(spec, indent=1, sort_keys=True, default=list))
+      compute(directory)
+      seal(directory)
+  return directory

@@ -1,0 +1,346 @@
+"""Trains sequence heads: many members in one program, all data on the device.
+
+A member is one training: its seed and its hyperparameters. `make_train` builds
+`init` and `run` for one member from plain arrays; `train` maps them over all members,
+spreads members over devices, and talks to the host once every few epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import json
+import pathlib
+import shutil
+import time
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+import optax
+
+from rcm_jax import cache, checkpoint, sharding
+from rcm_jax.arrays import NUM_STRATA, Features
+from rcm_jax.models.head import Head, HeadSpec
+from tfds_rcm.errors import UserError
+
+EPOCHS_PER_CALL = 20  # between two visits of the host: progress, checkpoint, a look for NaN
+
+
+class Member(NamedTuple):
+  """One training; each field a number, or an array with one entry a member.
+
+  Attributes:
+    seed: of initialisation, order and dropout.
+    half_width: D of Toeplitz attention.
+    learning_rate: Adam's, constant.
+    l1: weight of the mean absolute recurrent weight in the loss.
+    dropout: rate on the recurrent connections.
+  """
+
+  seed: Any
+  half_width: Any
+  learning_rate: Any
+  l1: Any
+  dropout: Any
+
+
+class _State(NamedTuple):
+  params: Any
+  optimizer: Any
+  best_params: Any
+  best_accuracy: Any
+
+
+class Training(NamedTuple):
+  """Functions of one member, to be jitted and mapped by the caller.
+
+  Attributes:
+    init: member → state.
+    run: (state, member, first epoch) → (state, curves [epochs a call, 2]: training
+      loss and validation accuracy).
+  """
+
+  init: Callable[[Member], Any]
+  run: Callable[[Any, Member, Any], tuple[Any, Any]]
+
+
+def graph_of(spec: HeadSpec) -> nnx.GraphDef:
+  """Returns the static half of the head's `nnx.split`."""
+  return nnx.split(nnx.eval_shape(lambda: Head(spec, nnx.Rngs(0))))[0]
+
+
+def recurrent_penalty(params: Any) -> Float[Array, ""]:
+  """Sum over the recurrent matrices of their mean absolute weight.
+
+  The paper gives the coefficient, 0.05, but not the reduction. Keras would add up all
+  12,288 weights of a direction; at 0.05 each that outweighs the likelihood and leaves
+  no recurrence at all, so the mean is our reading.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  return sum(
+    jnp.abs(leaf).mean() * (leaf.shape[0] if leaf.ndim == 3 else 1)
+    for path, leaf in leaves
+    if "recurrent_kernel" in jax.tree_util.keystr(path)
+  )
+
+
+def make_train(
+  spec: HeadSpec,
+  train: Features,
+  validation: Features,
+  *,
+  batch_size: int,
+  epochs: int,
+  epochs_per_call: int,
+) -> Training:
+  """Builds the training of one member (Methods, "Experiments").
+
+  Args:
+    spec: the architecture.
+    train: padded training stacks.
+    validation: padded validation stacks; the snapshot that classifies most of their
+      slices correctly is kept.
+    batch_size: stacks a step; the last step of an epoch may have fewer.
+    epochs: in all, which scheduled sampling needs to know.
+    epochs_per_call: that `run` trains.
+  """
+  graph = graph_of(spec)
+  count = len(train)
+  steps = -(-count // batch_size)
+  adam = optax.scale_by_adam()
+  # One all-masked stack stands in where an epoch's last batch has no more stacks.
+  values, labels, mask = (
+    jnp.concatenate([x, jnp.zeros((1, *x.shape[1:]), x.dtype)])
+    for x in (train.values, jax.nn.one_hot(train.labels, NUM_STRATA), train.mask)
+  )
+  tells_labels = spec.feedback in ("teacher", "scheduled")
+
+  def loss_fn(params, member, rows, key, told):
+    x, y, real = values[rows], labels[rows], mask[rows]
+    model = nnx.merge(graph, params)
+    dropout_key, told_key = jax.random.split(key)
+    dropout = jax.vmap(model.dropout_masks, (0, None))(
+      jax.random.split(dropout_key, batch_size), member.dropout
+    )
+    use_label = jax.random.bernoulli(told_key, told, real.shape) if tells_labels else None
+
+    def one(x, real, dropout, y, use_label):
+      return model(
+        x,
+        real,
+        half_width=member.half_width,
+        dropout=dropout,
+        labels=y if tells_labels else None,
+        use_label=use_label,
+      )
+
+    logits = jax.vmap(one)(x, real, dropout, y, use_label)
+    losses = optax.softmax_cross_entropy(logits, y)
+    loss = jnp.where(real, losses, 0).sum() / jnp.maximum(real.sum(), 1)
+    return loss + member.l1 * recurrent_penalty(params), loss
+
+  def accuracy(params, member):
+    model = nnx.merge(graph, params)
+    logits = jax.vmap(lambda x, m: model(x, m, half_width=member.half_width))(
+      jnp.asarray(validation.values), jnp.asarray(validation.mask)
+    )
+    correct = (jnp.argmax(logits, -1) == validation.labels) & validation.mask
+    return correct.sum() / validation.mask.sum()
+
+  def init(member: Member) -> _State:
+    params = nnx.state(Head(spec, nnx.Rngs(params=jax.random.key(member.seed))), nnx.Param)
+    return _State(params, adam.init(params), params, jnp.float32(-1))
+
+  def run(state: _State, member: Member, first_epoch: Any) -> tuple[_State, Any]:
+    base = jax.random.key(member.seed)
+
+    def epoch(state, number):
+      order_key, step_key = jax.random.split(jax.random.fold_in(base, number + 1))
+      order = jnp.concatenate(
+        [jax.random.permutation(order_key, count), jnp.full(steps * batch_size - count, count)]
+      )
+      told = 1.0 if spec.feedback == "teacher" else 1 - number / max(epochs - 1, 1)
+
+      def step(carry, inputs):
+        params, opt_state = carry
+        rows, key = inputs
+        (_, loss), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+          params, member, rows, key, told
+        )
+        updates, opt_state = adam.update(grads, opt_state)
+        params = jax.tree.map(lambda p, u: p - member.learning_rate * u, params, updates)
+        return (params, opt_state), loss
+
+      (params, opt_state), losses = jax.lax.scan(
+        step,
+        (state.params, state.optimizer),
+        (order.reshape(steps, batch_size), jax.random.split(step_key, steps)),
+      )
+      now = accuracy(params, member)
+      better = now > state.best_accuracy
+      best = jax.tree.map(
+        lambda new, old: jnp.where(better, new, old),
+        (params, now),
+        (state.best_params, state.best_accuracy),
+      )
+      return _State(params, opt_state, *best), jnp.stack([losses.mean(), now])
+
+    return jax.lax.scan(epoch, state, first_epoch + jnp.arange(epochs_per_call))
+
+  return Training(init, run)
+
+
+def over_members(function: Callable) -> Callable:
+  """Maps a function of (member's arguments) over a leading member axis.
+
+  On a CPU members run one after the other: XLA turns a product batched over members
+  into many small ones, which is slower than as many single programs in a row.
+  """
+  if jax.default_backend() == "cpu":
+    return lambda *args: jax.lax.map(lambda one: function(*one), args)
+  return jax.vmap(function)
+
+
+def train(
+  spec: HeadSpec,
+  members: Sequence[Member],
+  train_features: Features,
+  validation_features: Features,
+  directory: pathlib.Path,
+  *,
+  epochs: int,
+  batch_size: int,
+  advance: Callable[[int, int], None] = lambda done, total: None,
+  scalars: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
+  resumed: Callable[[int], None] = lambda step: None,
+) -> None:
+  """Trains all members and keeps each one's best snapshot.
+
+  Args:
+    spec: the architecture.
+    members: what to train; they share nothing but the data.
+    train_features: padded stacks to train on.
+    validation_features: padded stacks to choose each member's snapshot on.
+    directory: gets `heads`, the best parameters with a leading member axis, and
+      `history.json`. An interrupted training goes on after its last finished call.
+    epochs: passes over the training stacks.
+    batch_size: stacks a step.
+    advance: called with the epochs done and the epochs in all.
+    scalars: called with each epoch's metrics, mean over members.
+    resumed: called with the first epoch that will be trained.
+
+  Raises:
+    UserError: a member's loss is no longer finite.
+  """
+  per_call = next(n for n in range(min(EPOCHS_PER_CALL, epochs), 0, -1) if epochs % n == 0)
+  training = make_train(
+    spec,
+    train_features,
+    validation_features,
+    batch_size=batch_size,
+    epochs=epochs,
+    epochs_per_call=per_call,
+  )
+  mesh = sharding.device_mesh()
+  spread = (
+    sharding.split_leading(mesh) if len(members) % mesh.size == 0 else sharding.replicated(mesh)
+  )
+  stacked = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *members), spread)
+  run = jax.jit(over_members(lambda s, m, e: training.run(s, m, e)), donate_argnums=0)
+  state = jax.device_put(jax.jit(over_members(training.init))(stacked), spread)
+  started = time.perf_counter()
+  curves = np.full((len(members), epochs, 2), np.nan, np.float32)
+  with checkpoint.Checkpoints(directory / "checkpoints") as checkpoints:
+    found = checkpoints.restore({"state": state, "curves": curves, "seconds": np.zeros(())})
+    first, seconds = 0, 0.0
+    if found is not None:
+      first, tree = found
+      state, curves, seconds = tree["state"], np.array(tree["curves"]), float(tree["seconds"])
+    resumed(first)
+    for epoch in range(first, epochs, per_call):
+      epoch_numbers = jnp.full(len(members), epoch)
+      state, now = run(state, stacked, epoch_numbers)
+      curves[:, epoch : epoch + per_call] = now
+      bad = np.argwhere(~np.isfinite(curves[:, epoch : epoch + per_call, 0]))
+      if bad.size:
+        member, when = bad[0]
+        raise UserError(
+          f"training loss of head member {members[member]} is not finite in epoch "
+          f"{epoch + when}; the last good state is kept in {directory}; lower "
+          "config.head.learning_rate"
+        )
+      for i in range(epoch, epoch + per_call):
+        loss, accuracy = curves[:, i].mean(0)
+        scalars(i, {"loss": loss, "validation_accuracy": accuracy})
+      advance(epoch + per_call, epochs)
+      checkpoints.save(
+        epoch + per_call,
+        {
+          "state": state,
+          "curves": curves,
+          "seconds": np.asarray(seconds + time.perf_counter() - started),
+        },
+      )
+  checkpoint.save_tree(directory / "heads", state.best_params)
+  cache.write_text(
+    directory / "history.json",
+    json.dumps(
+      {
+        "members": [dict(zip(Member._fields, map(float, m), strict=True)) for m in members],
+        "loss": curves[..., 0].tolist(),
+        "validation_accuracy": curves[..., 1].tolist(),
+        "seconds": (seconds + time.perf_counter() - started) / len(members),
+      }
+    ),
+  )
+  shutil.rmtree(directory / "checkpoints")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """Members as `train` left them.
+
+  Attributes:
+    spec: the architecture.
+    members: their seeds and hyperparameters.
+    params: best snapshots, leading axis M.
+    history: `history.json`.
+  """
+
+  spec: HeadSpec
+  members: Sequence[Member]
+  params: Any
+  history: dict[str, Any]
+
+  def probabilities(self, features: Features) -> Float[np.ndarray, "M N T C"]:
+    """Classifies stacks, on padding too, where the values mean nothing."""
+    graph = graph_of(self.spec)
+
+    def one(params, half_width):
+      model = nnx.merge(graph, params)
+      logits = jax.vmap(lambda x, m: model(x, m, half_width=half_width))(
+        jnp.asarray(features.values), jnp.asarray(features.mask)
+      )
+      return jax.nn.softmax(logits)
+
+    half_widths = jnp.array([m.half_width for m in self.members])
+    return np.asarray(jax.jit(over_members(one))(self.params, half_widths))
+
+  def attention_weights(self, values: Float[Array, "T F"], mask: Any) -> Float[np.ndarray, "M T T"]:
+    """Attention map of one stack, by member (Figure 4)."""
+    graph = graph_of(self.spec)
+    half_widths = jnp.array([m.half_width for m in self.members])
+    one = lambda params, d: nnx.merge(graph, params).attention_weights(values, mask, d)
+    return np.asarray(jax.jit(over_members(one))(self.params, half_widths))
+
+
+def load(spec: HeadSpec, members: Sequence[Member], directory: pathlib.Path) -> Trained:
+  """Reads what `train` left in `directory`."""
+  one = nnx.state(nnx.eval_shape(lambda: Head(spec, nnx.Rngs(0))), nnx.Param)
+  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(members), *x.shape), x.dtype), one)
+  history = json.loads((directory / "history.json").read_text())
+  return Trained(spec, members, checkpoint.load_tree(directory / "heads", like), history)

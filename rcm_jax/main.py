@@ -1,0 +1,87 @@
+"""`python -m rcm_jax.main --config=configs/METHOD.py[:PRESET] --workdir=DIR`: one whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import errno
+import pathlib
+import re
+import sys
+from typing import NoReturn
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from rcm_jax import pipeline
+from tfds_rcm.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "A file of configs/, and behind a colon its preset: demo or paper."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run's results.")
+_CACHE_DIR = flags.DEFINE_string(
+  "cache_dir",
+  None,
+  "Directory of stages' results, shared by runs; default: `cache` beside the work directory.",
+)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Hands the flags to the pipeline."""
+  if len(argv) > 1:
+    _fail(f"unexpected argument '{argv[1]}'; options begin with --")
+  if _CONFIG.value is None or _WORKDIR.value is None:
+    _fail("both --config=configs/METHOD.py and --workdir=DIR are needed")
+  logging.set_verbosity(logging.WARNING)
+  workdir = pathlib.Path(_WORKDIR.value)
+  cache_dir = pathlib.Path(_CACHE_DIR.value) if _CACHE_DIR.value else workdir.parent / "cache"
+  try:
+    pipeline.run(_CONFIG.value, workdir, cache_dir)
+  except UserError as error:
+    _fail(str(error))
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+      raise
+    _fail(
+      f"{error.filename or workdir}: {error.strerror}; make room or choose another directory, "
+      "then run the same command again: it goes on where it stopped"
+    )
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+  """Parses flags; what is wrong with one is told in a line."""
+  try:
+    left = flags.FLAGS(argv)
+    if _CONFIG.value is not None:
+      _ = _CONFIG.value.method  # a file that could not be loaded complains on first use
+    return left
+  except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
+    text = str(error)
+    if "Traceback" in text:  # of a configuration that refused its preset
+      root: BaseException = error
+      while root.__cause__ or root.__context__:
+        root = root.__cause__ or root.__context__
+      text = str(root)
+    _fail(_unknown_key(argv, text) or " ".join(text.split()))
+
+
+def _unknown_key(argv: Sequence[str], text: str) -> str | None:
+  """Says which override has a key that ml_collections does not know, and its nearest one."""
+  found = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
+  names = [argument.lstrip("-").split("=")[0] for argument in argv[1:]]
+  for name in names:
+    if found and name.startswith("config.") and found[2] in name.split("."):
+      near = ".".join(found[1] if part == found[2] else part for part in name.split("."))
+      return f"--{name}: the configuration has no such key; did you mean --{near}?"
+    if name.startswith("config.") and text.strip("\"'") in name.split("."):
+      return f"--{name}: the configuration has no such key; see configs/base.py"
+  return None
+
+
+def _fail(message: str) -> NoReturn:
+  print(f"rcm_jax: {message}", file=sys.stderr)
+  raise SystemExit(1)
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=parse)

@@ -1,0 +1,178 @@
+"""A sequence head: encoder → attention → decoder (Figure 3), put together from a description."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+from jaxtyping import Array, Bool, Float, Key
+
+from rcm_jax.models.attention import GlobalAttention, HalfWidth, NoAttention, ToeplitzAttention
+from rcm_jax.models.decoders import DenseDecoder, GruDecoder
+from rcm_jax.models.encoders import CELLS, RecurrentEncoder, encode_windows
+from tfds_rcm.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadSpec:
+  """Architecture of a head; what members of one program share.
+
+  Attributes:
+    num_features: F of a slice.
+    hidden: H of the recurrent layers.
+    cell: "gru", "rnn" or "lstm".
+    bidirectional: whether the encoder runs both ways.
+    window: slices that the encoder sees around each slice (odd); None for the stack.
+    attention: "none", "toeplitz", "additive" or "location".
+    half_width: largest D of the members; Toeplitz attention only.
+    boundary: "zero" or "renormalize"; Toeplitz attention only.
+    units: width of the score's perceptron; global attention only.
+    max_slices: longest stack in training.
+    decoder: "dense" or "gru".
+    feedback: what the decoder is told of the previous slice: "none", its own
+      probabilities ("own"), or in training the label always ("teacher") or less and
+      less often ("scheduled").
+  """
+
+  num_features: int
+  hidden: int
+  cell: str
+  bidirectional: bool
+  window: int | None
+  attention: str
+  half_width: int
+  boundary: str
+  units: int
+  max_slices: int
+  decoder: str
+  feedback: str
+
+  def __post_init__(self):
+    choices = {
+      "cell": tuple(CELLS),
+      "attention": tuple(ATTENTIONS),
+      "boundary": ("zero", "renormalize"),
+      "decoder": tuple(DECODERS),
+      "feedback": ("none", "own", "teacher", "scheduled"),
+    }
+    for name, allowed in choices.items():
+      if getattr(self, name) not in allowed:
+        raise UserError(
+          f"config.head.{name}: '{getattr(self, name)}' is none of {', '.join(allowed)}"
+        )
+    if self.window is not None and (self.window < 1 or self.window % 2 == 0):
+      raise UserError(
+        f"config.head.window: {self.window} slices have no middle; give an odd number"
+      )
+    if not 0 <= self.half_width < self.max_slices:
+      raise UserError(
+        f"config.head.half_width: {self.half_width} is outside 0 to "
+        f"{self.max_slices - 1}, the longest stack has {self.max_slices} slices"
+      )
+    if self.decoder == "gru" and self.feedback == "none":
+      raise UserError(
+        "config.head.decoder: the 'gru' decoder lives from feedback; set "
+        "config.head.feedback to own, teacher or scheduled"
+      )
+
+
+# A new kind of attention or decoder is one entry here.
+ATTENTIONS = {
+  "none": lambda spec, size, rngs: NoAttention(),
+  "toeplitz": lambda spec, size, rngs: ToeplitzAttention(spec.half_width, boundary=spec.boundary),
+  "additive": lambda spec, size, rngs: GlobalAttention(
+    size, spec.units, score="additive", max_slices=spec.max_slices, rngs=rngs
+  ),
+  "location": lambda spec, size, rngs: GlobalAttention(
+    size, spec.units, score="location", max_slices=spec.max_slices, rngs=rngs
+  ),
+}
+DECODERS = {
+  "dense": lambda spec, size, rngs: DenseDecoder(
+    size, use_feedback=spec.feedback != "none", rngs=rngs
+  ),
+  "gru": lambda spec, size, rngs: GruDecoder(size, spec.hidden, rngs=rngs),
+}
+
+
+class DropoutMasks(NamedTuple):
+  """One stack's dropout on recurrent connections: 0, or 1 / keep probability.
+
+  Attributes:
+    encoder: [H] a direction.
+    decoder: [H], unused by a dense decoder.
+  """
+
+  encoder: Float[Array, "*directions H"]
+  decoder: Float[Array, "H"]
+
+
+class Head(nnx.Module):
+  """Class logits of every slice of one stack, from its slices' features."""
+
+  def __init__(self, spec: HeadSpec, rngs: nnx.Rngs):
+    self.spec = spec
+    self.encoder = RecurrentEncoder(
+      spec.num_features, spec.hidden, cell=spec.cell, bidirectional=spec.bidirectional, rngs=rngs
+    )
+    self.attention = ATTENTIONS[spec.attention](spec, self.encoder.size, rngs)
+    self.decoder = DECODERS[spec.decoder](spec, self.encoder.size, rngs)
+
+  def dropout_masks(self, key: Key[Array, ""], rate: Float[Array, ""] | float) -> DropoutMasks:
+    """Draws one stack's dropout; `rate` may be traced."""
+    directions = (2,) if self.spec.bidirectional else ()
+    encoder, decoder = jax.random.split(key)
+    keep = 1 - rate
+    draw = lambda key, shape: jax.random.bernoulli(key, keep, shape) / keep
+    return DropoutMasks(
+      draw(encoder, (*directions, self.spec.hidden)), draw(decoder, (self.spec.hidden,))
+    )
+
+  def encode(
+    self, x: Float[Array, "T F"], mask: Bool[Array, "T"], dropout: DropoutMasks | None = None
+  ) -> Float[Array, "T E"]:
+    """Encodings of the slices, before attention."""
+    recurrent_mask = None if dropout is None else dropout.encoder
+    if self.spec.window is None:
+      return self.encoder(x, mask, recurrent_mask)
+    return encode_windows(self.encoder, x, mask, self.spec.window, recurrent_mask)
+
+  def __call__(
+    self,
+    x: Float[Array, "T F"],
+    mask: Bool[Array, "T"],
+    *,
+    half_width: HalfWidth = None,
+    dropout: DropoutMasks | None = None,
+    labels: Float[Array, "T C"] | None = None,
+    use_label: Bool[Array, "T"] | None = None,
+  ) -> Float[Array, "T C"]:
+    """Classifies the slices of one stack.
+
+    Args:
+      x: features; padding may hold anything.
+      mask: True on real slices.
+      half_width: D of this member, at most the specification's.
+      dropout: recurrent dropout in training.
+      labels: one-hot strata, for feedback of labels in training.
+      use_label: slices that are told the label; None means all, if labels are given.
+
+    Returns:
+      Logits, zero on padding.
+    """
+    context = self.attention(self.encode(x, mask, dropout), mask, half_width)
+    return self.decoder(
+      context,
+      mask,
+      labels=labels,
+      use_label=use_label,
+      recurrent_mask=None if dropout is None else dropout.decoder,
+    )
+
+  def attention_weights(
+    self, x: Float[Array, "T F"], mask: Bool[Array, "T"], half_width: HalfWidth = None
+  ) -> Float[Array, "T T"]:
+    """Attention map of one stack (Figure 4): row n weighs the slices that slice n sees."""
+    return self.attention.weights(self.encode(x, mask), mask, half_width)
