@@ -19,6 +19,7 @@ from rcm_jax import cache
 from rcm_jax import metrics
 from rcm_jax import paper_results
 from rcm_jax import predictions as predictions_lib
+from rcm_jax import resampling
 from rcm_jax import scores as scores_lib
 from tfds_rcm import errors
 
@@ -136,32 +137,30 @@ def print_table(
 
 def _row(key, predictions, train_seconds):
   method, seed = key
-  scores = scores_lib.score(predictions)
-  confusion = scores.confusion.sum(0)
-  inconsistent = scores.inconsistent.sum(0)
-  n = scores.counted.sum(0)
-  mae = np.where(n > 0, np.abs(scores.error_um).sum(0) / np.maximum(n, 1), np.nan)
+  by_patient = resampling.totals_by_patient(scores_lib.score(predictions))
+  totals = resampling.Totals(*(x.sum(0) for x in by_patient))
+  measures = resampling.measure(totals)
   decoding = {}
-  for i, rule in enumerate(scores_lib.BOUNDARY_RULES):
-    decoding[rule] = {"boundary_mae_um": _named(metrics.BOUNDARIES, mae[i])}
+  for rule, mae in zip(scores_lib.BOUNDARY_RULES, measures.mae_um):
+    decoding[rule] = {"boundary_mae_um": _named(metrics.BOUNDARIES, mae)}
     if rule in scores_lib.LABELLINGS:
       labelling = scores_lib.LABELLINGS.index(rule)
-      decoding[rule]["accuracy"] = _number(metrics.accuracy(confusion[labelling]))
-      decoding[rule]["inconsistent"] = int(inconsistent[labelling].sum())
+      decoding[rule]["accuracy"] = _number(measures.accuracy[labelling])
+      decoding[rule]["inconsistent"] = int(totals.inconsistent[labelling].sum())
   raw = scores_lib.LABELLINGS.index("raw")
   return {
     "method": method,
     "input": predictions[0].input,
     "seed": seed,
-    "accuracy": _number(metrics.accuracy(confusion[raw])),
-    "sensitivity": _named(arrays.STRATA, metrics.sensitivity(confusion[raw])),
-    "specificity": _named(arrays.STRATA, metrics.specificity(confusion[raw])),
+    "accuracy": _number(measures.accuracy[raw]),
+    "sensitivity": _named(arrays.STRATA, measures.sensitivity),
+    "specificity": _named(arrays.STRATA, measures.specificity),
     "inconsistent": {
-      **dict(zip(metrics.INCONSISTENT_TRANSITIONS, inconsistent[raw].tolist())),
-      "total": int(inconsistent[raw].sum()),
+      **dict(zip(metrics.INCONSISTENT_TRANSITIONS, totals.inconsistent[raw].tolist())),
+      "total": int(totals.inconsistent[raw].sum()),
     },
     "boundary_mae_um": decoding["median_then_max"]["boundary_mae_um"],
-    "boundary_n": dict(zip(metrics.BOUNDARIES, n.tolist())),
+    "boundary_n": dict(zip(metrics.BOUNDARIES, totals.boundary_n.tolist())),
     "train_seconds": train_seconds,
     "decoding": decoding,
   }
