@@ -125,6 +125,23 @@ def test_soft_weights_stay_finite_on_a_texton_itself():
   assert got.max(0).min() > 0.98
 
 
+@pytest.mark.parametrize("budget", [1, 150, 200, 10_000])
+def test_strips_cover_every_patch_once(budget):
+  images = jnp.asarray(np.random.default_rng(8).integers(0, 9, (2, 13, 7)), jnp.float32)
+  filters = _zero_sum_filters(np.random.default_rng(9), 3, 3).round(3)
+  largest = 0
+
+  def encode(strip):
+    nonlocal largest
+    answers = textons.responses(strip, filters)
+    largest = max(largest, answers[0].size)
+    return jnp.sum(answers**2, 2).T
+
+  got = textons.sum_over_strips(encode, images, 3, live=2, budget=budget)
+  assert 2 * largest <= max(budget, 2 * 2 * 5)  # one row of patches of both images at the least
+  np.testing.assert_allclose(got, encode(images), rtol=1e-5)
+
+
 @pytest.mark.parametrize("pixels_per_batch", [1, 150, 100_000])
 def test_streaming_equals_all_at_once(pixels_per_batch):
   slices = np.random.default_rng(6).integers(0, 256, (7, 8, 9), dtype=np.uint8)

@@ -210,10 +210,16 @@ def encode(
   Returns:
     Counts; each row sums to the number of patches.
   """
-  coordinates = textons.responses(textons.downsample(slices, factor), basis)
-  rank, batch, pixels = coordinates.shape
-  codes = textons.largest_dot(coordinates.reshape(rank, -1), words).reshape(batch, pixels)
-  return jax.vmap(lambda code: jnp.zeros(len(words), jnp.int32).at[code].add(1))(codes)
+
+  def count(images):
+    coordinates = textons.responses(images, basis)
+    rank, batch, pixels = coordinates.shape
+    codes = textons.largest_dot(coordinates.reshape(rank, -1), words).reshape(batch, pixels)
+    return jax.vmap(lambda code: jnp.zeros(len(words), jnp.int32).at[code].add(1))(codes)
+
+  images = textons.downsample(slices, factor)
+  live = PATCH**2 + textons.WORDS_PER_STEP
+  return textons.sum_over_strips(count, images, PATCH, live=live)
 
 
 def fit(

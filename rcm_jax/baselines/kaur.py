@@ -129,12 +129,18 @@ def encode(
     Histograms; each row sums to one.
   """
   images = textons.downsample(slices, 1)
-  answers = textons.responses(images, filters)
-  rank, batch, pixels = answers.shape
   if standardize:
-    answers = answers / _contrast(images)[:, None]
-  shares = textons.soft_weights(answers.reshape(rank, -1), words, NEIGHBORS)
-  return shares.reshape(-1, batch, pixels).mean(2).T
+    images = images / _contrast(images)[:, None, None]
+
+  def share(strip):
+    answers = textons.responses(strip, filters)
+    rank, batch, pixels = answers.shape
+    shares = textons.soft_weights(answers.reshape(rank, -1), words, NEIGHBORS)
+    return shares.reshape(-1, batch, pixels).sum(2).T
+
+  size = filters.shape[-1]
+  pixels = (images.shape[1] - size + 1) * (images.shape[2] - size + 1)
+  return textons.sum_over_strips(share, images, size, live=4 * len(words)) / pixels
 
 
 def fit(

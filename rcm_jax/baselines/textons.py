@@ -35,13 +35,17 @@ from rcm_jax.arrays import NUM_STRATA, STRATA, ArrayLike
 from tfds_rcm.errors import UserError
 
 _Model = TypeVar("_Model")
-_WORDS_PER_STEP = 50  # scores of a few tens of words stay in cache while the best is kept
-# Pixels encoded at a time. On a CPU the patch matrix has to stay near the cache; an accelerator
-# wants enough work for each launch.
-_PIXELS_PER_BATCH = {"cpu": 1 << 16}
-_PIXELS_PER_BATCH_ACCELERATOR = 1 << 22
+WORDS_PER_STEP = 50  # scores of a few tens of words stay in cache while the best is kept
+# Pixels read together, and values held together while they are encoded: on a CPU what its caches
+# bear, on an accelerator enough work for each launch.
+_PIXELS_PER_BATCH = {"cpu": 1 << 15, "accelerator": 1 << 22}
+_LIVE_VALUES = {"cpu": 3 << 20, "accelerator": 1 << 30}
 
 _matmul = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+
+
+def _for_backend(amounts: dict[str, int]) -> int:
+  return amounts["cpu" if jax.default_backend() == "cpu" else "accelerator"]
 
 
 def leung_malik_bank(
@@ -159,7 +163,7 @@ def largest_dot(
   words at once.
   """
   words = jnp.asarray(words)
-  steps = -(-len(words) // _WORDS_PER_STEP)
+  steps = -(-len(words) // WORDS_PER_STEP)
   per_step = -(-len(words) // steps)
   # Copies of word 0 fill the last step: they can tie with it but never beat it.
   filler = jnp.broadcast_to(words[:1], (steps * per_step - len(words), words.shape[1]))
@@ -214,6 +218,39 @@ def soft_weights(
   return share(squared) * (1 / total)
 
 
+def sum_over_strips(
+    encode: Callable[[Float[Array, "B strip cols"]], Shaped[Array, "B W"]],
+    images: Float[Array, "B rows cols"],
+    size: int,
+    *,
+    live: int,
+    budget: int | None = None,
+) -> Shaped[Array, "B W"]:
+  """Adds up what an encoder counts on strips of rows that cover every patch once.
+
+  Args:
+    encode: counts something over the patches of its images.
+    images: gray levels.
+    size: side of a patch; strips overlap by one row less.
+    live: values that the encoder holds for each patch.
+    budget: values held together; by default what suits the backend.
+
+  Returns:
+    What `encode(images)` would give, in less memory.
+  """
+  batch, rows, cols = images.shape
+  rows -= size - 1
+  strips = -(-batch * rows * cols * live // (budget or _for_backend(_LIVE_VALUES)))
+  whole, remainder = divmod(rows, height := -(-rows // min(strips, rows)))
+  strip = lambda start, height: lax.dynamic_slice_in_dim(images, start, height + size - 1, axis=1)
+  add = lambda i, total: total + encode(strip(i * height, height))
+  answer = jax.eval_shape(encode, strip(0, height))
+  total = lax.fori_loop(0, whole, add, jnp.zeros(answer.shape, answer.dtype))
+  if remainder:
+    total += encode(strip(whole * height, remainder))
+  return total
+
+
 def stream(
     encode: Callable[[UInt8[ArrayLike, "B h w"]], Shaped[Array, "B ..."]],
     slices: UInt8[ArrayLike, "slices h w"],
@@ -231,11 +268,8 @@ def stream(
   Returns:
     One result a slice.
   """
-  if pixels_per_batch is None:
-    pixels_per_batch = _PIXELS_PER_BATCH.get(
-        jax.default_backend(), _PIXELS_PER_BATCH_ACCELERATOR
-    )
   count, height, width = slices.shape
+  pixels_per_batch = pixels_per_batch or _for_backend(_PIXELS_PER_BATCH)
   size = min(max(1, pixels_per_batch // (height * width)), count)
   done, running = [], None
   for start in range(0, count, size):
