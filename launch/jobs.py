@@ -1,0 +1,185 @@
+"""Jobs: one run of `rcm_jax.main` each, on this machine or on a cluster."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import os
+from pathlib import Path
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from launch import cost
+from tfds_rcm.errors import UserError
+
+_POLL_SECONDS = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One program to run.
+
+  Attributes:
+    name: of the job and of its work directory.
+    config: file, and behind a colon its preset.
+    overrides: dotted field → value.
+    fields: all fields of the config, overrides applied.
+    members: sequence heads that train in it.
+    after: name of a job that should end first, because it makes what this one needs too.
+  """
+
+  name: str
+  config: str
+  overrides: Mapping[str, Any]
+  fields: Mapping[str, Any]
+  members: int
+  after: str | None = None
+
+  def command(self, args: argparse.Namespace) -> list[str]:
+    """Returns the command line."""
+    overrides = dict(self.overrides)
+    if args.data_dir:
+      overrides["data.data_dir"] = args.data_dir
+    workdir = Path(args.workdir)
+    return [
+      sys.executable,
+      "-m",
+      "rcm_jax.main",
+      f"--config={self.config}",
+      f"--workdir={workdir / self.name}",
+      f"--cache_dir={workdir / 'cache'}",
+      *(f"--config.{name}={value}" for name, value in overrides.items()),
+    ]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the options that say where jobs run."""
+  parser.add_argument(
+    "--workdir",
+    required=True,
+    help="directory of all runs, of their shared cache and of their logs",
+  )
+  parser.add_argument("--data_dir", help="where TFDS keeps data sets; its default if not given")
+  parser.add_argument("--on", choices=("local", "slurm"), default="local")
+  parser.add_argument(
+    "--at_once", type=int, help="jobs that run at the same time; default: one per GPU, or one"
+  )
+  parser.add_argument(
+    "--slurm",
+    nargs="*",
+    default=[],
+    metavar="NAME=VALUE",
+    help="sbatch options, such as partition=gpu gpus_per_node=1 time=120",
+  )
+  parser.add_argument(
+    "--dry-run", action="store_true", help="show the jobs and what they cost, and run nothing"
+  )
+
+
+@contextlib.contextmanager
+def told_in_one_line(program: str) -> Iterator[None]:
+  """Turns a UserError into one line and exit code 1."""
+  try:
+    yield
+  except UserError as error:
+    print(f"{program}: {error}", file=sys.stderr)
+    raise SystemExit(1) from None
+
+
+def launch(jobs: Sequence[Job], args: argparse.Namespace) -> None:
+  """Says what the jobs cost, then runs them where `args.on` says.
+
+  Raises:
+    UserError: a job failed.
+  """
+  gpus = _gpus() if args.on == "local" else []
+  device = "gpu" if gpus or args.on == "slurm" else "cpu"
+  print(cost.line(jobs, device), flush=True)
+  if args.dry_run:
+    for job in jobs:
+      print(f"{shlex.join(job.command(args))}{f'  # after {job.after}' if job.after else ''}")
+  elif args.on == "slurm":
+    from launch import slurm  # submitit is optional
+
+    slurm.submit(jobs, args)
+  else:
+    signal.signal(
+      signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # not without `finally`
+    run_local(jobs, args, gpus)
+
+
+def _gpus() -> list[str]:
+  """Returns the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+  visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+  if visible is not None:
+    return [gpu for gpu in visible.split(",") if gpu]
+  try:
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
+  except (OSError, subprocess.CalledProcessError):
+    return []
+  return [str(i) for i, _ in enumerate(filter(None, listed.stdout.splitlines()))]
+
+
+def run_local(jobs: Sequence[Job], args: argparse.Namespace, gpus: Sequence[str] = ()) -> None:
+  """Runs jobs as processes of this machine, one per GPU or `args.at_once` at the same time.
+
+  Output goes to the terminal where only one job runs at a time, and to `WORKDIR/logs` otherwise.
+  An interrupted sweep goes on where it was when it is started again.
+
+  Raises:
+    UserError: jobs failed; the others have run.
+  """
+  slots = [gpus[i % len(gpus)] if gpus else None for i in range(args.at_once or len(gpus) or 1)]
+  logs = Path(args.workdir) / "logs" if len(slots) > 1 else None
+  waiting, running, ended, failed = list(jobs), {}, set(), []
+  try:
+    while waiting or running:
+      for slot in [i for i in range(len(slots)) if i not in running]:
+        job = next((j for j in waiting if j.after is None or j.after in ended), None)
+        if job is None:
+          break
+        waiting.remove(job)
+        log = logs / f"{job.name}.log" if logs else None
+        running[slot] = (job, time.monotonic(), _start(job.command(args), slots[slot], log))
+      for slot, (job, started, process) in list(running.items()):
+        if process.poll() is None:
+          continue
+        del running[slot]
+        ended.add(job.name)
+        if process.returncode:
+          failed.append(job)
+        state = f"failed, exit code {process.returncode}" if process.returncode else "done"
+        print(
+          f"{job.name}: {state} after {time.monotonic() - started:.0f} s "
+          f"({len(ended)} of {len(jobs)})",
+          flush=True,
+        )
+      time.sleep(_POLL_SECONDS)
+  finally:
+    for _, _, process in running.values():  # SIGTERM lets a run save its state
+      process.send_signal(signal.SIGTERM)
+    for _, _, process in running.values():
+      process.wait()
+  if failed:
+    raise UserError(
+      f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(j.name for j in failed)}; "
+      f"see {logs or 'above'}, then run the same command again: it goes on where it stopped"
+    )
+
+
+def _start(command: list[str], gpu: str | None, log: Path | None) -> subprocess.Popen:
+  environment = dict(os.environ)
+  if gpu is not None:
+    environment["CUDA_VISIBLE_DEVICES"] = gpu
+  if log is None:
+    return subprocess.Popen(command, env=environment)
+  log.parent.mkdir(parents=True, exist_ok=True)
+  with log.open("a") as file:
+    return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
