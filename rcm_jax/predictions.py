@@ -152,7 +152,7 @@ def _rows(p: StackPrediction):
   if not np.isin(p.labels, range(arrays.NUM_STRATA)).all():
     raise errors.UserError(f"{where}: labels outside 0 to 2; leave padding out")
   if not (np.isfinite(p.probabilities).all() and np.isfinite(p.depth_um).all()):
-    raise errors.UserError(f"{where}: not all probabilities and depths are numbers; has it diverged?")
+    raise errors.UserError(f"{where}: a probability or depth is not a number; has it diverged?")
   head = (p.method, int(p.seed), p.split, p.stack_id, p.patient_id)
   depths = p.depth_um.astype(np.float32)
   probabilities = p.probabilities.astype(np.float32)
