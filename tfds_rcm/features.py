@@ -45,28 +45,30 @@ class Record:
 
 def stack_features() -> tfds.features.FeaturesDict:
   """Returns the features of one stack, see the module's text."""
-  return tfds.features.FeaturesDict({
+  return tfds.features.FeaturesDict(
+    {
       "stack_id": tfds.features.Text(),
       "patient_id": tfds.features.Text(),
       "site": tfds.features.Text(),
       "slices": tfds.features.Sequence(
-          tfds.features.Image(shape=(None, None, 1), dtype=np.uint8, encoding_format="png")
+        tfds.features.Image(shape=(None, None, 1), dtype=np.uint8, encoding_format="png")
       ),
       "labels": tfds.features.Sequence(tfds.features.ClassLabel(names=LABELS)),
       "depth_um": tfds.features.Sequence(tfds.features.Scalar(np.float32)),
       "pixel_um": tfds.features.Scalar(np.float32),
-  })
+    }
+  )
 
 
 def stack_record(
-    *,
-    stack_id: str,
-    patient_id: str,
-    slices: Sequence[bytes],
-    labels: Sequence[int],
-    depth_um: Sequence[float],
-    site: str = "",
-    pixel_um: float | None = None,
+  *,
+  stack_id: str,
+  patient_id: str,
+  slices: Sequence[bytes],
+  labels: Sequence[int],
+  depth_um: Sequence[float],
+  site: str = "",
+  pixel_um: float | None = None,
 ) -> dict[str, Any]:
   """Makes the example that a builder yields for one stack.
 
@@ -86,25 +88,25 @@ def stack_record(
   """
   if not len(slices) == len(labels) == len(depth_um) > 0:
     raise ValueError(
-        f"stack {stack_id}: {len(slices)} slices, {len(labels)} labels and {len(depth_um)} depths;"
-        " expected the same number of each, at least one"
+      f"stack {stack_id}: {len(slices)} slices, {len(labels)} labels and {len(depth_um)} depths;"
+      " expected the same number of each, at least one"
     )
   for index, label in enumerate(labels):
     if not 0 <= label < len(LABELS):
       raise ValueError(
-          f"stack {stack_id}, slice {index}: label {label}; expected 0 to {len(LABELS) - 1}"
-          f" ({', '.join(LABELS)})"
+        f"stack {stack_id}, slice {index}: label {label}; expected 0 to {len(LABELS) - 1}"
+        f" ({', '.join(LABELS)})"
       )
   if not np.all(np.diff(np.asarray(depth_um, np.float64)) > 0):
     raise ValueError(f"stack {stack_id}: depths must grow from slice to slice")
   return {
-      "stack_id": stack_id,
-      "patient_id": patient_id,
-      "site": site,
-      "slices": [io.BytesIO(png) for png in slices],
-      "labels": [int(label) for label in labels],
-      "depth_um": [float(depth) for depth in depth_um],
-      "pixel_um": math.nan if pixel_um is None else float(pixel_um),
+    "stack_id": stack_id,
+    "patient_id": patient_id,
+    "site": site,
+    "slices": [io.BytesIO(png) for png in slices],
+    "labels": [int(label) for label in labels],
+    "depth_um": [float(depth) for depth in depth_um],
+    "pixel_um": math.nan if pixel_um is None else float(pixel_um),
   }
 
 
@@ -112,13 +114,13 @@ def read_record(example: Mapping[str, Any]) -> Record:
   """Returns an element of `builder.as_data_source(split)` as a Record."""
   pixel_um = float(example["pixel_um"])
   return Record(
-      stack_id=_text(example["stack_id"]),
-      patient_id=_text(example["patient_id"]),
-      site=_text(example["site"]),
-      slices=list(example["slices"]),
-      labels=np.asarray(example["labels"], np.int32),
-      depth_um=np.asarray(example["depth_um"], np.float32),
-      pixel_um=None if math.isnan(pixel_um) else pixel_um,
+    stack_id=_text(example["stack_id"]),
+    patient_id=_text(example["patient_id"]),
+    site=_text(example["site"]),
+    slices=list(example["slices"]),
+    labels=np.asarray(example["labels"], np.int32),
+    depth_um=np.asarray(example["depth_um"], np.float32),
+    pixel_um=None if math.isnan(pixel_um) else pixel_um,
   )
 
 

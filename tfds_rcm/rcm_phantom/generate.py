@@ -1,0 +1,117 @@
+"""Makes a phantom's records: rendered stacks wait on disk until TFDS has them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent import futures
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import io
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import tensorflow_datasets as tfds
+
+from tfds_rcm import staging
+from tfds_rcm.png import encode_png
+from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
+from tfds_rcm.rcm_phantom import readers, render, spec
+
+Progress = Callable[[int, int], None]
+
+
+def stack_fields(phantom: spec.Phantom, anatomy: anatomy_lib.Anatomy) -> dict[str, Any]:
+  """Renders one stack; returns the arguments of `features.stack_record`."""
+  plan = readers.plan_stack(phantom, anatomy)
+  with futures.ThreadPoolExecutor(staging.num_cores()) as pool:
+    # Encodes slices while the next ones are rendered.
+    slices = list(pool.map(encode_png, render.render_stack(phantom, anatomy, plan)))
+  return {
+    "stack_id": anatomy.stack_id,
+    "patient_id": anatomy.patient_id,
+    "site": anatomy.site,
+    "slices": slices,
+    "labels": plan.labels.tolist(),
+    "depth_um": plan.depth_um.tolist(),
+    "pixel_um": phantom.pixel_um,
+  }
+
+
+def staged_fields(
+  folder: pathlib.Path, phantom: spec.Phantom, anatomy: anatomy_lib.Anatomy
+) -> dict[str, Any]:
+  """Returns a stack's fields from `folder`, rendering and keeping them there if need be."""
+  # Another device or release of JAX rounds differently: its stacks are not mixed with ours.
+  renderer = (spec.VERSION, jax.__version__, jax.default_backend())
+  key = staging.fingerprint(dataclasses.asdict(phantom), anatomy.stack_id, renderer)
+  path = folder / f"{key}.zip"
+  fields = staging.load(path)
+  if fields is None:
+    fields = stack_fields(phantom, anatomy)
+    staging.save(path, fields)
+  return fields
+
+
+def prepare(
+  preset: str,
+  data_dir: str | os.PathLike[str] | None = None,
+  *,
+  seed: int = 0,
+  progress: Progress | None = None,
+) -> pathlib.Path:
+  """See `tfds_rcm.prepare.prepare_phantom`."""
+  # Here, because the builder imports this module.
+  from tfds_rcm.rcm_phantom import rcm_phantom_dataset_builder as builder_lib
+
+  name = spec.with_seed(preset, seed)
+  if data_dir is not None:
+    data_dir = pathlib.Path(data_dir).expanduser()
+  builder = builder_lib.Builder(config=name, data_dir=data_dir, progress=progress)
+  folder = pathlib.Path(builder.data_path)
+  if folder.exists():  # TFDS renames it into place when all is written
+    return folder
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  with _alone(folder.parent / "preparing.lock"):
+    # Another run may have made it while this one waited.
+    builder = builder_lib.Builder(config=name, data_dir=data_dir, progress=progress)
+    if not folder.exists():
+      for leftover in folder.parent.glob("*.incomplete*"):  # of a killed run
+        shutil.rmtree(leftover)
+      with _quiet_tfds(), _disk_errors(folder):
+        builder.download_and_prepare()
+      shutil.rmtree(builder.staging_dir, ignore_errors=True)
+  return folder
+
+
+@contextlib.contextmanager
+def _alone(path: pathlib.Path) -> Iterator[None]:
+  """Lets one process at a time into the block; a killed one leaves it too."""
+  with path.open("w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+  """Keeps TFDS from drawing bars and lines of its own."""
+  tfds.disable_progress_bar()
+  with contextlib.redirect_stdout(io.StringIO()):
+    yield
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: pathlib.Path) -> Iterator[None]:
+  """Makes an OSError of what ArrayRecord raises when the disk is full."""
+  try:
+    yield
+  except OSError:
+    raise
+  except Exception as error:
+    if "No space left" in str(error) or shutil.disk_usage(folder.parent).free == 0:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+    raise
