@@ -1,6 +1,6 @@
 """One way to read a stack, whatever wrote it.
 
-A stack is a folder of BMP, PNG or TIFF slices (VivaStack: v0000000.bmp, …), a
+A stack is a folder of BMP, PNG, TIFF or JPEG slices (VivaStack: v0000000.bmp, …), a
 multi-page TIFF, a single- or multi-frame DICOM file or a folder of them, or an
 .npy or .npz volume. Rules that hold for all of them:
 
@@ -235,6 +235,7 @@ def _open_folder(folder: pathlib.Path) -> RawStack:
   kinds = {
     "BMP": [p for p in paths if p.suffix.lower() == ".bmp"],
     "PNG": [p for p in paths if p.suffix.lower() == ".png"],
+    "JPEG": [p for p in paths if p.suffix.lower() in (".jpg", ".jpeg")],
     "TIFF": [p for p in paths if p.suffix.lower() in tiff.SUFFIXES],
     "DICOM": [p for p in paths if dicom.is_dicom(p)],
     "NumPy": [p for p in paths if p.suffix.lower() in volume.SUFFIXES],

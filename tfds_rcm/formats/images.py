@@ -12,13 +12,13 @@ from PIL import Image
 from tfds_rcm.errors import UserError
 from tfds_rcm.formats.raw import RawStack, check_path, check_size, decoding
 
-SUFFIXES = frozenset({".bmp", ".png"})
+SUFFIXES = frozenset({".bmp", ".png", ".jpg", ".jpeg"})
 _NUMBER = re.compile(r"(\d+)")
 _DEEP_MODES = ("I", "F")
 
 
 def read_image(path: pathlib.Path) -> np.ndarray:
-  """Decodes a BMP or PNG; 16-bit values stay as stored.
+  """Decodes a BMP, PNG or JPEG; 16-bit values stay as stored.
 
   Raises:
     UserError: if the file is damaged, empty or too large.
@@ -33,7 +33,7 @@ def read_image(path: pathlib.Path) -> np.ndarray:
 
 
 def open_images(paths: Sequence[pathlib.Path]) -> RawStack:
-  """A stack of BMP or PNG files, in the order given."""
+  """A stack of BMP, PNG or JPEG files, in the order given."""
   return RawStack(names=[str(p) for p in paths], read=lambda t: read_image(paths[t]))
 
 

@@ -1,0 +1,309 @@
+"""A folder and a spreadsheet become a dataset; whatever is wrong with them is told in one line."""
+
+import os
+import zipfile
+
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow_datasets as tfds
+
+from tests import studies
+from tfds_rcm import features, manifest_builder, staging, study
+from tfds_rcm.errors import UserError
+from tfds_rcm.rcm_clinical import rcm_clinical_dataset_builder as clinical
+from tfds_rcm.splits import SPLITS
+
+
+@pytest.fixture(name="source")
+def _source(tmp_path):
+  return studies.write_study(tmp_path / "study")
+
+
+def prepare(source, data_dir, *options):
+  studies.prepare("rcm_clinical", source, data_dir, *options)
+
+
+def records(data_dir):
+  builder = clinical.Builder(data_dir=data_dir)
+  return {
+    split: [features.read_record(r) for r in builder.as_data_source(split)]
+    for split in SPLITS if split in builder.info.splits
+  }  # fmt: skip
+
+
+def check_records(data_dir, num_stacks=6):
+  by_split = records(data_dir)
+  found = {record.stack_id: record for of_split in by_split.values() for record in of_split}
+  assert len(found) == num_stacks
+  for stack_id, record in found.items():
+    np.testing.assert_array_equal(
+      np.stack(record.slices)[..., 0], studies.volume(int(stack_id[1:]))
+    )
+    np.testing.assert_array_equal(record.labels, [0, 1, 2, 2, 3, 3])
+    np.testing.assert_allclose(record.depth_um, 3 * np.arange(6))
+    assert record.pixel_um == 0.5
+    assert record.site == "arm"
+  patients = [{record.patient_id for record in of_split} for of_split in by_split.values()]
+  assert sum(map(len, patients)) == len(set.union(*patients))
+  return by_split
+
+
+def assert_nothing_registered(data_dir):
+  builder = clinical.Builder(data_dir=data_dir)
+  assert not builder.is_prepared()
+  assert not list(data_dir.glob("rcm_clinical/*1.0.0*"))
+
+
+def error(source, data_dir, *options):
+  with pytest.raises(UserError) as raised:
+    prepare(source, data_dir, *options)
+  assert_nothing_registered(data_dir)
+  assert "\n" not in str(raised.value)
+  return str(raised.value)
+
+
+def test_a_study_becomes_a_dataset(source, tmp_path, capsys):
+  data = tmp_path / "data"
+  prepare(source, data, "--split_sizes=2,2,2")
+  assert {split: len(r) for split, r in check_records(data).items()} == dict.fromkeys(SPLITS, 2)
+  out = capsys.readouterr().out
+  assert "6 of 3 patients, 36 slices" in out
+  assert "dej 33.3 %" in out
+  assert (data / "rcm_clinical/1.0.0/splits.csv").is_file()
+  assert "0 problems" in (data / "rcm_clinical/1.0.0/report.txt").read_text()
+  assert not (data / "rcm_clinical/staging").exists()
+
+
+def test_a_zip_gives_the_same_dataset(source, tmp_path):
+  packed = tmp_path / "study.zip"
+  with zipfile.ZipFile(packed, "w") as archive:
+    for path in source.rglob("*"):
+      archive.write(path, f"top/{path.relative_to(source)}")
+  prepare(packed, tmp_path / "data")
+  check_records(tmp_path / "data")
+
+
+def test_a_second_run_does_nothing_and_an_edited_split_is_obeyed(source, tmp_path, capsys):
+  data = tmp_path / "data"
+  prepare(source, data, "--split_sizes=2,2,2")
+  prepare(source, data)
+  assert "up to date" in capsys.readouterr().out
+  table = data / "rcm_clinical/splits.csv"
+  first = {r.stack_id for r in records(data)["train"]}
+  swapped = table.read_text().replace(",train,", ",-,").replace(",test,", ",train,")
+  table.write_text(swapped.replace(",-,", ",test,"))
+  prepare(source, data)
+  assert {r.stack_id for r in check_records(data)["test"]} == first
+  with pytest.raises(UserError) as raised:
+    prepare(source, data, "--split_sizes=4,1,1")
+  assert "splits.csv: 2/2/2 stacks instead of 4/1/1" in str(raised.value)
+  check_records(data)  # the older dataset stays
+
+
+def test_a_failed_rerun_leaves_the_older_dataset(source, tmp_path):
+  data = tmp_path / "data"
+  prepare(source, data)
+  image = source / "p1/arm/VivaStack #1/v0000004.bmp"
+  image.write_bytes(image.read_bytes()[:300])
+  with pytest.raises(UserError, match=r"v0000004\.bmp"):
+    prepare(source, data)
+  check_records(data)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(source, tmp_path, monkeypatch):
+  data, made = tmp_path / "data", []
+  original = study.make_record
+
+  def interrupted(job):
+    if len(made) == 4:
+      raise KeyboardInterrupt
+    made.append(job.stack.entry.stack_id)
+    return original(job)
+
+  monkeypatch.setattr(manifest_builder, "make_record", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    prepare(source, data)
+  assert_nothing_registered(data)
+  assert len(list((data / "rcm_clinical/staging").glob("*.zip"))) == 4
+
+  def counted(job):
+    made.append(job.stack.entry.stack_id)
+    return original(job)
+
+  monkeypatch.setattr(manifest_builder, "make_record", counted)
+  prepare(source, data)
+  assert sorted(made) == [f"s{i}" for i in range(6)]  # none was made twice
+  check_records(data)
+
+
+def test_all_cores_give_the_same_dataset(source, tmp_path):
+  prepare(source, tmp_path / "data", "--workers=2")
+  check_records(tmp_path / "data")
+
+
+def test_no_more_than_a_few_stacks_are_in_memory(source, tmp_path, monkeypatch):
+  alive, most = set(), [0]
+  load = staging.load
+
+  class Counted(list):
+    def __init__(self, *args):
+      super().__init__(*args)
+      alive.add(id(self))
+      most[0] = max(most[0], len(alive))
+
+    def __del__(self):
+      alive.discard(id(self))
+
+  def counting(path):
+    fields = load(path)
+    return fields and {**fields, "slices": Counted(fields["slices"])}
+
+  monkeypatch.setattr(staging, "load", counting)
+  prepare(source, tmp_path / "data")
+  assert 1 <= most[0] <= 2
+
+
+def test_check_lists_everything_and_writes_nothing(source, tmp_path, capsys):
+  image = source / "p0/arm/VivaStack #0/v0000002.bmp"
+  image.write_bytes(image.read_bytes()[:200])
+  (source / "p1/arm/VivaStack #1/v0000003.bmp").unlink()
+  studies.edit(source / "labels.csv", "s2,1,epidermis", "s2,1,muscle")
+  message = error(source, tmp_path / "data", "--check")
+  assert "and 2 more" in message
+  out = capsys.readouterr().out
+  assert "v0000002.bmp" in out
+  assert "gap in numbering" in out
+  assert "labels.csv, row 15: label 'muscle' is unknown" in out
+  assert "3 problems" in out
+
+
+BAD = {
+  "truncated image": (
+    lambda s: _cut(s / "p0/arm/VivaStack #0/v0000002.bmp", 200), "v0000002.bmp", "row 2"),
+  "zero-byte image": (
+    lambda s: _cut(s / "p0/arm/VivaStack #0/v0000002.bmp", 0), "v0000002.bmp", "empty"),
+  "unequal sizes": (
+    lambda s: Image.new("L", (9, 9)).save(s / "p0/arm/VivaStack #0/v0000002.bmp"),
+    "9 x 9", "row 2"),
+  "gap": (
+    lambda s: (s / "p0/arm/VivaStack #0/v0000002.bmp").unlink(), "number 2 is missing", "row 2"),
+  "symlink loop": (
+    lambda s: _loop(s / "p0/arm/VivaStack #0"), "VivaStack #0", "row 2"),
+  "NaN": (lambda s: _nan(s), "holds NaN", "row 2"),
+  "label of a slice that is not there": (
+    lambda s: studies.edit(s / "labels.csv", "s0,5,", "s0,6,"),
+    "labels.csv, row 7", "first_slice=1"),
+  "unlabelled slice": (
+    lambda s: studies.edit(s / "labels.csv", "s0,5,dermis\n", ""),
+    "slices 5 have no label", "row 2"),
+  "labelled twice": (
+    lambda s: studies.edit(s / "labels.csv", "s0,5,", "s0,4,"), "row 7", "has a label already"),
+  "labels of a stranger": (
+    lambda s: studies.edit(s / "labels.csv", "s5,5,dermis", "s9,5,dermis"), "row 37", "'s9'"),
+  "duplicate stack": (
+    lambda s: studies.edit(s / "manifest.csv", "s1,", "s0,"), "manifest.csv, row 3", "in row 2"),
+  "duplicate path": (
+    lambda s: studies.edit(s / "manifest.csv", "p1/arm/VivaStack #1", "p0/arm/VivaStack #0"),
+    "manifest.csv, row 3", "path"),
+  "missing path": (
+    lambda s: studies.edit(s / "manifest.csv", "VivaStack #2", "VivaStack #20"),
+    "row 4", "no such file"),
+  "no step": (
+    lambda s: studies.edit(s / "manifest.csv", "#0,3,", "#0,,"), "row 2", "step_um"),
+  "negative step": (
+    lambda s: studies.edit(s / "manifest.csv", "#0,3,", "#0,-3,"), "row 2", "step_um"),
+  "text for a number": (
+    lambda s: studies.edit(s / "manifest.csv", "#0,3,", "#0,three,"), "row 2", "'three'"),
+  "no patient": (
+    lambda s: studies.edit(s / "manifest.csv", "s1,p1", "s1,"), "row 3", "patient_id is empty"),
+  "no column": (
+    lambda s: studies.edit(s / "manifest.csv", "patient_id", "who"), "row 1", "patient_id"),
+  "numbers without a map": (
+    lambda s: studies.edit(s / "labels.csv", "s0,0,stratum_corneum", "s0,0,7"),
+    "row 2", "--label_map=7=epidermis"),
+}  # fmt: skip
+
+
+def _cut(path, keep):
+  path.write_bytes(path.read_bytes()[:keep])
+
+
+def _loop(folder):
+  for path in folder.iterdir():
+    path.unlink()
+  folder.rmdir()
+  os.symlink(folder, folder)
+
+
+def _nan(source):
+  values = studies.volume(0).astype(np.float32)
+  values[3, 1, 1] = np.nan
+  np.save(source / "nan.npy", values)
+  studies.edit(source / "manifest.csv", "p0/arm/VivaStack #0", "nan.npy")
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_told_in_one_line(source, tmp_path, name):
+  damage, *expected = BAD[name]
+  damage(source)
+  message = error(source, tmp_path / "data")
+  for part in expected:
+    assert part in message
+
+
+def test_zip_that_climbs_out(source, tmp_path):
+  packed = tmp_path / "study.zip"
+  for member in ("../evil.txt", "/evil.txt", "a/../../evil.txt", "..\\evil.txt", "C:/evil.txt"):
+    with zipfile.ZipFile(packed, "w") as archive:
+      archive.writestr("manifest.csv", "stack_id")
+      archive.writestr(member, "x")
+    assert "leads out of the folder" in error(packed, tmp_path / "data")
+    assert not list(tmp_path.rglob("evil.txt"))
+    assert not list((tmp_path / "data").rglob("manifest.csv"))
+
+
+def test_zips_with_links_or_damage_and_other_files(source, tmp_path):
+  packed = tmp_path / "study.zip"
+  link = zipfile.ZipInfo("link")
+  link.external_attr = 0o120777 << 16
+  with zipfile.ZipFile(packed, "w") as archive:
+    archive.writestr(link, "/etc/passwd")
+  assert "symbolic link" in error(packed, tmp_path / "data")
+  with zipfile.ZipFile(packed, "w") as archive:
+    archive.writestr("a", np.random.default_rng(0).bytes(5000))
+  data = bytearray(packed.read_bytes())
+  data[2000] ^= 1
+  packed.write_bytes(data)
+  assert "study.zip: cannot be decoded" in error(packed, tmp_path / "data")
+  packed.write_bytes(b"Rar!")
+  assert "neither a folder nor a zip" in error(packed, tmp_path / "data")
+
+
+def test_a_zip_in_a_zip_is_unpacked(source, tmp_path):
+  inner = tmp_path / "inner.zip"
+  with zipfile.ZipFile(inner, "w") as archive:
+    for path in source.rglob("*"):
+      archive.write(path, path.relative_to(source))
+  packed = tmp_path / "outer.zip"
+  with zipfile.ZipFile(packed, "w") as archive:
+    archive.write(inner, "data/inner.zip")
+  prepare(packed, tmp_path / "data")
+  check_records(tmp_path / "data")
+
+
+def test_beam_runs_or_says_what_is_missing(source, tmp_path):
+  try:
+    import apache_beam  # noqa: F401
+  except ImportError:
+    message = error(source, tmp_path / "data", "--beam_options=--runner=DirectRunner")
+    assert "pip install apache-beam" in message
+  else:
+    prepare(source, tmp_path / "data", "--beam_options=--runner=DirectRunner")
+    check_records(tmp_path / "data")
+
+
+def test_the_dataset_is_found_by_its_name(source, tmp_path):
+  prepare(source, tmp_path / "data")
+  builder = tfds.builder("rcm_clinical", data_dir=tmp_path / "data", file_format="array_record")
+  assert sum(split.num_examples for split in builder.info.splits.values()) == 6

@@ -1,0 +1,154 @@
+"""The two CSV files that describe a study: its stacks, and what readers said about them.
+
+The manifest has one row a stack: stack_id, patient_id, path (below the source folder, or
+absolute) and, where known, step_um, pixel_um, site and source (the study it comes from).
+Labels stand in the manifest as transitions (`labels.TRANSITIONS`: where a stratum
+begins, as depth or as number of its first slice), or in a second file: one row a slice
+(stack_id, slice, label) or one row a stack (stack_id and transitions), each with a
+column `reader` if there are several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import dataclasses
+import pathlib
+
+from tfds_rcm.errors import UserError
+from tfds_rcm.labels import TRANSITIONS, Reading
+from tfds_rcm.tables import Row, Table, read_table
+
+MANIFEST, LABELS = "manifest.csv", "labels.csv"
+_FOR_READER = "reader"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One stack of a study, as its manifest describes it.
+
+  Attributes:
+    stack_id: unique name.
+    patient_id: whose skin.
+    path: folder or file.
+    step_um: distance between slices in µm; None if the files tell their depth.
+    pixel_um: side of a pixel in µm; None if the files tell it or nobody knows.
+    site: where on the body, may be empty.
+    source: the study it comes from, may be empty.
+    place: file and row, for messages.
+    readings: what readers said.
+  """
+
+  stack_id: str
+  patient_id: str
+  path: pathlib.Path
+  step_um: float | None
+  pixel_um: float | None
+  site: str
+  source: str
+  place: str
+  readings: tuple[Reading, ...]
+
+
+@contextlib.contextmanager
+def collected(problems: list[str]) -> Iterator[None]:
+  """Notes a user's error instead of raising it, so that one run lists them all."""
+  try:
+    yield
+  except UserError as error:
+    problems.append(str(error))
+
+
+def find_manifest(source: pathlib.Path) -> pathlib.Path:
+  """The one manifest.csv below a folder.
+
+  Raises:
+    UserError: if there is none, or several.
+  """
+  direct = source / MANIFEST
+  found = [direct] if direct.is_file() else sorted(source.rglob(MANIFEST))
+  if len(found) == 1:
+    return found[0]
+  what = f"{len(found)} files {MANIFEST}" if found else f"no {MANIFEST}"
+  raise UserError(f"{source}: {what} in it, expected one; name yours by --manifest")
+
+
+def read_manifest(
+  manifest: pathlib.Path, root: pathlib.Path, labels: pathlib.Path | None, problems: list[str]
+) -> list[Entry]:
+  """Reads a study's stacks with their labels; nothing is opened but the CSV files.
+
+  Args:
+    manifest: the CSV of the stacks.
+    root: folder that relative paths start from.
+    labels: the CSV of the labels; None if the manifest's own columns tell them.
+    problems: where what is wrong in a row is noted.
+
+  Raises:
+    UserError: if a file as a whole cannot be understood.
+  """
+  table = read_table(manifest, required=("stack_id", "patient_id", "path"))
+  if not table.rows:
+    raise UserError(f"{manifest}: no row below the header; add one for each stack")
+  readings = _read_labels(read_table(labels, required=("stack_id",))) if labels else {}
+  entries, first_by = [], {}
+  for row in table.rows:
+    for column in ("stack_id", "path"):
+      first = first_by.setdefault((column, row[column]), row.place)
+      if first != row.place:
+        number = first.rpartition(" ")[2]
+        problems.append(f"{row.place}: {column} {row[column]!r} is already in row {number}")
+        break
+    else:
+      with collected(problems):
+        entries.append(_entry(row, root, readings.get(row["stack_id"], ()), labels))
+  known = {row["stack_id"] for row in table.rows}
+  for stack_id, of_stack in readings.items():
+    if stack_id not in known:
+      place = of_stack[0].rows[0].place
+      problems.append(f"{place}: stack_id {stack_id!r} is not in {manifest.name}")
+  return entries
+
+
+def _entry(
+  row: Row, root: pathlib.Path, readings: Sequence[Reading], labels: pathlib.Path | None
+) -> Entry:
+  in_row = any(row[column] for column in TRANSITIONS)
+  if in_row and readings:
+    raise UserError(f"{row.place}: has transitions, and labels in {readings[0].rows[0].place} too")
+  if not in_row and not readings:
+    where = f"row of it in {labels}" if labels else f"{', '.join(TRANSITIONS)} or {LABELS}"
+    raise UserError(f"{row.place}: stack {row['stack_id']} has no labels, expected a {where}")
+  for column in ("step_um", "pixel_um"):
+    value = row.number(column)
+    if value is not None and value <= 0:
+      raise UserError(f"{row.place}: {column} is {row[column]!r}, expected µm above 0")
+  return Entry(
+    stack_id=row["stack_id"],
+    patient_id=row["patient_id"],
+    path=root / row["path"].replace("\\", "/"),
+    step_um=row.number("step_um"),
+    pixel_um=row.number("pixel_um"),
+    site=row["site"],
+    source=row["source"],
+    place=row.place,
+    readings=tuple(readings) or (Reading(row[_FOR_READER], (row,)),),
+  )
+
+
+def _read_labels(table: Table) -> dict[str, tuple[Reading, ...]]:
+  per_slice = "slice" in table.columns
+  if per_slice and "label" not in table.columns:
+    raise UserError(f"{table.path}, row 1: a column slice but no column label; add it")
+  if not per_slice and not set(TRANSITIONS) & set(table.columns):
+    raise UserError(
+      f"{table.path}, row 1: expected the columns slice and label, or one of "
+      f"{', '.join(TRANSITIONS)}; the columns are {', '.join(table.columns)}"
+    )
+  rows: dict[str, dict[str, list[Row]]] = {}
+  for row in table.rows:
+    rows.setdefault(row["stack_id"], {}).setdefault(row[_FOR_READER], []).append(row)
+  return {
+    stack_id: tuple(Reading(reader, tuple(of_reader)) for reader, of_reader in readers.items())
+    for stack_id, readers in rows.items()
+  }

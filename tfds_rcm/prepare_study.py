@@ -1,0 +1,124 @@
+"""The command line of the datasets that are made of a user's own files."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+from tfds_rcm import archive, check, labels, manifest, study
+from tfds_rcm.errors import UserError
+from tfds_rcm.rcm_dryad import convert
+
+DATASETS = ("rcm_dryad", "rcm_clinical")
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+  """Adds the options of one of DATASETS, besides --data_dir."""
+  add = parser.add_argument
+  add("--source", type=pathlib.Path, required=True, help="the study's folder, or a zip of it")
+  add("--check", action="store_true", help="decode everything, report, write no dataset")
+  add("--manifest", type=pathlib.Path, help="CSV of the stacks (default: manifest.csv in source)")
+  add("--labels", type=pathlib.Path, help="CSV of the labels (default: labels.csv beside it)")
+  add("--label_map", default="", help="what labels mean, such as 1=epidermis,2=dej,3=dermis")
+  add("--readers", default="", help="readers by seniority, such as ann,bob: ties go to the first")
+  add("--first_slice", type=int, choices=(0, 1), default=0, help="number of the shallowest slice")
+  add("--splits", type=pathlib.Path, help="CSV of the splits: obeyed if there, else written")
+  add("--split_sizes", help="stacks in train,validation,test: counts or fractions")
+  add("--seed", type=int, default=0, help="of the splits")
+  add("--value_range", help="black,white in pixels deeper than 8 bit (default: the stack's own)")
+  add("--workers", type=int, help="processes (default: all cores)")
+  add("--beam_options", help="decode by Apache Beam with these options, such as --runner=…")
+  if name == "rcm_dryad":
+    add("--columns", default="", help="which column is what, such as stack_id=Stack,label=Layer")
+    add("--patient_pattern", help="regular expression whose group in a stack's path is its patient")
+    add("--step_um", type=float, help="distance between slices in µm")
+    add("--pixel_um", type=float, help="side of a pixel in µm")
+
+
+def run(name: str, args: argparse.Namespace, data_dir: pathlib.Path) -> None:
+  """Checks or prepares one of DATASETS and prints what was found.
+
+  Raises:
+    UserError: if anything is wrong with the input; no dataset is written then.
+  """
+  base = data_dir / name
+  folder = archive.source_folder(args.source, base / "unpacked")
+  table, labels_csv, note = args.manifest, args.labels, ""
+  if name == "rcm_dryad":
+    note = convert.NOTE
+    if table is None and not (folder / manifest.MANIFEST).is_file():
+      hints = convert.Hints(
+        columns=_pairs("columns", args.columns),
+        patient_pattern=args.patient_pattern,
+        step_um=args.step_um,
+        pixel_um=args.pixel_um,
+        labels=labels_csv,
+      )
+      table, labels_csv = convert.convert(folder, base / "converted", hints)
+  if table is None:
+    table = manifest.find_manifest(folder)
+    folder = table.parent
+  if labels_csv is None and (table.parent / manifest.LABELS).is_file():
+    labels_csv = table.parent / manifest.LABELS
+  options = study.Options(
+    folder=folder,
+    manifest=table,
+    labels=labels_csv,
+    splits=args.splits or base / "splits.csv",
+    split_sizes=_numbers("split_sizes", args.split_sizes, 3),
+    seed=args.seed,
+    rules=labels.Rules(
+      label_map=labels.parse_label_map(args.label_map),
+      reader_order=tuple(filter(None, map(str.strip, args.readers.split(",")))),
+      first_slice=args.first_slice,
+    ),
+    value_range=_numbers("value_range", args.value_range, 2),
+  )
+  plan = study.make_plan(options, decode=args.check, workers=args.workers)
+  print(check.report(plan, note))
+  plan.raise_problems()
+  if not args.check:
+    _prepare(name, plan, args, data_dir)
+
+
+def _prepare(
+  name: str, plan: study.Plan, args: argparse.Namespace, data_dir: pathlib.Path
+) -> None:
+  # Here, because TFDS takes a second to import and the processes that decode do without.
+  import tensorflow_datasets as tfds
+
+  from tfds_rcm.rcm_clinical import rcm_clinical_dataset_builder as clinical
+  from tfds_rcm.rcm_dryad import rcm_dryad_dataset_builder as dryad
+
+  builder_class = {"rcm_clinical": clinical.Builder, "rcm_dryad": dryad.Builder}[name]
+  config = None
+  if args.beam_options is not None:
+    try:
+      from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+      raise UserError("beam_options: Beam is missing: pip install apache-beam") from error
+    config = tfds.download.DownloadConfig(beam_options=PipelineOptions(args.beam_options.split()))
+  builder = builder_class(
+    plan=plan, workers=args.workers, use_beam=config is not None, data_dir=data_dir
+  )
+  wrote = builder.prepare(config)
+  print(f"{'dataset    ' if wrote else 'up to date '} {builder.data_path}")
+
+
+def _numbers(option: str, text: str | None, count: int) -> tuple[float, ...] | None:
+  if text is None:
+    return None
+  try:
+    numbers = tuple(float(part) for part in text.split(","))
+  except ValueError:
+    numbers = ()
+  if len(numbers) != count:
+    raise UserError(f"--{option}={text}: expected {count} numbers with commas between them")
+  return numbers
+
+
+def _pairs(option: str, text: str) -> dict[str, str]:
+  pairs = dict(part.partition("=")[::2] for part in text.split(",") if part)
+  if not all(key and value for key, value in pairs.items()):
+    raise UserError(f"--{option}={text}: expected NAME=COLUMN,NAME=COLUMN")
+  return pairs

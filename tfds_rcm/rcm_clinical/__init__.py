@@ -1,0 +1,1 @@
+"""Any study that a manifest describes, as a TFDS dataset."""

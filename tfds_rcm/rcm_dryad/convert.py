@@ -1,0 +1,262 @@
+"""Makes a manifest of the archive that Hames et al. left at Dryad.
+
+THE ARCHIVE'S LAYOUT COULD NOT BE CHECKED BY THE AUTHORS OF THIS PROGRAM: its file
+names, image format and label columns are unknown to them. So nothing is taken for
+granted here. Stacks are folders of images or volumes in one file; tables are CSV
+or tab-separated files whose columns have telling names. Whatever cannot be inferred
+is asked for, in one line that names the option to give. The result are two files for
+a person to look at, manifest.csv and labels.csv; a manifest.csv of the user's own in
+the folder is taken instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import csv
+import dataclasses
+import os
+import pathlib
+import re
+
+import tifffile
+
+from tfds_rcm import manifest, stack_io
+from tfds_rcm.errors import UserError
+from tfds_rcm.formats import images, tiff, volume
+from tfds_rcm.labels import TRANSITIONS
+from tfds_rcm.tables import Row, Table, read_table
+
+NOTE = (
+  "note        the layout of the Dryad archive (doi:10.5061/dryad.rg58m) could not be checked by "
+  "the authors of this program: look into the manifest and the labels below before you trust them"
+)
+_TABLES = (".csv", ".tsv", ".txt")
+_NAMES = {
+  "stack_id": ("stack_id", "stack", "stack_name", "stack_number", "folder", "series", "id"),
+  "patient_id": ("patient_id", "patient", "subject_id", "subject", "participant", "volunteer"),
+  "slice": ("slice", "slice_number", "image", "image_number", "frame", "file", "filename"),
+  "label": ("label", "class", "layer", "stratum", "strata"),
+  "reader": ("reader", "annotator", "observer", "rater", "expert"),
+  "site": ("site", "body_site", "location"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Hints:
+  """What a user says about the archive.
+
+  Attributes:
+    columns: the archive's column for stack_id, patient_id, slice, label, reader or site.
+    patient_pattern: regular expression whose group in a stack's path is its patient.
+    step_um: distance between slices in µm.
+    pixel_um: side of a pixel in µm.
+    labels: the table of the labels.
+  """
+
+  columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  patient_pattern: str | None = None
+  step_um: float | None = None
+  pixel_um: float | None = None
+  labels: pathlib.Path | None = None
+
+
+def convert(
+  folder: pathlib.Path, out: pathlib.Path, hints: Hints
+) -> tuple[pathlib.Path, pathlib.Path]:
+  """Writes manifest.csv and labels.csv for an unpacked archive.
+
+  Args:
+    folder: the archive, unpacked.
+    out: where the two files go.
+    hints: what the user says about it.
+
+  Returns:
+    The two files.
+
+  Raises:
+    UserError: with the option to give, if something cannot be inferred.
+  """
+  stacks = find_stacks(folder)
+  labels = _find_labels(folder, hints)
+  stack_of = _matcher(stacks, labels)
+  rows = [(row, stack_of(row)) for row in labels.table.rows]
+  patients = _patients(folder, stacks, labels, rows, hints)
+  sites = {name: row[labels.columns["site"]] for row, name in rows if "site" in labels.columns}
+  out.mkdir(parents=True, exist_ok=True)
+  table_path, labels_path = out / manifest.MANIFEST, out / manifest.LABELS
+  labelled = {name for _, name in rows}
+  with table_path.open("w", newline="", encoding="utf-8") as stream:
+    writer = csv.writer(stream)
+    writer.writerow(("stack_id", "patient_id", "path", "step_um", "pixel_um", "site", "source"))
+    for name, path in stacks.items():
+      if name in labelled:
+        step, pixel = hints.step_um or "", hints.pixel_um or ""
+        where = path.relative_to(folder).as_posix()
+        writer.writerow((name, patients[name], where, step, pixel, sites.get(name, ""), "dryad"))
+  given = [c for c in ("slice", "label", "reader", *TRANSITIONS) if c in labels.columns]
+  with labels_path.open("w", newline="", encoding="utf-8") as stream:
+    writer = csv.writer(stream)
+    writer.writerow(("stack_id", *given))
+    for row, name in rows:
+      writer.writerow((name, *(_cell(row, c, labels.columns[c]) for c in given)))
+  return table_path, labels_path
+
+
+def find_stacks(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Stacks below a folder by their path from it; links are not followed.
+
+  A folder with at least two images is a stack, and so is every file with several
+  slices.
+
+  Raises:
+    UserError: if there are none.
+  """
+  stacks = {}
+  for parent, folders, files in os.walk(folder):
+    folders.sort()
+    paths = [pathlib.Path(parent, name) for name in sorted(files) if not name.startswith(".")]
+    slices = [p for p in paths if p.suffix.lower() in stack_io.SUFFIXES]
+    volumes = [p for p in slices if _is_volume(p)]
+    for path in volumes:
+      stacks[path.relative_to(folder).with_suffix("").as_posix()] = path
+    if not volumes and len(slices) > 1:
+      stacks[pathlib.Path(parent).relative_to(folder).as_posix()] = pathlib.Path(parent)
+  if not stacks:
+    kinds = ", ".join(sorted(stack_io.SUFFIXES))
+    raise UserError(f"{folder}: no folder with images and no volume in it (of {kinds})")
+  return stacks
+
+
+def _is_volume(path: pathlib.Path) -> bool:
+  suffix = path.suffix.lower()
+  if suffix in volume.SUFFIXES:
+    return True
+  if suffix in images.SUFFIXES:
+    return False
+  if suffix in tiff.SUFFIXES:
+    try:
+      with tifffile.TiffFile(path) as tif:
+        return len(tif.pages) > 1
+    except (OSError, ValueError):
+      return False  # Damaged: told with its reason when the stack is examined.
+  return False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Labels:
+  table: Table
+  columns: dict[str, str]  # the table's column for each of ours
+
+
+def _find_labels(folder: pathlib.Path, hints: Hints) -> _Labels:
+  """The one table that tells labels."""
+  paths = [hints.labels] if hints.labels else sorted(folder.rglob("*.*"))
+  found, seen = [], []
+  for path in paths:
+    if hints.labels or (path.suffix.lower() in _TABLES and path.is_file()):
+      table = read_table(path)
+      columns = _columns(table, hints.columns)
+      seen.append(f"{path.name} ({', '.join(table.columns)})")
+      if ("label" in columns and "slice" in columns) or set(TRANSITIONS) & set(columns):
+        found.append(_Labels(table, columns))
+  if len(found) == 1:
+    return found[0]
+  if found:
+    names = ", ".join(str(labels.table.path) for labels in found)
+    raise UserError(f"{folder}: several tables tell labels ({names}); choose by --labels")
+  raise UserError(
+    f"{folder}: no table with a slice and a label was recognised among "
+    f"{'; '.join(seen) or 'no CSV files'}; give --labels=FILE and "
+    "--columns=stack_id=…,slice=…,label=…"
+  )
+
+
+def _columns(table: Table, given: Mapping[str, str]) -> dict[str, str]:
+  columns = {name: name for name in TRANSITIONS if name in table.columns}
+  for ours, names in _NAMES.items():
+    wanted = "_".join(given.get(ours, "").lower().split())
+    if wanted in table.columns:
+      columns[ours] = wanted
+    elif ours not in given:
+      match = next((name for name in names if name in table.columns), None)
+      if match:
+        columns[ours] = match
+  return columns
+
+
+def _matcher(stacks: Mapping[str, pathlib.Path], labels: _Labels):
+  """A function from a row of the labels to the stack that it is about."""
+  places: dict[str, set[str]] = {}
+  for name in stacks:
+    last = name.rpartition("/")[2]
+    keys = {name, last, *(str(int(n)) for n in re.findall(r"\d+", last)[-1:])}
+    for key in keys:
+      places.setdefault(key.lower(), set()).add(name)
+
+  def stack_of(row: Row) -> str:
+    key = _stack_key(row, labels)
+    found = places.get(key.lower(), set())
+    if not found and key.isdigit():
+      found = places.get(str(int(key)), set())
+    if len(found) != 1:
+      how = f"fits {len(found)} folders ({', '.join(sorted(found)[:3])})" if found else "fits none"
+      raise UserError(
+        f"{row.place}: stack {key!r} {how} of the {len(stacks)} found, such as "
+        f"{next(iter(stacks))}; say by --columns=stack_id=… which column names a stack's folder"
+      )
+    return found.pop() if len(found) == 1 else ""
+
+  return stack_of
+
+
+def _stack_key(row: Row, labels: _Labels) -> str:
+  if "stack_id" in labels.columns:
+    return row[labels.columns["stack_id"]].replace("\\", "/").strip("/")
+  image = row[labels.columns["slice"]].replace("\\", "/") if "slice" in labels.columns else ""
+  if "/" not in image:
+    raise UserError(
+      f"{row.place}: no column tells the stack among {', '.join(labels.table.columns)}; give "
+      "--columns=stack_id=…"
+    )
+  return image.rpartition("/")[0].strip("/")
+
+
+def _cell(row: Row, ours: str, column: str) -> str:
+  text = row[column]
+  return text.replace("\\", "/").rpartition("/")[2] if ours == "slice" else text
+
+
+def _patients(
+  folder: pathlib.Path,
+  stacks: Mapping[str, pathlib.Path],
+  labels: _Labels,
+  rows: Sequence[tuple[Row, str]],
+  hints: Hints,
+) -> dict[str, str]:
+  """Patient of each labelled stack."""
+  if hints.patient_pattern:
+    return _patients_by_pattern(stacks, hints.patient_pattern)
+  if "patient_id" in labels.columns:
+    column = labels.columns["patient_id"]
+    return {name: row[column] for row, name in rows}
+  raise UserError(
+    f"{folder}: whose stacks they are cannot be inferred from the columns "
+    f"{', '.join(labels.table.columns)}; give --columns=patient_id=… or --patient_pattern=REGEX "
+    f"with a group for the patient in paths like {next(iter(stacks))}"
+  )
+
+
+def _patients_by_pattern(stacks: Mapping[str, pathlib.Path], pattern: str) -> dict[str, str]:
+  try:
+    compiled = re.compile(pattern)
+  except re.error as error:
+    raise UserError(f"--patient_pattern={pattern}: no regular expression ({error})") from error
+  if compiled.groups != 1:
+    raise UserError(f"--patient_pattern={pattern}: {compiled.groups} groups, expected one: (…)")
+  patients = {}
+  for name in stacks:
+    match = compiled.search(name)
+    if not match:
+      raise UserError(f"--patient_pattern={pattern}: does not match the path {name}")
+    patients[name] = match.group(1)
+  return patients

@@ -1,0 +1,256 @@
+"""A study on disk, understood: every stack opened, labelled and put into a split.
+
+`make_plan` is what stands between a user's folder and a dataset. It finds all
+problems before anything is written, so that a bad row costs seconds, not a night.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from tfds_rcm import labels as labels_lib
+from tfds_rcm import manifest as manifest_lib
+from tfds_rcm import splits as splits_lib
+from tfds_rcm import stack_io, staging
+from tfds_rcm.errors import UserError
+from tfds_rcm.png import encode_png
+
+# Part of the staged stacks' names: to be raised when what is stored changes.
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How a study is to be read.
+
+  Attributes:
+    folder: where relative paths start from.
+    manifest: the CSV of the stacks, see `manifest`.
+    labels: the CSV of the labels, None if the manifest tells them.
+    splits: the CSV of the splits; written if it is not there, obeyed if it is.
+    split_sizes: stacks in train, validation and test, as counts or fractions; the
+      paper's fractions if None.
+    seed: for the splits.
+    rules: how labels are to be understood.
+    value_range: stored values that become black and white in pixels deeper than 8
+      bit; each stack's own range if None.
+  """
+
+  folder: pathlib.Path
+  manifest: pathlib.Path
+  labels: pathlib.Path | None
+  splits: pathlib.Path
+  split_sizes: tuple[float, ...] | None = None
+  seed: int = 0
+  rules: labels_lib.Rules = dataclasses.field(default_factory=labels_lib.Rules)
+  value_range: stack_io.Range | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Examined:
+  """A stack that could be opened and labelled.
+
+  Attributes:
+    entry: its row of the manifest.
+    shape: slices, height and width.
+    depth_um: depth of each slice in µm.
+    pixel_um: side of a pixel in µm, None if unknown.
+    labels: index into labels.STRATA of each slice.
+    disagreements: slices on which readers differ.
+    warnings: what is odd but allowed.
+  """
+
+  entry: manifest_lib.Entry
+  shape: tuple[int, int, int]
+  depth_um: tuple[float, ...]
+  pixel_um: float | None
+  labels: tuple[int, ...]
+  disagreements: int
+  warnings: tuple[str, ...]
+
+  @property
+  def for_split(self) -> splits_lib.Stack:
+    """What the splits are balanced by."""
+    counts = np.bincount(self.labels, minlength=len(labels_lib.STRATA))
+    entry = self.entry
+    return splits_lib.Stack(entry.stack_id, entry.patient_id, entry.source, tuple(counts.tolist()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What a run is going to write, or why it cannot.
+
+  Attributes:
+    options: how the study was read.
+    stacks: all that could be examined.
+    split_of: split of each stack_id; empty if there are problems.
+    problems: what must be mended, a line each.
+    warnings: what is odd but allowed, a line each.
+  """
+
+  options: Options
+  stacks: tuple[Examined, ...]
+  split_of: dict[str, str]
+  problems: tuple[str, ...]
+  warnings: tuple[str, ...]
+
+  def jobs(self, split: str) -> Iterator[tuple[str, Job]]:
+    """What `staging.staged` is to make for a split, by `make_record`."""
+    for stack in self.stacks:
+      if self.split_of[stack.entry.stack_id] == split:
+        job = Job(stack, self.options.value_range)
+        yield job.key, job
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Names all that determines the dataset."""
+    return staging.fingerprint([
+      [key, split] for split in splits_lib.SPLITS for key, _ in self.jobs(split)
+    ])  # fmt: skip
+
+  def raise_problems(self) -> None:
+    """Refuses to go on if anything is wrong.
+
+    Raises:
+      UserError: with the first problem and the number of others.
+    """
+    if self.problems:
+      rest = len(self.problems) - 1
+      more = f" (and {rest} more, listed by --check)" if rest else ""
+      raise UserError(self.problems[0] + more)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One stack to be decoded and packed."""
+
+  stack: Examined
+  value_range: stack_io.Range | None
+
+  @functools.cached_property
+  def key(self) -> str:
+    """Changes with all that the record is made of, the files' sizes and dates included."""
+    stack, entry = self.stack, self.stack.entry
+    described = [entry.stack_id, entry.patient_id, entry.site, entry.step_um, stack.pixel_um]
+    files = sorted(entry.path.iterdir()) if entry.path.is_dir() else [entry.path]
+    stamps = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    return staging.fingerprint(_FORMAT, described, stack.labels, stamps, self.value_range)
+
+
+def make_record(job: Job) -> dict[str, Any]:
+  """Decodes a stack, slice by slice, to the arguments of `features.stack_record`.
+
+  Raises:
+    UserError: if a slice cannot be read.
+  """
+  entry = job.stack.entry
+  with _at_row(entry), _open(entry, job.value_range) as reader:
+    slices = [encode_png(pixels) for pixels in reader]
+  return {
+    "stack_id": entry.stack_id,
+    "patient_id": entry.patient_id,
+    "site": entry.site,
+    "slices": slices,
+    "labels": list(job.stack.labels),
+    "depth_um": list(job.stack.depth_um),
+    "pixel_um": job.stack.pixel_um,
+  }
+
+
+def make_plan(options: Options, *, decode: bool = False, workers: int | None = None) -> Plan:
+  """Reads the CSV files, opens every stack and divides the patients.
+
+  Args:
+    options: how the study is to be read.
+    decode: decode every slice too, so that damaged ones are found.
+    workers: processes that open stacks, see `staging.in_parallel`.
+
+  Raises:
+    UserError: if a CSV as a whole cannot be understood; what is wrong with a row or a
+      stack is among the plan's problems.
+  """
+  problems: list[str] = []
+  entries = manifest_lib.read_manifest(options.manifest, options.folder, options.labels, problems)
+  examine = functools.partial(_examine, options=options, decode=decode)
+  stacks, warnings = [], []
+  for found in staging.in_parallel(examine, entries, workers=workers):
+    if isinstance(found, str):
+      problems.append(found)
+    else:
+      stacks.append(found)
+      warnings.extend(found.warnings)
+  split_of: dict[str, str] = {}
+  if not problems:
+    with manifest_lib.collected(problems):
+      split_of = _split(options, stacks, warnings)
+  return Plan(options, tuple(stacks), split_of, tuple(problems), tuple(warnings))
+
+
+def _split(options: Options, stacks: Sequence[Examined], warnings: list[str]) -> dict[str, str]:
+  wanted = splits_lib.targets(options.split_sizes or splits_lib.PAPER_FRACTIONS, len(stacks))
+  obeyed = options.splits.exists()
+  if obeyed:
+    patient_of = {s.entry.stack_id: s.entry.patient_id for s in stacks}
+    split_of = splits_lib.read(options.splits, patient_of)
+  else:
+    split_of = splits_lib.divide([s.for_split for s in stacks], wanted, options.seed)
+  got = tuple(list(split_of.values()).count(split) for split in splits_lib.SPLITS)
+  if got == wanted:
+    return split_of
+  counts = f"{'/'.join(map(str, got))} stacks instead of {'/'.join(map(str, wanted))}"
+  if not obeyed:
+    warnings.append(f"splits: {counts}: whole patients come no nearer")
+  elif options.split_sizes:
+    raise UserError(
+      f"{options.splits}: {counts} as split_sizes asks for; give no split_sizes to have the file "
+      "obeyed, or remove it to have a new one made"
+    )
+  return split_of
+
+
+def _open(entry: manifest_lib.Entry, value_range: stack_io.Range | None) -> stack_io.StackReader:
+  return stack_io.open_stack(
+    entry.path, step_um=entry.step_um, pixel_um=entry.pixel_um, value_range=value_range
+  )
+
+
+@contextlib.contextmanager
+def _at_row(entry: manifest_lib.Entry) -> Iterator[None]:
+  """Adds the manifest's row to an error that names no row."""
+  try:
+    yield
+  except UserError as error:
+    places = [row.place for reading in entry.readings for row in reading.rows]
+    if str(error).startswith((entry.place, *places)):
+      raise
+    raise UserError(f"{entry.place}: {error}") from error
+
+
+def _examine(entry: manifest_lib.Entry, *, options: Options, decode: bool) -> Examined | str:
+  """A stack, or the problem with it."""
+  try:
+    with _at_row(entry), _open(entry, options.value_range) as reader:
+      merged = labels_lib.merge_readings(
+        entry.place, entry.readings, reader.names, reader.depth_um, options.rules
+      )
+      if decode:
+        for _ in reader:
+          pass
+      return Examined(
+        entry=entry,
+        shape=reader.shape,
+        depth_um=tuple(reader.depth_um.tolist()),
+        pixel_um=reader.pixel_um,
+        labels=tuple(merged.labels.tolist()),
+        disagreements=merged.disagreements,
+        warnings=merged.warnings,
+      )
+  except UserError as error:
+    return str(error)
