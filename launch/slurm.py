@@ -27,6 +27,11 @@ _DEFAULTS = {"time": 240, "signal_delay_s": 90, "array_parallelism": 256}
 _MAX_TIMEOUTS = 20  # times that a job may run out of its time and go on
 
 
+def _ignore_warnings() -> None:
+  for warning in (signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(warning, signal.SIG_IGN)
+
+
 class Command:
   """A command line as submitit runs it: it can be stopped, and submitted again."""
 
@@ -40,8 +45,8 @@ class Command:
     Raises:
       subprocess.CalledProcessError: it failed.
     """
-    # A session of its own: Slurm's signals are for us, the run gets SIGTERM from `checkpoint`.
-    process = subprocess.Popen(self.command, start_new_session=True)
+    # Slurm signals every process of a job. SIGTERM lets a run save; its earlier warning is for us.
+    process = subprocess.Popen(self.command, preexec_fn=_ignore_warnings)
     self._pid = process.pid
     code = process.wait()
     if code:
