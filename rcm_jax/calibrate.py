@@ -12,15 +12,20 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-from jaxtyping import Float, Int
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 from scipy import optimize
 from scipy import special
 
 from rcm_jax import arrays
+from rcm_jax import decode
+from rcm_jax import metrics
 from rcm_jax import predictions as predictions_lib
 from tfds_rcm import errors
 
+_TINY = np.finfo(np.float32).tiny
 _LOG_TEMPERATURE_RANGE = (math.log(0.05), math.log(20.0))
 
 
@@ -36,6 +41,84 @@ class Reliability(NamedTuple):
   confidence: Float[np.ndarray, "bins"]
   accuracy: Float[np.ndarray, "bins"]
   count: Int[np.ndarray, "bins"]
+
+
+class Calibration(NamedTuple):
+  """What validation stacks teach about a model's uncertainty.
+
+  Attributes:
+    temperature: divides the logarithms of probabilities.
+    margin_um: by how much each boundary's posterior interval must grow (or may shrink), in µm;
+      infinite with too few validation patients for the coverage.
+    coverage: probability that an interval is meant to cover the true boundary with.
+  """
+
+  temperature: float
+  margin_um: tuple[float, float]
+  coverage: float
+
+
+class Assessment(NamedTuple):
+  """How well a calibration holds on other stacks.
+
+  Attributes:
+    accuracy: share of slices classified right.
+    temperature: of the calibration.
+    error_before: expected calibration error of the probabilities as they are.
+    error_after: the same after temperature scaling.
+    width_um: mean width of each boundary's interval, where the truth has the boundary.
+    covered: share of these boundaries inside their interval, each patient weighing the same.
+  """
+
+  accuracy: float
+  temperature: float
+  error_before: float
+  error_after: float
+  width_um: Float[np.ndarray, "2"]
+  covered: Float[np.ndarray, "2"]
+
+
+def calibrate(
+  validation: Sequence[predictions_lib.StackPrediction], coverage: float = 0.9
+) -> Calibration:
+  """Learns temperature and interval margins on validation stacks.
+
+  Intervals are conformalized quantiles (Romano et al. 2019): the posterior's own central
+  interval, widened by one margin for all stacks, so that doubtful stacks get wide intervals.
+
+  Raises:
+    UserError: there are no validation stacks.
+  """
+  temperature = fit_temperature(*slices_of(validation))
+  margins = []
+  found = _bounds(validation, Calibration(temperature, (0.0, 0.0), coverage))
+  for lower, upper, true, patients in found:
+    margins.append(conformal_margin(np.maximum(lower - true, true - upper), patients, coverage))
+  return Calibration(temperature, tuple(margins), coverage)
+
+
+def boundary_intervals_um(
+  probabilities: Float[arrays.ArrayLike, "T 3"],
+  depth_um: Float[arrays.ArrayLike, "T"],
+  mask: Bool[arrays.ArrayLike, "T"],
+  calibration: Calibration,
+) -> Float[Array, "2 3"]:
+  """Computes lower end, median and upper end of both boundaries of one stack, in µm.
+
+  Traceable and batched by `vmap`.
+  """
+  log_probs = jnp.log(jnp.maximum(probabilities, _TINY)) / calibration.temperature
+  posterior = decode.boundary_posterior(log_probs, mask)
+  tail = (1 - calibration.coverage) / 2
+  levels = jnp.array([tail, 0.5, 1 - tail])
+  low, median, high = decode.boundary_quantiles_um(
+    posterior.probability, levels, depth_um, mask
+  ).T
+  margin = jnp.array(calibration.margin_um)
+  # A negative margin must not turn the interval inside out.
+  return jnp.stack(
+    [jnp.minimum(low - margin, median), median, jnp.maximum(high + margin, median)], axis=-1
+  )
 
 
 def scale(
@@ -91,38 +174,51 @@ def expected_calibration_error(
   return float(np.average(np.abs(groups.confidence - groups.accuracy), weights=groups.count))
 
 
-def conformal_half_width(
-  abs_errors_um: Float[np.ndarray, "n"], patients: Sequence[str], coverage: float = 0.9
+def conformal_margin(
+  scores: Float[np.ndarray, "n"], patients: Sequence[str], coverage: float
 ) -> float:
-  """Finds how far an interval must reach around a predicted boundary to cover the truth.
+  """Finds the score that a new stack stays below with the probability asked for.
 
-  Split conformal prediction with patients as the exchangeable units. Each validation stack
-  weighs one over its patient's number of stacks, and an unseen patient weighs one at infinity
-  (the finite-sample correction), so a stack drawn at random from a new patient is covered with
-  at least the probability asked for.
+  Split conformal prediction with patients as the exchangeable units. Each stack weighs one over
+  its patient's number of stacks, and a new patient weighs one at infinity (the finite-sample
+  correction).
 
   Args:
-    abs_errors_um: absolute errors on validation stacks that have the boundary, in µm.
-    patients: patient of each error.
+    scores: how far outside its interval the truth lies (negative: inside).
+    patients: patient of each score.
     coverage: probability asked for.
 
   Returns:
-    Half the width of the interval in µm; infinity with too few patients for this coverage.
+    The margin; infinity where there are too few patients for this coverage.
   """
   names, which, stacks = np.unique(np.asarray(patients), return_inverse=True, return_counts=True)
-  order = np.argsort(abs_errors_um, kind="stable")
+  order = np.argsort(scores, kind="stable")
   reached = np.cumsum(1 / stacks[which[order]]) / (len(names) + 1)
   enough = np.flatnonzero(reached >= coverage - 1e-9)
-  return float(abs_errors_um[order][enough[0]]) if len(enough) else math.inf
+  return float(scores[order][enough[0]]) if len(enough) else math.inf
 
 
-def covered(
-  abs_errors_um: Float[np.ndarray, "n"], patients: Sequence[str], half_width_um: float
-) -> float:
-  """Returns the share of boundaries inside the interval, each patient weighing the same."""
-  names, which = np.unique(np.asarray(patients), return_inverse=True)
-  inside = np.bincount(which, abs_errors_um <= half_width_um, len(names))
-  return float(np.mean(inside / np.bincount(which, minlength=len(names))))
+def assess(
+  calibration: Calibration, test: Sequence[predictions_lib.StackPrediction]
+) -> Assessment:
+  """Tries a calibration on stacks that it was not learned on."""
+  probabilities, labels = slices_of(test)
+  width, inside = np.full(2, np.nan), np.full(2, np.nan)
+  for boundary, (lower, upper, true, patients) in enumerate(_bounds(test, calibration)):
+    if len(true):
+      names, which = np.unique(patients, return_inverse=True)
+      hits = np.bincount(which, (lower <= true) & (true <= upper), len(names))
+      inside[boundary] = np.mean(hits / np.bincount(which, minlength=len(names)))
+      width[boundary] = np.mean(upper - lower)
+  scaled = scale(probabilities, calibration.temperature)
+  return Assessment(
+    accuracy=float(np.mean(probabilities.argmax(-1) == labels)),
+    temperature=calibration.temperature,
+    error_before=expected_calibration_error(probabilities, labels),
+    error_after=expected_calibration_error(scaled, labels),
+    width_um=width,
+    covered=inside,
+  )
 
 
 def ensemble(
@@ -169,5 +265,29 @@ def slices_of(
   )
 
 
+def _bounds(predictions, calibration):
+  """By boundary: lower end, upper end, true depth and patient of each stack that has it."""
+  padded = predictions_lib.pad(predictions)
+  interval = _intervals(padded.probabilities, padded.depth_um, padded.mask, calibration)
+  interval = np.asarray(interval, np.float64)
+  true, counted = jax.device_get(_true_depths(padded.labels, padded.depth_um, padded.mask))
+  patients = np.array([p.patient_id for p in predictions])
+  return [
+    (interval[has, b, 0], interval[has, b, 2], true[has, b].astype(np.float64), patients[has])
+    for b, has in enumerate(counted.T)
+  ]
+
+
+_intervals = jax.jit(jax.vmap(boundary_intervals_um, in_axes=(0, 0, 0, None)))
+
+
+@jax.jit
+@jax.vmap
+def _true_depths(labels, depth_um, mask):
+  index = metrics.boundary_indices(labels, mask)
+  _, counted = metrics.index_errors_um(index, index, depth_um, mask)
+  return metrics.boundary_depths_um(index, depth_um, mask), counted
+
+
 def _log(probabilities):
-  return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny).astype(np.float64))
+  return np.log(np.maximum(probabilities, _TINY).astype(np.float64))

@@ -119,6 +119,43 @@ def boundary_posterior(
   return BoundaryPosterior(probability, jnp.minimum(median, count))
 
 
+def boundary_quantiles_um(
+  probability: Float[arrays.ArrayLike, "2 T1"],
+  levels: Float[arrays.ArrayLike, "Q"],
+  depth_um: Float[arrays.ArrayLike, "T"],
+  mask: Bool[arrays.ArrayLike, "T"],
+) -> Float[Array, "2 Q"]:
+  """Reads depths off the boundaries' distribution.
+
+  A slice's probability is spread evenly over the tissue that it stands for, half a step to
+  either side, so that depths vary continuously and not by slices. "Not in this stack" stands
+  one step past the last slice.
+
+  Args:
+    probability: of a `BoundaryPosterior`.
+    levels: cumulative probabilities, in (0, 1).
+    depth_um: depth of each slice in µm.
+    mask: True on real slices.
+
+  Returns:
+    Depth in µm of both boundaries at every level.
+  """
+  count = jnp.sum(mask)
+  depth = jnp.where(mask, depth_um, 0.0)
+  last = depth[jnp.maximum(count - 1, 0)]
+  step = last - depth[jnp.maximum(count - 2, 0)]
+  places = jnp.where(jnp.asarray(mask), depth, last + step)
+  places = jnp.concatenate([places, (last + step)[None]])
+  between = (places[1:] + places[:-1]) / 2
+  first = places[:1] - (between[:1] - places[:1])
+  edges = jnp.concatenate([first, between, (last + 1.5 * step)[None]])
+  # Behind "not in this stack" no probability is left, and no depth.
+  edges = jnp.where(jnp.arange(len(edges)) > count, last + 1.5 * step, edges)
+  cumulative = jnp.cumsum(jnp.asarray(probability), axis=1)
+  cumulative = jnp.concatenate([jnp.zeros((2, 1)), cumulative], axis=1)
+  return jax.vmap(lambda c: jnp.interp(jnp.asarray(levels), c, edges))(cumulative)
+
+
 def _next_is_real(mask):
   return jnp.concatenate([jnp.asarray(mask)[1:], jnp.zeros(1, bool)])
 

@@ -1,12 +1,19 @@
-"""From predictions to results.json, and from any number of runs to the paper's tables."""
+"""From predictions to results.json, and from any number of runs to the paper's tables.
+
+    python -m rcm_jax.evaluate --runs=DIR --out=DIR
+
+Reads every finished run below `--runs`, at any time, and writes tables.md, each table as CSV and
+LaTeX, and the figures.
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
-import itertools
 import json
 import os
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -16,15 +23,17 @@ import rich.table
 
 from rcm_jax import arrays
 from rcm_jax import cache
+from rcm_jax import calibrate
+from rcm_jax import figures
 from rcm_jax import metrics
 from rcm_jax import paper_results
+from rcm_jax import paper_tables
 from rcm_jax import predictions as predictions_lib
 from rcm_jax import resampling
 from rcm_jax import scores as scores_lib
+from rcm_jax import study as study_lib
+from rcm_jax import tables
 from tfds_rcm import errors
-
-RESULTS = "results.json"
-PREDICTIONS = "predictions.csv"
 
 _COLUMNS = (  # heading of a printed column, its width
   ("Seeds", 5),
@@ -91,10 +100,10 @@ def write_run(
   results = {"dataset": dict(dataset), "versions": dict(versions), "rows": rows}
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / RESULTS).unlink(missing_ok=True)
-    predictions_lib.write_csv(workdir / PREDICTIONS, predictions)
+    (workdir / study_lib.RESULTS).unlink(missing_ok=True)
+    predictions_lib.write_csv(workdir / study_lib.PREDICTIONS, predictions)
     text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
-    cache.write_text(workdir / RESULTS, text + "\n")
+    cache.write_text(workdir / study_lib.RESULTS, text + "\n")
   except OSError as error:
     raise errors.UserError(
       f"{workdir}: results cannot be written ({error.strerror}); free space there or choose"
@@ -133,6 +142,125 @@ def print_table(
     for i, (_, cells) in enumerate(sorted(lines, key=lambda line: -line[0])):
       table.add_row(*cells, end_section=i == len(lines) - 1)
   console.print(table)
+
+
+def write_study(study: study_lib.Study, out: str | os.PathLike) -> list[dict[str, Any]]:
+  """Writes one dataset's tables and figures.
+
+  Args:
+    study: runs on the dataset.
+    out: directory for tables.md, table*.csv, table*.tex and figures/; made if missing.
+
+  Returns:
+    Rows of all runs, in the form of results.json.
+  """
+  out = pathlib.Path(out)
+  out.mkdir(parents=True, exist_ok=True)
+  scores = {
+    method: [scores_lib.score(run) for run in study.of_split(method, "test")]
+    for method in study.predictions
+  }
+  methods = [
+    paper_tables.Method(
+      method, study.of_split(method, "test")[0][0].input, resampling.estimate(runs)
+    )
+    for method, runs in scores.items()
+  ]
+  methods.sort(key=lambda m: -m.estimate.mean.accuracy[0])
+  comparisons = resampling.compare({m.name: scores[m.name] for m in methods})
+  builders = (paper_tables.table1, paper_tables.table2, paper_tables.table3)
+  built = [build(methods, study.dataset) for build in (*builders, paper_tables.decoding_table)]
+  best = [c for c in comparisons if c.first == methods[0].name]
+  if best:
+    built.append(paper_tables.comparison_table(best, study.dataset))
+    every = paper_tables.comparison_table(comparisons, study.dataset)
+    cache.write_text(out / "paired_tests.csv", tables.to_csv(every))
+  assessed = _assess(study, [m.name for m in methods])
+  if assessed:
+    built.append(paper_tables.uncertainty_table(assessed, study.dataset))
+  text = "\n".join(tables.to_markdown(table) for table in built)
+  cache.write_text(out / "tables.md", f"# Measured on {study.dataset}\n\n{text}")
+  for table in built:
+    cache.write_text(out / f"{table.name}.csv", tables.to_csv(table))
+    cache.write_text(out / f"{table.name}.tex", tables.to_latex(table))
+  _draw(study, [m.name for m in methods], out / "figures")
+  runs = (p for seeds in study.predictions.values() for run in seeds.values() for p in run)
+  return summarize(list(runs))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit code."""
+  parser = argparse.ArgumentParser(prog="python -m rcm_jax.evaluate", description=__doc__)
+  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+  parser.add_argument("--runs", required=True, help="directory that runs' workdirs lie in")
+  parser.add_argument("--out", required=True, help="directory for tables and figures")
+  args = parser.parse_args(argv)
+  console = rich.console.Console()
+  try:
+    studies, notes = study_lib.gather(args.runs)
+    for note in notes:
+      console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+    for study in studies:
+      folder = pathlib.Path(args.out)
+      if len(studies) > 1:
+        folder /= "".join(c if c.isalnum() or c in "-+." else "_" for c in study.dataset)
+      print_table(write_study(study, folder), title=study.dataset, console=console)
+      console.print(f"tables.md, table*.csv, table*.tex and figures are in {folder}", markup=False)
+  except errors.UserError as error:
+    print(error, file=sys.stderr)
+    return 1
+  except OSError as error:
+    print(f"{error.filename or args.out}: {error.strerror}; free space there or choose another"
+          " --out", file=sys.stderr)
+    return 1
+  return 0
+
+
+def _assess(study, methods):
+  """Uncertainty of single models and of ensembles, for methods that kept validation stacks."""
+  assessed = []
+  for method in methods:
+    validation, test = study.of_split(method, "validation"), study.of_split(method, "test")
+    if not all(validation):
+      continue
+    pairs = zip(validation, test)
+    single = [calibrate.assess(calibrate.calibrate(known), asked) for known, asked in pairs]
+    assessed.append((method, 1, single))
+    if len(test) > 1:
+      known, asked = (calibrate.ensemble(sum(runs, [])) for runs in (validation, test))
+      found = calibrate.assess(calibrate.calibrate(known), asked)
+      assessed.append((method, len(test), [found]))
+  return assessed
+
+
+def _draw(study, methods, folder):
+  best = methods[0]
+  runs = {m: study.of_split(m, "test") for m in methods}
+  figures.boundary_error_histograms(
+    [p for m in methods for run in runs[m] for p in run], folder / "boundary_errors.png"
+  )
+  figures.strata_ribbon(runs[best][0], folder / "strata.png")
+  validation = study.of_split(best, "validation")[0]
+  probabilities, labels = calibrate.slices_of(runs[best][0])
+  classified = {paper_results.display_name(best): (probabilities, labels)}
+  if validation:
+    temperature = calibrate.fit_temperature(*calibrate.slices_of(validation))
+    scaled = calibrate.scale(probabilities, temperature)
+    classified[f"scaled by temperature {temperature:.2f}"] = scaled, labels
+  figures.reliability_diagram(classified, folder / "reliability.png")
+  taps: dict[int, list] = {}
+  for weights in study.taps.values():
+    taps.setdefault(len(weights) // 2, []).append(weights)
+  if taps:
+    stacked = {half_width: np.stack(weights) for half_width, weights in taps.items()}
+    figures.toeplitz_weights(stacked, folder / "toeplitz_weights.png")
+  if study.maps:
+    stack = sorted(key[2] for key in study.maps)[0]
+    shown = {}
+    for (method, _, name), weights in sorted(study.maps.items(), key=lambda item: item[0]):
+      if name == stack:
+        shown.setdefault(paper_results.display_name(method), weights)
+    figures.attention_maps(shown, folder / "attention.png")
 
 
 def _row(key, predictions, train_seconds):
@@ -183,7 +311,7 @@ def _printed(method, rows):
   """Accuracy to sort by, and the cells of one method."""
 
   def mean(*path):
-    values = list(itertools.chain(_reach(row, path) for row in rows))
+    values = [_reach(row, path) for row in rows]
     return np.nan if None in values else float(np.mean(values))
 
   accuracy = mean("accuracy")
@@ -205,3 +333,7 @@ def _reach(row, path):
 
 def _shown(value, decimals):
   return "-" if np.isnan(value) else f"{value:.{decimals}f}"
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -273,8 +273,8 @@ def _error_histogram(axes, error, reach, color):
 def _ribbon(group, prediction, first):
   depth = prediction.depth_um
   half = np.diff(depth) / 2 if len(depth) > 1 else np.full(1, 0.5)
-  edges = np.concatenate([depth[:1] - half[:1], depth[: len(half)] + half, depth[-1:] + half[-1:]])
-  edges = edges[: len(depth) + 1]
+  between = depth[:-1] + half[: len(depth) - 1]
+  edges = np.concatenate([depth[:1] - half[:1], between, depth[-1:] + half[-1:]])
   true, found, probability = group.subplots(
     1, 3, sharey=True, width_ratios=(1, 1, 2.6), gridspec_kw={"wspace": 0.02}
   )

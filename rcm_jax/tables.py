@@ -34,7 +34,7 @@ class Table:
 
   Attributes:
     name: stem of its files.
-    title: one line, no period.
+    title: "Table N. What it shows".
     columns: (group, column) headings; an empty group stands alone.
     rows: one entry a column; names as text, numbers as cells.
     rules: indices of rows that a block begins at.
@@ -56,7 +56,7 @@ def to_markdown(table: Table) -> str:
   lines = [f"## {table.title}", "", _pipes(headings)]
   lines.append(_pipes("---:" if i in numeric else "---" for i in range(len(headings))))
   for row in table.rows:
-    lines.append(_pipes(_text(entry, "**{}**", "–") for entry in row))
+    lines.append(_pipes(_text(entry, "**{}**", "{} ({})") for entry in row))
   lines += ["", *table.notes] if table.notes else []
   return "\n".join(lines) + "\n"
 
@@ -87,8 +87,9 @@ def to_csv(table: Table) -> str:
 def to_latex(table: Table) -> str:
   """Renders a table for the `booktabs` package; intervals follow in small type."""
   numeric = _numeric_columns(table)
+  caption = table.title.partition(". ")[2]  # LaTeX numbers tables itself
   spec = "".join("r" if i in numeric else "l" for i in range(len(table.columns)))
-  lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escape(table.title)}}}"]
+  lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escape(caption)}}}"]
   lines += [rf"\label{{tab:{table.name}}}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
   if any(group for group, _ in table.columns):
     lines += _latex_groups(table.columns)
@@ -118,31 +119,28 @@ def _pipes(entries):
 
 
 def _number(value, decimals):
-  return "-" if math.isnan(value) else f"{value:.{decimals}f}"
+  if math.isnan(value):
+    return "-"
+  smallest = 10**-decimals
+  return f"<{smallest:.{decimals}f}" if 0 < value < smallest / 2 else f"{value:.{decimals}f}"
 
 
-def _text(entry, bold, dash):
+def _text(entry, bold, with_interval):
   if not isinstance(entry, Cell):
     return entry
   value = _number(entry.value, entry.decimals)
   value = bold.format(value) if entry.bold else value
-  interval = _interval(entry, dash)
-  return f"{value} ({interval})" if interval else value
-
-
-def _interval(cell, dash):
-  if cell.low is None or math.isnan(cell.low):
-    return ""
-  return f"{_number(cell.low, cell.decimals)}{dash}{_number(cell.high, cell.decimals)}"
+  if entry.low is None or math.isnan(entry.low):
+    return value
+  ends = (_number(end, entry.decimals) for end in (entry.low, entry.high))
+  return with_interval.format(value, ", ".join(ends))
 
 
 def _latex_entry(entry):
   if not isinstance(entry, Cell):
     return _escape(entry)
-  value = _number(entry.value, entry.decimals)
-  value = rf"\textbf{{{value}}}" if entry.bold else value
-  interval = _interval(entry, "--")
-  return rf"{value} {{\scriptsize ({interval})}}" if interval else value
+  text = _text(entry, r"\textbf{{{}}}", r"{} {{\scriptsize ({})}}")
+  return text.replace("-", "$-$").replace("<", "$<$")
 
 
 def _latex_groups(columns):
