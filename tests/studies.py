@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import csv
+import io
 import pathlib
 
 import numpy as np
 from PIL import Image
 
-from tfds_rcm import prepare_study
+from tfds_rcm import prepare as command_line
 
 SIDE = 12
 
@@ -52,8 +53,26 @@ def edit(path: pathlib.Path, old: str, new: str, count: int = 1):
 
 
 def prepare(name: str, source: pathlib.Path, data_dir: pathlib.Path, *options: str):
-  """Runs the command line of one dataset in this process, on one core unless told otherwise."""
-  parser = argparse.ArgumentParser()
-  prepare_study.add_arguments(parser, name)
-  args = parser.parse_args([f"--source={source}", "--workers=1", *options])
-  prepare_study.run(name, args, data_dir)
+  """Runs the command line, on one core unless told otherwise: exit code, output, errors."""
+  out, err = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    code = command_line.main(
+      [name, f"--source={source}", f"--data_dir={data_dir}", "--workers=1", *options]
+    )
+  return code, out.getvalue(), err.getvalue()
+
+
+def succeed(*args) -> str:
+  """Output of a command line that works."""
+  code, out, err = prepare(*args)
+  assert code == 0, err
+  return out
+
+
+def fail(*args) -> str:
+  """The one line of a command line that does not."""
+  code, _, err = prepare(*args)
+  assert code == 1
+  [line] = err.splitlines()
+  assert line.startswith("error: ")
+  return line

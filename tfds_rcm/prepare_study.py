@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import sys
 
 from tfds_rcm import archive, check, labels, manifest, study
 from tfds_rcm.errors import UserError
@@ -90,6 +91,8 @@ def _prepare(
   from tfds_rcm.rcm_clinical import rcm_clinical_dataset_builder as clinical
   from tfds_rcm.rcm_dryad import rcm_dryad_dataset_builder as dryad
 
+  if not sys.stderr.isatty():  # a log is no place for progress bars
+    tfds.disable_progress_bar()
   builder_class = {"rcm_clinical": clinical.Builder, "rcm_dryad": dryad.Builder}[name]
   config = None
   if args.beam_options is not None:

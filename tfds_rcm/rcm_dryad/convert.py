@@ -11,7 +11,7 @@ the folder is taken instead.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import csv
 import dataclasses
 import os
@@ -184,7 +184,7 @@ def _columns(table: Table, given: Mapping[str, str]) -> dict[str, str]:
   return columns
 
 
-def _matcher(stacks: Mapping[str, pathlib.Path], labels: _Labels):
+def _matcher(stacks: Mapping[str, pathlib.Path], labels: _Labels) -> Callable[[Row], str]:
   """A function from a row of the labels to the stack that it is about."""
   places: dict[str, set[str]] = {}
   for name in stacks:
@@ -204,7 +204,7 @@ def _matcher(stacks: Mapping[str, pathlib.Path], labels: _Labels):
         f"{row.place}: stack {key!r} {how} of the {len(stacks)} found, such as "
         f"{next(iter(stacks))}; say by --columns=stack_id=… which column names a stack's folder"
       )
-    return found.pop() if len(found) == 1 else ""
+    return next(iter(found))
 
   return stack_of
 
