@@ -92,12 +92,12 @@ def test_kmeans_objective_never_rises_and_centers_are_unit(count):
   np.testing.assert_allclose(np.linalg.norm(centers, axis=1), 1, rtol=1e-6)
 
 
-def test_kmeans_seeds_empty_clusters_again():
+def test_kmeans_seeds_empty_clusters_again_at_points():
+  points = np.repeat(np.eye(4), [70, 10, 10, 10], 0)  # most centres start at the same point
   rng = np.random.default_rng(4)
-  points = np.repeat(np.eye(4), 25, 0)
-  centers, objective = hames.spherical_kmeans(points, 8, rng, iterations=40)
-  assert np.linalg.matrix_rank(centers) == 4  # every direction has found a centre
-  np.testing.assert_allclose(objective[-1], -1)
+  _, objective = hames.spherical_kmeans(points, 5, rng, iterations=40)
+  assert objective[0] > -0.95
+  np.testing.assert_allclose(objective[-1], -1)  # every direction has found a centre of its own
 
 
 def test_flat_training_slices_are_refused():
@@ -118,7 +118,12 @@ def test_beats_chance_on_textures_and_gives_probabilities(model):
 def test_search_records_what_it_chose(model, data):
   chosen = model.chosen
   assert set(chosen) == {
-      "words", "downsampling", "transform", "penalty", "strength", "validation_accuracy"
+    "words",
+    "downsampling",
+    "transform",
+    "penalty",
+    "strength",
+    "validation_accuracy",
   }
   assert chosen["words"] == len(model.words) == 12
   assert chosen["downsampling"] in SEARCH.downsampling
@@ -129,7 +134,7 @@ def test_search_records_what_it_chose(model, data):
 
 def test_search_only_offers_what_it_is_given(data):
   search = dataclasses.replace(
-      SEARCH, downsampling=(2,), transforms=("frequency",), penalties=("l1",), strengths=(0.3,)
+    SEARCH, downsampling=(2,), transforms=("frequency",), penalties=("l1",), strengths=(0.3,)
   )
   chosen = hames.fit(*data, seed=0, search=search).chosen
   assert (chosen["downsampling"], chosen["transform"]) == (2, "frequency")
@@ -150,7 +155,7 @@ def test_saved_model_predicts_the_same(model, data, tmp_path):
   back = hames.Hames.load(tmp_path / "hames.npz")
   assert back.chosen == model.chosen
   np.testing.assert_array_equal(
-      hames.predict_proba(back, data[2]), hames.predict_proba(model, data[2])
+    hames.predict_proba(back, data[2]), hames.predict_proba(model, data[2])
   )
 
 
@@ -158,12 +163,12 @@ def test_slices_on_disk_are_as_good_as_in_memory(model, data, tmp_path):
   mapped = np.memmap(tmp_path / "slices", np.uint8, "w+", shape=data[2].shape)
   mapped[:] = data[2]
   np.testing.assert_array_equal(
-      hames.predict_proba(model, mapped), hames.predict_proba(model, data[2])
+    hames.predict_proba(model, mapped), hames.predict_proba(model, data[2])
   )
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("transforms", ("cube",)), ("penalties", ("l3",)), ("words", ())]
+  ("field", "value"), [("transforms", ("cube",)), ("penalties", ("l3",)), ("words", ())]
 )
 def test_unknown_candidates_are_named(field, value):
   with pytest.raises(UserError, match=f"search.{field}"):

@@ -85,7 +85,12 @@ def test_beats_chance_on_textures_and_gives_probabilities(model):
 def test_search_records_what_it_chose(model, data):
   chosen = model.chosen
   assert set(chosen) == {
-    "standardize", "hidden", "learning_rate", "weight_decay", "epoch", "validation_accuracy"
+    "standardize",
+    "hidden",
+    "learning_rate",
+    "weight_decay",
+    "epoch",
+    "validation_accuracy",
   }
   assert chosen["hidden"] == 16
   assert chosen["learning_rate"] in SEARCH.learning_rates
@@ -112,7 +117,9 @@ def test_the_snapshot_is_the_best_epoch(model, data):
     if epochs < 1:
       continue
     search = dataclasses.replace(
-      SEARCH, epochs=epochs, standardize=(chosen["standardize"],),
+      SEARCH,
+      epochs=epochs,
+      standardize=(chosen["standardize"],),
       learning_rates=(chosen["learning_rate"],),
     )
     other = kaur.fit(*data, seed=0, search=search).chosen

@@ -55,9 +55,9 @@ def test_isometry_keeps_distances_between_responses():
   short_answers = patches @ short.reshape(len(short), -1).T
   np.testing.assert_allclose(short_answers, long_answers @ to_short.T, atol=1e-12)
   np.testing.assert_allclose(
-      np.linalg.norm(short_answers[:, None] - short_answers, axis=-1),
-      np.linalg.norm(long_answers[:, None] - long_answers, axis=-1),
-      atol=1e-12,
+    np.linalg.norm(short_answers[:, None] - short_answers, axis=-1),
+    np.linalg.norm(long_answers[:, None] - long_answers, axis=-1),
+    atol=1e-12,
   )
 
 
@@ -74,9 +74,9 @@ def test_responses_equal_a_double_loop(factor, size):
       for j in range(cols):
         small[i, j] = slices[b, i * factor : (i + 1) * factor, j * factor : (j + 1) * factor].mean()
     expected = [
-        [(small[i : i + size, j : j + size] * f).sum() for f in filters]
-        for i in range(rows - size + 1)
-        for j in range(cols - size + 1)
+      [(small[i : i + size, j : j + size] * f).sum() for f in filters]
+      for i in range(rows - size + 1)
+      for j in range(cols - size + 1)
     ]
     np.testing.assert_allclose(got[:, b].T, expected, atol=2e-3)
 

@@ -6,9 +6,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 
-def textured_slices(
-  count: int, *, seed: int, side: int = 40
-) -> tuple[np.ndarray, np.ndarray]:
+def textured_slices(count: int, *, seed: int, side: int = 40) -> tuple[np.ndarray, np.ndarray]:
   """Slices of noise blurred over 0.5, 1 or 2 pixels, and their labels.
 
   Brightness and contrast vary at random, so that neither tells the class.

@@ -34,10 +34,10 @@ _WHITENING_REGULARIZER = 0.1
 _KMEANS_ITERATIONS = 10
 
 _TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "frequency": lambda h: h,
-    "sqrt": np.sqrt,
-    # 1e-4 is about one patch of a 128-pixel slice.
-    "log": lambda h: np.log(h + 1e-4),
+  "frequency": lambda h: h,
+  "sqrt": np.sqrt,
+  # 1e-4 is about one patch of a 128-pixel slice.
+  "log": lambda h: np.log(h + 1e-4),
 }
 _L1_RATIO = {"l2": 0.0, "l1": 1.0}
 
@@ -70,8 +70,8 @@ class HamesSearch:
 
   def __post_init__(self):
     for name, values, known in (
-        ("transforms", self.transforms, _TRANSFORMS),
-        ("penalties", self.penalties, _L1_RATIO),
+      ("transforms", self.transforms, _TRANSFORMS),
+      ("penalties", self.penalties, _L1_RATIO),
     ):
       unknown = [v for v in values if v not in known]
       if unknown:
@@ -115,7 +115,7 @@ class Hames:
 
 
 def normalize(
-    patches: Float[np.ndarray, "patches pixels"], regularizer: float
+  patches: Float[np.ndarray, "patches pixels"], regularizer: float
 ) -> Float[np.ndarray, "patches pixels"]:
   """Subtracts each patch's mean and divides it by its norm plus the regulariser."""
   patches = patches - patches.mean(1, keepdims=True)
@@ -123,7 +123,7 @@ def normalize(
 
 
 def whitening(
-    patches: Float[np.ndarray, "patches pixels"],
+  patches: Float[np.ndarray, "patches pixels"],
 ) -> Float[np.ndarray, "rank pixels"]:
   """Whitening on the eigenvectors that keep 95 % of the energy, as rows.
 
@@ -147,11 +147,11 @@ def whitening(
 
 
 def spherical_kmeans(
-    points: Float[np.ndarray, "points rank"],
-    count: int,
-    rng: np.random.Generator,
-    *,
-    iterations: int = _KMEANS_ITERATIONS,
+  points: Float[np.ndarray, "points rank"],
+  count: int,
+  rng: np.random.Generator,
+  *,
+  iterations: int = _KMEANS_ITERATIONS,
 ) -> tuple[Float[np.ndarray, "W rank"], Float[np.ndarray, " iterations"]]:
   """Clusters directions: unit centres, assignment by the largest dot product.
 
@@ -190,10 +190,10 @@ def spherical_kmeans(
 
 @functools.partial(jax.jit, static_argnames="factor")
 def encode(
-    slices: UInt8[ArrayLike, "B h w"],
-    basis: Float[ArrayLike, "rank 7 7"],
-    words: Float[ArrayLike, "W rank"],
-    factor: int = 1,
+  slices: UInt8[ArrayLike, "B h w"],
+  basis: Float[ArrayLike, "rank 7 7"],
+  words: Float[ArrayLike, "W rank"],
+  factor: int = 1,
 ) -> Int[Array, "B W"]:
   """Counts the visual words of every overlapping patch.
 
@@ -224,14 +224,14 @@ def encode(
 
 
 def fit(
-    train_slices: UInt8[ArrayLike, "slices h w"],
-    train_labels: Int[ArrayLike, " slices"],
-    validation_slices: UInt8[ArrayLike, "validation_slices h w"],
-    validation_labels: Int[ArrayLike, " validation_slices"],
-    *,
-    seed: int,
-    search: HamesSearch | None = None,
-    progress: Callable[[str], None] | None = None,
+  train_slices: UInt8[ArrayLike, "slices h w"],
+  train_labels: Int[ArrayLike, " slices"],
+  validation_slices: UInt8[ArrayLike, "validation_slices h w"],
+  validation_labels: Int[ArrayLike, " validation_slices"],
+  *,
+  seed: int,
+  search: HamesSearch | None = None,
+  progress: Callable[[str], None] | None = None,
 ) -> Hames:
   """Learns words and classifier on training slices; validation slices only choose.
 
@@ -262,7 +262,7 @@ def fit(
   for factor in search.downsampling:
     rng = np.random.default_rng(seed)
     patches = textons.random_patches(
-        train_slices, _PATCHES_PER_SLICE, PATCH, rng, factor=factor
+      train_slices, _PATCHES_PER_SLICE, PATCH, rng, factor=factor
     ).reshape(-1, PATCH * PATCH)
     patches = normalize(patches, search.norm_regularizer)
     rows = whitening(patches)
@@ -270,14 +270,21 @@ def fit(
       words, _ = spherical_kmeans(patches @ rows.T, count, np.random.default_rng(seed))
       basis = rows.reshape(-1, PATCH, PATCH).astype(np.float32)
       frequencies = [
-          _frequencies(s, basis, words, factor) for s in (train_slices, validation_slices)
+        _frequencies(s, basis, words, factor) for s in (train_slices, validation_slices)
       ]
       for transform in search.transforms:
         for strength in search.strengths:
           model = _classify(
-              basis, words, frequencies, train_labels, validation_labels, seed,
-              downsampling=factor, transform=transform, penalty=search.penalties[0],
-              strength=strength,
+            basis,
+            words,
+            frequencies,
+            train_labels,
+            validation_labels,
+            seed,
+            downsampling=factor,
+            transform=transform,
+            penalty=search.penalties[0],
+            strength=strength,
           )
           if best is None or _accuracy(model) > _accuracy(best):
             best, best_frequencies = model, frequencies
@@ -286,8 +293,15 @@ def fit(
     for strength in search.strengths:
       kept = {k: best.chosen[k] for k in ("downsampling", "transform")}
       model = _classify(
-          best.basis, best.words, best_frequencies, train_labels, validation_labels, seed,
-          **kept, penalty=penalty, strength=strength,
+        best.basis,
+        best.words,
+        best_frequencies,
+        train_labels,
+        validation_labels,
+        seed,
+        **kept,
+        penalty=penalty,
+        strength=strength,
       )
       if _accuracy(model) > _accuracy(best):
         best = model
@@ -296,7 +310,7 @@ def fit(
 
 
 def predict_proba(
-    model: Hames, slices: UInt8[ArrayLike, "slices h w"]
+  model: Hames, slices: UInt8[ArrayLike, "slices h w"]
 ) -> Float[np.ndarray, "slices C"]:
   """Probabilities of the strata of any number of slices, read in batches."""
   frequencies = _frequencies(slices, model.basis, model.words, model.chosen["downsampling"])
@@ -325,23 +339,23 @@ def _classify(basis, words, frequencies, train_labels, validation_labels, seed, 
   scale = np.where(scale > 0, scale, 1).astype(np.float32)
   smooth = choice["penalty"] == "l2"
   regression = LogisticRegression(
-      l1_ratio=_L1_RATIO[choice["penalty"]],
-      C=choice["strength"],
-      solver="lbfgs" if smooth else "saga",
-      tol=1e-3 if smooth else 1e-2,
-      max_iter=1000,
-      random_state=seed,
+    l1_ratio=_L1_RATIO[choice["penalty"]],
+    C=choice["strength"],
+    solver="lbfgs" if smooth else "saga",
+    tol=1e-3 if smooth else 1e-2,
+    max_iter=1000,
+    random_state=seed,
   )
   with threadpool_limits(1):  # products this small are several times slower on two threads
     regression.fit((features - center) / scale, train_labels)
   model = Hames(
-      basis=basis,
-      words=words,
-      center=center,
-      scale=scale,
-      weights=regression.coef_.astype(np.float32),
-      bias=regression.intercept_.astype(np.float32),
-      chosen={"words": len(words), **choice},
+    basis=basis,
+    words=words,
+    center=center,
+    scale=scale,
+    weights=regression.coef_.astype(np.float32),
+    bias=regression.intercept_.astype(np.float32),
+    chosen={"words": len(words), **choice},
   )
   predicted = _probabilities(model, frequencies[1]).argmax(1)
   model.chosen["validation_accuracy"] = float(np.mean(predicted == validation_labels))

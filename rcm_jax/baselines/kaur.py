@@ -112,10 +112,10 @@ class HistogramNet(nnx.Module):
 
 @functools.partial(jax.jit, static_argnames="standardize")
 def encode(
-    slices: UInt8[ArrayLike, "B h w"],
-    filters: Float[ArrayLike, "R size size"],
-    words: Float[ArrayLike, "W R"],
-    standardize: bool = False,
+  slices: UInt8[ArrayLike, "B h w"],
+  filters: Float[ArrayLike, "R size size"],
+  words: Float[ArrayLike, "W R"],
+  standardize: bool = False,
 ) -> Float[Array, "B W"]:
   """Mean share of every texton over the pixels of each slice.
 
@@ -144,14 +144,14 @@ def encode(
 
 
 def fit(
-    train_slices: UInt8[ArrayLike, "slices h w"],
-    train_labels: Int[ArrayLike, " slices"],
-    validation_slices: UInt8[ArrayLike, "validation_slices h w"],
-    validation_labels: Int[ArrayLike, " validation_slices"],
-    *,
-    seed: int,
-    search: KaurSearch | None = None,
-    progress: Callable[[str], None] | None = None,
+  train_slices: UInt8[ArrayLike, "slices h w"],
+  train_labels: Int[ArrayLike, " slices"],
+  validation_slices: UInt8[ArrayLike, "validation_slices h w"],
+  validation_labels: Int[ArrayLike, " validation_slices"],
+  *,
+  seed: int,
+  search: KaurSearch | None = None,
+  progress: Callable[[str], None] | None = None,
 ) -> Kaur:
   """Learns textons and network on training slices; validation slices only choose.
 
@@ -183,35 +183,42 @@ def fit(
   for standardize in search.standardize:
     words = _learn_textons(train_slices, filters, search.textons, standardize, seed)
     histograms = [
-        _histograms(s, filters, words, standardize) for s in (train_slices, validation_slices)
+      _histograms(s, filters, words, standardize) for s in (train_slices, validation_slices)
     ]
     center, scale = histograms[0].mean(0), histograms[0].std(0)
     scale = np.where(scale > 0, scale, 1).astype(np.float32)
     features = [jnp.asarray((h - center) / scale) for h in histograms]
     for hidden in search.hidden:
       parameters, accuracy, epoch = _train(
-          *zip(features, labels), jnp.asarray(rates, jnp.float32), jax.random.key(seed),
-          hidden=hidden, epochs=search.epochs,
+        *zip(features, labels),
+        jnp.asarray(rates, jnp.float32),
+        jax.random.key(seed),
+        hidden=hidden,
+        epochs=search.epochs,
       )
       member = int(np.argmax(accuracy))
       if best is None or accuracy[member] > best.chosen["validation_accuracy"]:
         best = Kaur(
-            filters, words, center, scale, np.asarray(parameters[member]),
-            {
-                "standardize": standardize,
-                "hidden": hidden,
-                "learning_rate": float(rates[member, 0]),
-                "weight_decay": float(rates[member, 1]),
-                "epoch": int(epoch[member]),
-                "validation_accuracy": float(accuracy[member]),
-            },
+          filters,
+          words,
+          center,
+          scale,
+          np.asarray(parameters[member]),
+          {
+            "standardize": standardize,
+            "hidden": hidden,
+            "learning_rate": float(rates[member, 0]),
+            "weight_decay": float(rates[member, 1]),
+            "epoch": int(epoch[member]),
+            "validation_accuracy": float(accuracy[member]),
+          },
         )
       report(f"kaur: {hidden} units, standardize {standardize}: best so far {best.chosen}")
   return best
 
 
 def predict_proba(
-    model: Kaur, slices: UInt8[ArrayLike, "slices h w"]
+  model: Kaur, slices: UInt8[ArrayLike, "slices h w"]
 ) -> Float[np.ndarray, "slices C"]:
   """Probabilities of the strata of any number of slices, read in batches."""
   chosen = model.chosen
@@ -288,12 +295,12 @@ def _train(train, validation, rates, key, *, hidden, epochs):
       vector, state, best = carry
       order = jax.random.permutation(jax.random.fold_in(key, number), len(x))
       (vector, state), _ = jax.lax.scan(
-          step, (vector, state), order[: steps * size].reshape(steps, size)
+        step, (vector, state), order[: steps * size].reshape(steps, size)
       )
       accuracy = jnp.mean(logits(vector, validation[0]).argmax(1) == validation[1])
       better = accuracy > best[1]
       best = jax.tree.map(
-          lambda new, old: jnp.where(better, new, old), (vector, accuracy, number), best
+        lambda new, old: jnp.where(better, new, old), (vector, accuracy, number), best
       )
       return (vector, state, best), None
 

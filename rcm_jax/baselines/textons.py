@@ -49,7 +49,7 @@ def _for_backend(amounts: dict[str, int]) -> int:
 
 
 def leung_malik_bank(
-    support: int = 5, scales: tuple[float, ...] = (0.5, 0.5**0.5, 1.0), orientations: int = 6
+  support: int = 5, scales: tuple[float, ...] = (0.5, 0.5**0.5, 1.0), orientations: int = 6
 ) -> Float[np.ndarray, "R support support"]:
   """Leung and Malik's 48 filters on a small support, zero-mean, unit L1 norm.
 
@@ -88,7 +88,7 @@ def leung_malik_bank(
         along = x * np.cos(angle) + y * np.sin(angle)
         across = y * np.cos(angle) - x * np.sin(angle)
         filters.append(
-            gaussian_derivative(along, 3 * sigma, 0) * gaussian_derivative(across, sigma, order)
+          gaussian_derivative(along, 3 * sigma, 0) * gaussian_derivative(across, sigma, order)
         )
   isotropic = [scales[0] * 2 ** (i / 2) for i in range(4)]
   radius2 = x**2 + y**2
@@ -103,7 +103,7 @@ def leung_malik_bank(
 
 
 def isometry(
-    filters: Float[np.ndarray, "R size size"],
+  filters: Float[np.ndarray, "R size size"],
 ) -> tuple[Float[np.ndarray, "rank size size"], Float[np.ndarray, "rank R"]]:
   """A shorter bank whose responses keep every inner product of the long one's.
 
@@ -132,7 +132,7 @@ def downsample(slices: Shaped[ArrayLike, "B h w"], factor: int) -> Float[Array, 
 
 
 def responses(
-    images: Float[Array, "B rows cols"], filters: Float[ArrayLike, "R size size"]
+  images: Float[Array, "B rows cols"], filters: Float[ArrayLike, "R size size"]
 ) -> Float[Array, "R B P"]:
   """Correlates zero-sum filters with every whole patch of the images.
 
@@ -154,9 +154,7 @@ def responses(
   return _matmul(kernels, patches.reshape(size * size, -1)).reshape(-1, batch, rows * cols)
 
 
-def largest_dot(
-    vectors: Float[Array, "R P"], words: Float[ArrayLike, "W R"]
-) -> Int[Array, " P"]:
+def largest_dot(vectors: Float[Array, "R P"], words: Float[ArrayLike, "W R"]) -> Int[Array, " P"]:
   """Index of the word with the largest dot product, the first one of a tie.
 
   Equals `argmax(words @ vectors, axis=0)` without holding the scores of all
@@ -185,7 +183,7 @@ def largest_dot(
 
 
 def soft_weights(
-    vectors: Float[Array, "R P"], words: Float[ArrayLike, "W R"], neighbors: int
+  vectors: Float[Array, "R P"], words: Float[ArrayLike, "W R"], neighbors: int
 ) -> Float[Array, "W P"]:
   """Shares every vector among its nearest words, in proportion to 1 / distance.
 
@@ -200,7 +198,7 @@ def soft_weights(
   words = jnp.asarray(words)
   count, pixels = len(words), vectors.shape[1]
   squared = (
-      jnp.sum(words**2, 1)[:, None] - 2 * _matmul(words, vectors) + jnp.sum(vectors**2, 0)[None]
+    jnp.sum(words**2, 1)[:, None] - 2 * _matmul(words, vectors) + jnp.sum(vectors**2, 0)[None]
   )
   squared = jnp.maximum(squared, 1e-12)
 
@@ -213,18 +211,18 @@ def soft_weights(
   farthest = lax.fori_loop(0, neighbors, next_distance, jnp.full(pixels, -jnp.inf))
   share = lambda row: jnp.where(row <= farthest, lax.rsqrt(row), 0.0)
   total, _ = lax.scan(
-      lambda total, row: (total + share(row), None), jnp.zeros(pixels), squared, unroll=10
+    lambda total, row: (total + share(row), None), jnp.zeros(pixels), squared, unroll=10
   )
   return share(squared) * (1 / total)
 
 
 def sum_over_strips(
-    encode: Callable[[Float[Array, "B strip cols"]], Shaped[Array, "B W"]],
-    images: Float[Array, "B rows cols"],
-    size: int,
-    *,
-    live: int,
-    budget: int | None = None,
+  encode: Callable[[Float[Array, "B strip cols"]], Shaped[Array, "B W"]],
+  images: Float[Array, "B rows cols"],
+  size: int,
+  *,
+  live: int,
+  budget: int | None = None,
 ) -> Shaped[Array, "B W"]:
   """Adds up what an encoder counts on strips of rows that cover every patch once.
 
@@ -252,10 +250,10 @@ def sum_over_strips(
 
 
 def stream(
-    encode: Callable[[UInt8[ArrayLike, "B h w"]], Shaped[Array, "B ..."]],
-    slices: UInt8[ArrayLike, "slices h w"],
-    *,
-    pixels_per_batch: int | None = None,
+  encode: Callable[[UInt8[ArrayLike, "B h w"]], Shaped[Array, "B ..."]],
+  slices: UInt8[ArrayLike, "slices h w"],
+  *,
+  pixels_per_batch: int | None = None,
 ) -> Shaped[np.ndarray, "slices ..."]:
   """Histograms of any number of slices, read and encoded a batch at a time.
 
@@ -285,12 +283,12 @@ def stream(
 
 
 def random_patches(
-    slices: UInt8[ArrayLike, "slices h w"],
-    per_slice: int,
-    size: int,
-    rng: np.random.Generator,
-    *,
-    factor: int = 1,
+  slices: UInt8[ArrayLike, "slices h w"],
+  per_slice: int,
+  size: int,
+  rng: np.random.Generator,
+  *,
+  factor: int = 1,
 ) -> Float[np.ndarray, "slices per_slice pixels"]:
   """Square patches at uniformly random places of every slice.
 
@@ -320,11 +318,11 @@ def random_patches(
 
 
 def check_split(
-    name: str,
-    slices: Shaped[ArrayLike, "slices h w"],
-    labels: Shaped[ArrayLike, " labels"],
-    *,
-    min_side: int,
+  name: str,
+  slices: Shaped[ArrayLike, "slices h w"],
+  labels: Shaped[ArrayLike, " labels"],
+  *,
+  min_side: int,
 ) -> None:
   """Raises UserError unless every slice has a label, every stratum a slice, and patches fit.
 
@@ -339,13 +337,13 @@ def check_split(
   missing = [stratum for c, stratum in enumerate(STRATA) if not np.any(np.asarray(labels) == c)]
   if missing:
     raise UserError(
-        f"{name}: no slice is labelled {' or '.join(missing)}; expected all {NUM_STRATA} strata, "
-        "use more stacks"
+      f"{name}: no slice is labelled {' or '.join(missing)}; expected all {NUM_STRATA} strata, "
+      "use more stacks"
     )
   if min(slices.shape[1:]) < min_side:
     raise UserError(
-        f"{name}: slices are {slices.shape[1]} x {slices.shape[2]} pixels; expected at least "
-        f"{min_side} a side, use larger slices or less down-sampling"
+      f"{name}: slices are {slices.shape[1]} x {slices.shape[2]} pixels; expected at least "
+      f"{min_side} a side, use larger slices or less down-sampling"
     )
 
 
@@ -373,7 +371,7 @@ def load_model(cls: type[_Model], path: str | os.PathLike[str]) -> _Model:
   expected = {f.name for f in dataclasses.fields(cls)}
   if set(fields) != expected:
     raise UserError(
-        f"{path}: holds {sorted(fields)}; expected {sorted(expected)} of a {cls.__name__}, "
-        "train the model again"
+      f"{path}: holds {sorted(fields)}; expected {sorted(expected)} of a {cls.__name__}, "
+      "train the model again"
     )
   return cls(**fields)
