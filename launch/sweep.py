@@ -173,7 +173,7 @@ def _boxes(trainings: Iterable[tuple]) -> list[dict[str, tuple]]:
       rest = box[:i] + box[i + 1 :]
       joined[rest] = joined.get(rest, ()) + box[i]
     boxes = [(*rest[:i], values, *rest[i:]) for rest, values in joined.items()]
-  return [dict(builtins.zip(FOLDED, box)) for box in boxes]
+  return [dict(builtins.zip(FOLDED, map(tuple, map(sorted, box)))) for box in boxes]
 
 
 def _job(point: Point, box: dict[str, tuple]) -> jobs.Job:
