@@ -16,12 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
-from scipy import optimize
-from scipy import special
+from scipy import optimize, special
 
-from rcm_jax import arrays
-from rcm_jax import decode
-from rcm_jax import metrics
+from rcm_jax import arrays, decode, metrics
 from rcm_jax import predictions as predictions_lib
 from tfds_rcm import errors
 
@@ -175,7 +172,7 @@ def expected_calibration_error(
 
 
 def conformal_margin(
-  scores: Float[np.ndarray, "n"], patients: Sequence[str], coverage: float
+  scores: Float[np.ndarray, "n"], patients: Sequence[str] | np.ndarray, coverage: float
 ) -> float:
   """Finds the score that a new stack stays below with the probability asked for.
 

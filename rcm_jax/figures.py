@@ -13,19 +13,17 @@ import os
 import pathlib
 
 from jaxtyping import Float, Int
+import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-import matplotlib as mpl
 import numpy as np
 from scipy import stats
 
-from rcm_jax import arrays
-from rcm_jax import calibrate
-from rcm_jax import paper_results
+from rcm_jax import arrays, calibrate, paper_results
 from rcm_jax import predictions as predictions_lib
 from rcm_jax import scores as scores_lib
 
-STRATA_COLORS = ("#56B4E9", "#E69F00", "#8C3B61")  # epidermis, DEJ, dermis
+STRATA_COLORS = ("#A6D5F5", "#E69F00", "#7E3560")  # epidermis, DEJ, dermis
 METHOD_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STRATA_NAMES = ("Epidermis", "DEJ", "Dermis")
 _BOUNDARY_NAMES = ("Epidermis-DEJ boundary", "DEJ-dermis boundary")
@@ -93,7 +91,7 @@ def boundary_error_histograms(
   true depth; what lies beyond the axis is counted at its end.
   """
   errors = _errors_by_method(predictions)
-  methods = sorted(errors, key=lambda m: np.mean([np.abs(e).mean() for e in errors[m] if len(e)]))
+  methods = sorted(errors, key=lambda method: _mean_error(errors[method]))
   pooled = np.concatenate([e for pair in errors.values() for e in pair])
   widest = np.quantile(np.abs(pooled), 0.98) if len(pooled) else 0.0
   reach = max(15.0, float(5 * np.ceil(widest / 5)))
@@ -241,6 +239,11 @@ def _errors_by_method(predictions):
   }
 
 
+def _mean_error(by_boundary):
+  means = [np.abs(error).mean() for error in by_boundary if len(error)]
+  return np.mean(means) if means else np.inf
+
+
 def _error_histogram(axes, error, reach, color):
   clipped = np.clip(error, -reach, reach)
   bins = np.linspace(-reach, reach, 42)  # an odd number: the middle one is centered on no error
@@ -250,19 +253,11 @@ def _error_histogram(axes, error, reach, color):
     density = stats.gaussian_kde(error)(x) * len(error) * (bins[1] - bins[0])
     axes.plot(x, density, color=color, lw=1.4)
   axes.axvline(0, color="#CC0000", lw=1.0)
-  axes.plot(
-    clipped,
-    np.full(len(clipped), -0.07),
-    "|",
-    color="black",
-    ms=5,
-    mew=0.5,
-    clip_on=False,
-    transform=axes.get_xaxis_transform(),
-  )
-  if len(error):
-    text = f"MAE {np.abs(error).mean():.1f} µm"
-    axes.text(0.99, 0.92, text, transform=axes.transAxes, ha="right", va="top", fontsize=8)
+  below = axes.get_xaxis_transform()
+  style = dict(color="black", ms=5, mew=0.5, clip_on=False, in_layout=False, transform=below)
+  axes.plot(clipped, np.full(len(clipped), -0.07), "|", **style)
+  text = f"MAE {np.abs(error).mean():.1f} µm" if len(error) else "no such boundary"
+  axes.text(0.99, 0.92, text, transform=axes.transAxes, ha="right", va="top", fontsize=8)
   axes.set_yticks([])
   axes.spines["left"].set_visible(False)
   axes.spines["bottom"].set_visible(False)

@@ -21,7 +21,7 @@ class Cell:
     bold: whether it is the best of its kind.
   """
 
-  value: float
+  value: float | int
   low: float | None = None
   high: float | None = None
   decimals: int = 2

@@ -1,0 +1,133 @@
+"""Calibration on probabilities whose truth is known by construction."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from scipy import special
+
+from rcm_jax import calibrate
+from rcm_jax import predictions as predictions_lib
+from tfds_rcm import errors
+
+
+def drawn(rng, count, temperature):
+  """Slices whose labels follow the probabilities, before these are over- or underconfident."""
+  logits = rng.normal(scale=2.0, size=(count, 3))
+  honest = special.softmax(logits, axis=-1)
+  labels = (rng.random(count)[:, None] > honest.cumsum(-1)).sum(-1)
+  return special.softmax(logits * temperature, axis=-1).astype(np.float32), labels
+
+
+def stack(rng, name, patient, split="test", seed=0, noise=1.5, length=30):
+  first, second = sorted(rng.integers(5, length - 5, size=2))
+  labels = np.repeat([0, 1, 2], [first, second - first, length - second])
+  logits = 2.0 * np.eye(3)[labels] + rng.normal(scale=noise, size=(length, 3))
+  return predictions_lib.StackPrediction(
+    method="m",
+    input="whole stack",
+    seed=seed,
+    split=split,
+    stack_id=name,
+    patient_id=patient,
+    depth_um=3.0 * np.arange(length, dtype=np.float32),
+    labels=labels,
+    probabilities=special.softmax(logits, axis=-1).astype(np.float32),
+  )
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_temperature_is_recovered_and_error_falls(temperature):
+  rng = np.random.default_rng(0)
+  probabilities, labels = drawn(rng, 20_000, temperature)
+  fitted = calibrate.fit_temperature(probabilities, labels)
+  assert fitted == pytest.approx(temperature, rel=0.05)
+  scaled = calibrate.scale(probabilities, fitted)
+  assert calibrate.expected_calibration_error(scaled, labels) < 0.015
+  if temperature != 1.0:
+    assert calibrate.expected_calibration_error(probabilities, labels) > 0.04
+  np.testing.assert_array_equal(scaled.argmax(-1), probabilities.argmax(-1))
+  np.testing.assert_allclose(scaled.sum(-1), 1, rtol=1e-5)
+
+
+def test_scaling_by_one_changes_nothing_and_zero_stays_possible():
+  probabilities = np.array([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]], np.float32)
+  np.testing.assert_allclose(calibrate.scale(probabilities, 1.0), probabilities, atol=1e-6)
+  assert np.isfinite(calibrate.scale(probabilities, 3.0)).all()
+
+
+def test_calibration_error_by_hand():
+  probabilities = np.array([[0.8, 0.1, 0.1]] * 10, np.float32)
+  labels = np.array([0] * 5 + [1] * 5)
+  assert calibrate.expected_calibration_error(probabilities, labels, bins=1) == pytest.approx(0.3)
+  groups = calibrate.reliability(probabilities, labels, bins=3)
+  assert groups.count.sum() == 10 and groups.count.max() - groups.count.min() <= 1
+
+
+def test_no_validation_slices_is_the_users_error():
+  with pytest.raises(errors.UserError, match="validation"):
+    calibrate.fit_temperature(np.zeros((0, 3), np.float32), np.zeros(0, int))
+
+
+def test_margin_by_hand():
+  scores = np.arange(1.0, 20.0)  # 19 patients, one stack each: rank 18 of 20
+  patients = [str(i) for i in range(19)]
+  assert calibrate.conformal_margin(scores, patients, 0.9) == 18.0
+  assert calibrate.conformal_margin(scores[:3], patients[:3], 0.9) == np.inf
+  # A patient with many stacks weighs no more than one with a single stack.
+  scores = np.array([1.0] * 50 + [5.0])
+  assert calibrate.conformal_margin(scores, ["a"] * 50 + ["b"], 0.6) == 5.0
+
+
+def test_margin_covers_new_patients_as_promised():
+  rng = np.random.default_rng(0)
+  covered, sizes = [], (1, 2, 5)
+  for _ in range(400):
+    patients = np.repeat(np.arange(31), rng.choice(sizes, size=31))
+    scores = rng.normal(size=31)[patients] + 0.7 * rng.normal(size=len(patients))
+    known = patients < 30
+    margin = calibrate.conformal_margin(scores[known], patients[known].astype(str), 0.9)
+    covered.append(np.mean(scores[~known] <= margin))
+  assert 0.885 < np.mean(covered) < 0.95  # promised 0.9, one standard error is 0.014
+
+
+def test_intervals_hold_on_new_stacks_and_widen_with_doubt():
+  rng = np.random.default_rng(0)
+  known = [stack(rng, f"v{i}", f"p{i // 2}", "validation") for i in range(80)]
+  asked = [stack(rng, f"t{i}", f"q{i // 2}") for i in range(120)]
+  calibration = calibrate.calibrate(known)
+  found = calibrate.assess(calibration, asked)
+  assert (found.covered > 0.85).all() and (found.width_um < 30).all()
+  assert found.error_after <= found.error_before
+  one = asked[0]
+  mask = np.ones(len(one.labels), bool)
+  sharp = calibrate.boundary_intervals_um(one.probabilities, one.depth_um, mask, calibration)
+  vague = calibrate.boundary_intervals_um(
+    calibrate.scale(one.probabilities, 8.0), one.depth_um, mask, calibration
+  )
+  assert (np.diff(sharp) >= 0).all() and (np.diff(vague) >= 0).all()
+  assert (vague[:, 2] - vague[:, 0] > sharp[:, 2] - sharp[:, 0]).all()
+
+
+def test_intervals_ignore_padding():
+  rng = np.random.default_rng(1)
+  one, n = stack(rng, "s", "p"), 30
+  calibration = calibrate.Calibration(1.3, (2.0, -1.0), 0.9)
+  intervals = jax.jit(calibrate.boundary_intervals_um)
+  alone = intervals(one.probabilities, one.depth_um, np.ones(n, bool), calibration)
+  probabilities = np.concatenate([one.probabilities, np.full((9, 3), np.nan, np.float32)])
+  depth = np.concatenate([one.depth_um, np.full(9, np.nan, np.float32)])
+  padded = intervals(probabilities, depth, np.arange(n + 9) < n, calibration)
+  np.testing.assert_allclose(padded, alone, rtol=1e-5)
+
+
+def test_ensemble_averages_seeds_and_refuses_missing_ones():
+  rng = np.random.default_rng(0)
+  members = [stack(rng, f"s{i}", "p", seed=seed) for seed in range(3) for i in range(2)]
+  together = calibrate.ensemble(members)
+  assert [p.stack_id for p in together] == ["s0", "s1"]
+  mean = np.mean([p.probabilities for p in members if p.stack_id == "s1"], axis=0)
+  np.testing.assert_allclose(together[1].probabilities, mean)
+  with pytest.raises(errors.UserError, match="2 of 3 seeds predict stack s1"):
+    calibrate.ensemble(members[:-1])
