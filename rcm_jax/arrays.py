@@ -50,3 +50,10 @@ class Features:
 
   def __len__(self) -> int:
     return self.values.shape[0]
+
+  def cut(self, length: int) -> Features:
+    """Leaves out what lies below the first `length` slices."""
+    first = {
+      name: getattr(self, name)[:, :length] for name in ("values", "labels", "depth_um", "mask")
+    }
+    return dataclasses.replace(self, **first)

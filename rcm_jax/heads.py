@@ -25,6 +25,7 @@ import optax
 from rcm_jax import cache, checkpoint, sharding
 from rcm_jax.arrays import NUM_STRATA, Features
 from rcm_jax.models.head import Head, HeadSpec
+from rcm_jax.ops.toeplitz import toeplitz_weights
 from tfds_rcm.errors import UserError
 
 EPOCHS_PER_CALL = 20  # between two visits of the host: progress, checkpoint, a look for NaN
@@ -329,6 +330,16 @@ class Trained:
 
     half_widths = jnp.array([m.half_width for m in self.members])
     return np.asarray(jax.jit(over_members(one))(self.params, half_widths))
+
+  def toeplitz_taps(self) -> dict[int, Float[np.ndarray, "seeds K"]]:
+    """Learned weights by half-width D, shallow to deep, one row a member of that D."""
+    taps: dict[int, list[np.ndarray]] = {}
+    for member, logits in zip(self.members, self.params["attention"]["logits"][...], strict=True):
+      width = int(member.half_width)
+      middle = np.asarray(toeplitz_weights(jnp.asarray(logits), width))
+      margin = self.spec.half_width - width
+      taps.setdefault(width, []).append(middle[margin : len(middle) - margin])
+    return {width: np.stack(rows) for width, rows in taps.items()}
 
   def attention_weights(self, values: Float[Array, "T F"], mask: Any) -> Float[np.ndarray, "M T T"]:
     """Attention map of one stack, by member (Figure 4)."""

@@ -38,9 +38,9 @@ class DenseDecoder(nnx.Module):
     *,
     labels: Float[Array, "T C"] | None = None,
     use_label: Bool[Array, "T"] | None = None,
-    recurrent_mask: None = None,
+    recurrent_mask: Float[Array, "H"] | None = None,
   ) -> Float[Array, "T C"]:
-    """Returns logits; see `ops.feedback.class_feedback`."""
+    """Returns logits; see `ops.feedback.class_feedback`. Dropout has nothing to act on."""
     params = {"kernel": self.kernel[...], "bias": self.bias[...]}
     if self.feedback_kernel is None:
       return feedback.class_feedback(context, params, mask)

@@ -1,0 +1,50 @@
+"""Checkpoints: round trip, damage, and another number of devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcm_jax import checkpoint
+
+
+def state(n: float):
+  return {"a": jnp.arange(5.0) * n, "b": [jnp.ones((3, 2), jnp.int32), np.full((), n, np.float32)]}
+
+
+def assert_equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_newest_of_the_kept_steps_comes_back(tmp_path):
+  with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+    assert checkpoints.restore(state(0)) is None
+    for step in range(1, 5):
+      checkpoints.save(step, state(step))
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["3", "4"]
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    step, restored = checkpoints.restore(state(0))
+  assert step == 4
+  assert_equal(restored, state(4))
+
+
+@pytest.mark.parametrize("damage", [b"", b"xx"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage):
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, state(step))
+  for path in (tmp_path / "2").rglob("*"):
+    if path.is_file():
+      path.write_bytes(damage)
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    step, restored = checkpoints.restore(state(0))
+    assert step == 1
+    assert_equal(restored, state(1))
+    checkpoints.save(2, state(7))
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    assert_equal(checkpoints.restore(state(0))[1], state(7))
+
+
+def test_a_tree_round_trips(tmp_path):
+  checkpoint.save_tree(tmp_path / "tree", state(3))
+  assert_equal(checkpoint.load_tree(tmp_path / "tree", state(0)), state(3))

@@ -1,0 +1,175 @@
+"""Training of sequence heads: members, snapshots, resumption, and what padding may not change."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcm_jax import heads
+from rcm_jax.arrays import Features
+from rcm_jax.models.head import HeadSpec
+from tfds_rcm.errors import UserError
+
+SPEC = HeadSpec(
+  num_features=6,
+  hidden=5,
+  cell="gru",
+  bidirectional=True,
+  window=None,
+  attention="toeplitz",
+  half_width=2,
+  boundary="zero",
+  units=4,
+  max_slices=12,
+  decoder="dense",
+  feedback="own",
+)
+MEMBERS = [
+  heads.Member(seed, half_width, rate, 0.05, 0.1)
+  for seed, half_width, rate in ((0, 0, 3e-2), (1, 2, 3e-2), (0, 1, 2e-2))
+]
+
+
+def stacks(count: int, seed: int, length: int = 12) -> Features:
+  rng = np.random.default_rng(seed)
+  lengths = rng.integers(4, length + 1, count)
+  mask = np.arange(length) < lengths[:, None]
+  turns = np.sort(rng.integers(1, length, (count, 2)), axis=1)
+  labels = (np.arange(length) >= turns[:, :1]).astype(np.int32)
+  labels += np.arange(length) >= turns[:, 1:]
+  directions = np.random.default_rng(99).normal(size=(3, SPEC.num_features))
+  values = 2 * directions[labels] + rng.normal(size=(count, length, SPEC.num_features))
+  depth = 3.0 * np.arange(length) * np.ones((count, 1))
+  return Features(
+    values=(values * mask[..., None]).astype(np.float32),
+    labels=labels * mask,
+    depth_um=depth.astype(np.float32),
+    mask=mask,
+  )
+
+
+TRAIN, VALIDATION = stacks(10, 0), stacks(5, 1)
+
+
+def train(directory, members=MEMBERS, train_features=TRAIN, epochs=8, spec=SPEC, **kwargs):
+  directory.mkdir(exist_ok=True)
+  heads.train(
+    spec, members, train_features, VALIDATION, directory, epochs=epochs, batch_size=4, **kwargs
+  )
+  return heads.load(spec, members, directory)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+  return train(tmp_path_factory.mktemp("heads"))
+
+
+def test_members_learn(together):
+  accuracy = np.array(together.history["validation_accuracy"])
+  assert accuracy.shape == (3, 8)
+  assert np.all(accuracy.max(1) > 0.6)  # a third by chance
+
+
+def test_member_in_company_equals_member_alone(together, tmp_path):
+  member = 1
+  alone = train(tmp_path / "alone", [MEMBERS[member]])
+  expected = jax.tree.map(lambda x: x[member : member + 1], together.params)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), alone.params, expected
+  )
+
+
+def test_vmapped_members_equal_members_in_turn():
+  training = heads.make_train(SPEC, TRAIN, VALIDATION, batch_size=4, epochs=4, epochs_per_call=4)
+
+  def once(member):
+    return training.run(training.init(member), member, 0)
+
+  stacked = jax.tree.map(lambda *x: jnp.stack(x), *MEMBERS)
+  batched = jax.jit(jax.vmap(once))(stacked)
+  for i, member in enumerate(MEMBERS):
+    single = jax.jit(once)(member)
+    jax.tree.map(
+      lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-5),
+      (batched[0].params, batched[1]),
+      (single[0].params, single[1]),
+    )
+
+
+def test_snapshot_is_the_best_epochs(together):
+  history = np.array(together.history["validation_accuracy"])
+  probabilities = together.probabilities(VALIDATION)
+  correct = (probabilities.argmax(-1) == VALIDATION.labels) & VALIDATION.mask
+  accuracy = correct.sum((1, 2)) / VALIDATION.mask.sum()
+  np.testing.assert_allclose(accuracy, history.max(1), atol=1e-6)
+
+
+def test_resume_equals_uninterrupted(together, tmp_path, monkeypatch):
+  monkeypatch.setattr(heads, "EPOCHS_PER_CALL", 2)
+  whole = train(tmp_path / "whole")
+
+  class Killed(Exception):
+    pass
+
+  def kill(done, total):
+    if done == 4:
+      raise Killed
+
+  with pytest.raises(Killed):
+    train(tmp_path / "killed", advance=kill)
+  began = []
+  resumed = train(tmp_path / "killed", resumed=began.append)
+  assert began[0] >= 2  # the last finished call may not have been written yet
+  jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+  assert resumed.history["loss"] == whole.history["loss"]
+
+
+def test_padding_and_what_lies_in_it_change_nothing(together, tmp_path):
+  def padded(features: Features) -> Features:
+    grow = lambda x, fill: np.pad(
+      x, ((0, 0), (0, 3)) + ((0, 0),) * (x.ndim - 2), constant_values=fill
+    )
+    values = grow(features.values, 0)
+    mask = grow(features.mask, False)
+    values[~mask] = np.nan
+    return dataclasses.replace(
+      features,
+      values=values,
+      labels=grow(features.labels, 0),
+      depth_um=grow(features.depth_um, 0),
+      mask=mask,
+    )
+
+  spec = dataclasses.replace(SPEC, max_slices=15)
+  longer = train(tmp_path / "longer", train_features=padded(TRAIN), spec=spec)
+  np.testing.assert_allclose(longer.history["loss"], together.history["loss"], rtol=1e-5)
+  probabilities = longer.probabilities(padded(VALIDATION))[:, :, :12]
+  np.testing.assert_allclose(
+    probabilities[:, VALIDATION.mask],
+    together.probabilities(VALIDATION)[:, VALIDATION.mask],
+    atol=1e-5,
+  )
+
+
+@pytest.mark.parametrize("feedback", ["teacher", "scheduled"])
+def test_feedback_of_labels_is_for_training_alone(tmp_path, feedback):
+  trained = train(tmp_path / feedback, spec=dataclasses.replace(SPEC, feedback=feedback))
+  before = trained.probabilities(VALIDATION)
+  relabelled = dataclasses.replace(VALIDATION, labels=np.zeros_like(VALIDATION.labels))
+  np.testing.assert_array_equal(before, trained.probabilities(relabelled))
+
+
+def test_diverging_member_is_named(tmp_path):
+  broken = dataclasses.replace(TRAIN, values=np.full_like(TRAIN.values, np.inf))
+  with pytest.raises(UserError, match=r"seed=0.*not finite in epoch 0.*learning_rate"):
+    train(tmp_path / "broken", train_features=broken)
+
+
+def test_penalty_counts_recurrent_weights_of_both_directions():
+  params = {
+    "encoder": {"recurrent_kernel": jnp.stack([jnp.full((2, 6), 1.0), jnp.full((2, 6), -3.0)])},
+    "kernel": jnp.full((4, 3), 100.0),
+  }
+  assert heads.recurrent_penalty(params) == pytest.approx(1.0 + 3.0)

@@ -1,0 +1,39 @@
+"""Metrics on disk, and what a resumed run does to them."""
+
+import json
+
+from rcm_jax.writer import Writer
+
+
+def lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_resumed_stage_writes_each_step_once(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  writer = Writer(tmp_path)
+  for step in range(4):
+    writer.scalars("cnn", step, {"loss": 1.0 - step})
+  writer.scalars("heads", 3, {"loss": 9.0})
+  writer.close()
+  with path.open("a") as file:
+    file.write('{"stage": "cnn", "st')  # a kill in the middle of a line
+  writer = Writer(tmp_path)
+  writer.resume("cnn", 2)
+  writer.scalars("cnn", 2, {"loss": 5.0})
+  writer.close()
+  assert lines(path) == [
+    {"stage": "cnn", "step": 0, "loss": 1.0},
+    {"stage": "cnn", "step": 1, "loss": 0.0},
+    {"stage": "heads", "step": 3, "loss": 9.0},
+    {"stage": "cnn", "step": 2, "loss": 5.0},
+  ]
+  assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_progress_says_how_long_a_stage_took(tmp_path, capsys):
+  writer = Writer(tmp_path)
+  with writer.progress("extract") as advance:
+    advance(1, 2)
+  writer.close()
+  assert "extract: 0.0 s" in capsys.readouterr().err
