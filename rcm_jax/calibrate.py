@@ -35,9 +35,9 @@ class Reliability(NamedTuple):
     count: slices.
   """
 
-  confidence: Float[np.ndarray, "bins"]
-  accuracy: Float[np.ndarray, "bins"]
-  count: Int[np.ndarray, "bins"]
+  confidence: Float[np.ndarray, " bins"]
+  accuracy: Float[np.ndarray, " bins"]
+  count: Int[np.ndarray, " bins"]
 
 
 class Calibration(NamedTuple):
@@ -108,9 +108,7 @@ def boundary_intervals_um(
   posterior = decode.boundary_posterior(log_probs, mask)
   tail = (1 - calibration.coverage) / 2
   levels = jnp.array([tail, 0.5, 1 - tail])
-  low, median, high = decode.boundary_quantiles_um(
-    posterior.probability, levels, depth_um, mask
-  ).T
+  low, median, high = decode.boundary_quantiles_um(posterior.probability, levels, depth_um, mask).T
   margin = jnp.array(calibration.margin_um)
   # A negative margin must not turn the interval inside out.
   return jnp.stack(
@@ -195,9 +193,7 @@ def conformal_margin(
   return float(scores[order][enough[0]]) if len(enough) else math.inf
 
 
-def assess(
-  calibration: Calibration, test: Sequence[predictions_lib.StackPrediction]
-) -> Assessment:
+def assess(calibration: Calibration, test: Sequence[predictions_lib.StackPrediction]) -> Assessment:
   """Tries a calibration on stacks that it was not learned on."""
   probabilities, labels = slices_of(test)
   width, inside = np.full(2, np.nan), np.full(2, np.nan)

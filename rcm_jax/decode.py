@@ -121,7 +121,7 @@ def boundary_posterior(
 
 def boundary_quantiles_um(
   probability: Float[arrays.ArrayLike, "2 T1"],
-  levels: Float[arrays.ArrayLike, "Q"],
+  levels: Float[arrays.ArrayLike, " Q"],
   depth_um: Float[arrays.ArrayLike, "T"],
   mask: Bool[arrays.ArrayLike, "T"],
 ) -> Float[Array, "2 Q"]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+import itertools
 import json
 import os
 import pathlib
@@ -21,18 +22,20 @@ import rich.box
 import rich.console
 import rich.table
 
-from rcm_jax import arrays
-from rcm_jax import cache
-from rcm_jax import calibrate
-from rcm_jax import figures
-from rcm_jax import metrics
-from rcm_jax import paper_results
-from rcm_jax import paper_tables
+from rcm_jax import (
+  arrays,
+  cache,
+  calibrate,
+  figures,
+  metrics,
+  paper_results,
+  paper_tables,
+  resampling,
+  tables,
+)
 from rcm_jax import predictions as predictions_lib
-from rcm_jax import resampling
 from rcm_jax import scores as scores_lib
 from rcm_jax import study as study_lib
-from rcm_jax import tables
 from tfds_rcm import errors
 
 _COLUMNS = (  # heading of a printed column, its width
@@ -210,8 +213,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(error, file=sys.stderr)
     return 1
   except OSError as error:
-    print(f"{error.filename or args.out}: {error.strerror}; free space there or choose another"
-          " --out", file=sys.stderr)
+    print(
+      f"{error.filename or args.out}: {error.strerror}; free space there or choose another --out",
+      file=sys.stderr,
+    )
     return 1
   return 0
 
@@ -227,7 +232,9 @@ def _assess(study, methods):
     single = [calibrate.assess(calibrate.calibrate(known), asked) for known, asked in pairs]
     assessed.append((method, 1, single))
     if len(test) > 1:
-      known, asked = (calibrate.ensemble(sum(runs, [])) for runs in (validation, test))
+      known, asked = (
+        calibrate.ensemble(list(itertools.chain(*runs))) for runs in (validation, test)
+      )
       found = calibrate.assess(calibrate.calibrate(known), asked)
       assessed.append((method, len(test), [found]))
   return assessed

@@ -254,7 +254,14 @@ def _error_histogram(axes, error, reach, color):
     axes.plot(x, density, color=color, lw=1.4)
   axes.axvline(0, color="#CC0000", lw=1.0)
   below = axes.get_xaxis_transform()
-  style = dict(color="black", ms=5, mew=0.5, clip_on=False, in_layout=False, transform=below)
+  style = {
+    "color": "black",
+    "ms": 5,
+    "mew": 0.5,
+    "clip_on": False,
+    "in_layout": False,
+    "transform": below,
+  }
   axes.plot(clipped, np.full(len(clipped), -0.07), "|", **style)
   text = f"MAE {np.abs(error).mean():.1f} µm" if len(error) else "no such boundary"
   axes.text(0.99, 0.92, text, transform=axes.transAxes, ha="right", va="top", fontsize=8)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
 
 import numpy as np
 
-from rcm_jax import calibrate
-from rcm_jax import paper_results
-from rcm_jax import resampling
+from rcm_jax import calibrate, paper_results, resampling
 from rcm_jax import scores as scores_lib
 from rcm_jax.tables import Cell, Table
 
@@ -136,7 +135,7 @@ def decoding_table(methods: Sequence[Method], measured_on: str) -> Table:
     ]
     # Within one method, which decoding is best: more of the first part, less of the others.
     marked = [_mark_best_of(part, best) for part, best in zip(parts, (max, min, min, min))]
-    rows.append([paper_results.display_name(m.name), *sum(marked, [])])
+    rows.append([paper_results.display_name(m.name), *itertools.chain(*marked)])
   title = "Table 4. The paper's post-processing beside monotone decoding"
   notes = [f"Measured on {measured_on}.", *_notes("Bold: best decoding of a method.")[:-1]]
   return Table("table4_decoding", title, columns, rows, (), notes)

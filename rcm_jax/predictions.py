@@ -14,8 +14,7 @@ import pathlib
 from jaxtyping import Float, Int
 import numpy as np
 
-from rcm_jax import arrays
-from rcm_jax import cache
+from rcm_jax import arrays, cache
 from tfds_rcm import errors
 
 COLUMNS = (

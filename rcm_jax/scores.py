@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 import numpy as np
 
-from rcm_jax import decode
-from rcm_jax import metrics
+from rcm_jax import decode, metrics
 from rcm_jax import predictions as predictions_lib
 
 LABELLINGS = ("raw", "median_then_max", "monotone")

@@ -62,7 +62,8 @@ def test_calibration_error_by_hand():
   labels = np.array([0] * 5 + [1] * 5)
   assert calibrate.expected_calibration_error(probabilities, labels, bins=1) == pytest.approx(0.3)
   groups = calibrate.reliability(probabilities, labels, bins=3)
-  assert groups.count.sum() == 10 and groups.count.max() - groups.count.min() <= 1
+  assert groups.count.sum() == 10
+  assert groups.count.max() - groups.count.min() <= 1
 
 
 def test_no_validation_slices_is_the_users_error():
@@ -98,7 +99,8 @@ def test_intervals_hold_on_new_stacks_and_widen_with_doubt():
   asked = [stack(rng, f"t{i}", f"q{i // 2}") for i in range(120)]
   calibration = calibrate.calibrate(known)
   found = calibrate.assess(calibration, asked)
-  assert (found.covered > 0.85).all() and (found.width_um < 30).all()
+  assert (found.covered > 0.85).all()
+  assert (found.width_um < 30).all()
   assert found.error_after <= found.error_before
   one = asked[0]
   mask = np.ones(len(one.labels), bool)
@@ -106,7 +108,8 @@ def test_intervals_hold_on_new_stacks_and_widen_with_doubt():
   vague = calibrate.boundary_intervals_um(
     calibrate.scale(one.probabilities, 8.0), one.depth_um, mask, calibration
   )
-  assert (np.diff(sharp) >= 0).all() and (np.diff(vague) >= 0).all()
+  assert (np.diff(sharp) >= 0).all()
+  assert (np.diff(vague) >= 0).all()
   assert (vague[:, 2] - vague[:, 0] > sharp[:, 2] - sharp[:, 0]).all()
 
 

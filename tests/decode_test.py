@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from rcm_jax import decode
-from rcm_jax import metrics
+from rcm_jax import decode, metrics
 
 PADDED = 12
 _monotone = jax.jit(decode.monotone)
@@ -108,9 +107,9 @@ def test_zero_probabilities_are_obeyed_and_never_become_nan():
 def test_posterior_gradient_is_finite_at_zero_probability():
   log_probs = jnp.log(jnp.array([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.2, 0.8]]))
   mask = np.array([True, True, True])
-  gradient = jax.jit(
-    jax.grad(lambda x: decode.boundary_posterior(x, mask).probability[0, 1])
-  )(log_probs)
+  gradient = jax.jit(jax.grad(lambda x: decode.boundary_posterior(x, mask).probability[0, 1]))(
+    log_probs
+  )
   assert np.isfinite(gradient).all()
 
 
@@ -160,7 +159,7 @@ def test_monotone_never_makes_an_impossible_transition():
 
 
 @pytest.mark.parametrize(
-  "strata, expected",
+  ("strata", "expected"),
   [
     ([0, 2, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1]),  # an outlier goes
     ([0, 0, 1, 1, 0, 1, 2], [0, 0, 1, 1, 1, 1, 2]),
@@ -174,6 +173,18 @@ def test_monotone_never_makes_an_impossible_transition():
 def test_median_then_max_by_hand(strata, expected):
   got = _median_then_max(np.array(strata), np.ones(len(strata), bool))
   np.testing.assert_array_equal(got, expected)
+
+
+def test_quantiles_spread_a_slice_over_the_tissue_that_it_stands_for():
+  depth = np.array([0, 2, 6, 10, np.nan], np.float32)
+  mask = np.arange(5) < 4
+  probability = np.zeros((2, 6), np.float32)
+  probability[0, 1] = 1  # surely slice 1, which stands for 1 to 4 µm
+  probability[1, [3, 4]] = 0.5  # slice 3, 8 to 12 µm, or not in this stack: 12 to 16 µm
+  levels = np.array([0.01, 0.25, 0.5, 0.75, 0.99], np.float32)
+  quantiles = decode.boundary_quantiles_um(probability, levels, depth, mask)
+  np.testing.assert_allclose(quantiles[0], 1 + 3 * levels, rtol=1e-5)
+  np.testing.assert_allclose(quantiles[1], 8 + 8 * levels, rtol=1e-5)
 
 
 def test_median_then_max_is_scipys_median_and_numpys_maximum():

@@ -14,9 +14,8 @@ import rich.console
 from scipy import special
 from sklearn import metrics as sk_metrics
 
-from rcm_jax import evaluate
+from rcm_jax import evaluate, resampling
 from rcm_jax import predictions as predictions_lib
-from rcm_jax import resampling
 from rcm_jax import scores as scores_lib
 from rcm_jax import study as study_lib
 from tfds_rcm import errors
@@ -79,9 +78,7 @@ def test_rows_are_what_scikit_learn_and_a_plain_loop_say():
   assert row["accuracy"] == pytest.approx(sk_metrics.accuracy_score(labels, found))
   recall = sk_metrics.recall_score(labels, found, average=None)
   assert list(row["sensitivity"].values()) == pytest.approx(list(recall))
-  counts = dict.fromkeys(
-    ("epidermis_dermis", "dej_epidermis", "dermis_epidermis", "dermis_dej"), 0
-  )
+  counts = dict.fromkeys(("epidermis_dermis", "dej_epidermis", "dermis_epidermis", "dermis_dej"), 0)
   names = ("epidermis", "dej", "dermis")
   for p in predictions:
     for a, b in zip(p.predicted, p.predicted[1:]):
@@ -101,12 +98,14 @@ def test_perfect_predictions_and_absent_strata():
     for p in run("m", "single image", 0, 0.0)
   ]
   [row] = evaluate.summarize(perfect)
-  assert row["accuracy"] == 1 and row["inconsistent"]["total"] == 0
+  assert row["accuracy"] == 1
+  assert row["inconsistent"]["total"] == 0
   for decoding in row["decoding"].values():
     assert list(decoding["boundary_mae_um"].values()) == [0, 0]
   epidermis = [dataclasses.replace(p, labels=0 * p.labels) for p in perfect]
   [row] = evaluate.summarize(epidermis)
-  assert row["sensitivity"]["dermis"] is None and row["boundary_mae_um"]["dej_dermis"] is None
+  assert row["sensitivity"]["dermis"] is None
+  assert row["boundary_mae_um"]["dej_dermis"] is None
   assert row["boundary_n"] == {"epidermis_dej": 0, "dej_dermis": 0}
 
 
@@ -155,7 +154,8 @@ def test_command_writes_tables_and_figures(tmp_path, capsys):
   out = tmp_path / "out"
   assert evaluate.main([f"--runs={tmp_path / 'runs'}", f"--out={out}"]) == 0
   printed = capsys.readouterr().out.replace("\n", "")
-  assert "unfinished: left out" in printed and "torn: left out" in printed
+  assert "unfinished: left out" in printed
+  assert "torn: left out" in printed
   for figure in ("boundary_errors", "strata", "reliability", "toeplitz_weights", "attention"):
     assert (out / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
   table = numbers(out / "table1.csv")
@@ -173,7 +173,8 @@ def test_command_writes_tables_and_figures(tmp_path, capsys):
   ours = [r["accuracy"] for r in rows if r["method"] == "toeplitz_d1"]
   assert float(table[0]["accuracy_percent"]) == pytest.approx(100 * np.mean(ours))
   low, high = (float(table[0][f"accuracy_percent_{end}"]) for end in ("low", "high"))
-  assert low <= 100 * np.mean(ours) <= high and low < high
+  assert low <= 100 * np.mean(ours) <= high
+  assert low < high
   for row in numbers(out / "table4_decoding.csv"):
     assert float(row["inconsistent_transitions_monotone"]) == 0
   assert len(numbers(out / "paired_tests.csv")) == 9  # three pairs, three measures
@@ -189,7 +190,8 @@ def test_datasets_are_never_mixed(tmp_path):
   evaluate.write_run(tmp_path / "a", DATASET, run("m", "whole stack", 0, 1.0), versions={})
   evaluate.write_run(tmp_path / "b", other, run("m", "whole stack", 0, 1.0), versions={})
   studies, notes = study_lib.gather(tmp_path)
-  assert [s.dataset for s in studies] == ["rcm_dryad", "rcm_phantom/tiny"] and not notes
+  assert [s.dataset for s in studies] == ["rcm_dryad", "rcm_phantom/tiny"]
+  assert not notes
 
 
 @pytest.mark.parametrize("make", [False, True])
@@ -200,7 +202,8 @@ def test_nothing_to_evaluate_is_one_line_and_exit_code_one(tmp_path, capsys, mak
     (runs / "half" / "predictions.csv").write_text("")
   assert evaluate.main([f"--runs={runs}", f"--out={tmp_path / 'out'}"]) == 1
   message = capsys.readouterr().err
-  assert message.count("\n") == 1 and str(runs) in message
+  assert message.count("\n") == 1
+  assert str(runs) in message
   assert not (tmp_path / "out").exists()
 
 
@@ -231,7 +234,9 @@ def test_paired_tests_see_a_difference_where_there_is_one():
     for c in resampling.compare({"good": good, "copy": good, "same": same, "bad": bad})
     if c.measure == "accuracy"
   }
-  assert found["good", "copy"].difference == 0 and found["good", "copy"].p_value == 1
-  assert found["good", "bad"].low > 0 and found["good", "bad"].p_holm < 0.001
+  assert found["good", "copy"].difference == 0
+  assert found["good", "copy"].p_value == 1
+  assert found["good", "bad"].low > 0
+  assert found["good", "bad"].p_holm < 0.001
   assert found["good", "same"].low <= 0 <= found["good", "same"].high
   assert all(c.patients == 20 and c.p_value <= c.p_holm <= 1 for c in found.values())

@@ -40,7 +40,8 @@ def drawn(draw, path):
   assert path.read_bytes() == data
   assert [p.name for p in path.parent.iterdir()] == [path.name]
   image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-  assert image.shape[0] > 200 and image.shape[1] > 300
+  assert image.shape[0] > 200
+  assert image.shape[1] > 300
   assert image.std() > 5  # not a blank page
 
 
@@ -77,4 +78,5 @@ def test_strata_colors_differ_in_gray_too():
     return np.dot([int(color[i : i + 2], 16) for i in (1, 3, 5)], [0.2126, 0.7152, 0.0722])
 
   gray = sorted(map(luminance, figures.STRATA_COLORS))
-  assert min(np.diff(gray)) > 30 and len(set(figures.STRATA_COLORS)) == 3
+  assert min(np.diff(gray)) > 30
+  assert len(set(figures.STRATA_COLORS)) == 3

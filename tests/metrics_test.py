@@ -33,7 +33,7 @@ def depths(length, step=3.0, fill=np.nan):
 
 @pytest.mark.parametrize("garbage", [0, 2, -7, 99])
 @pytest.mark.parametrize(
-  "strata, transitions, boundaries",
+  ("strata", "transitions", "boundaries"),
   [
     ([E, E, J, J, D], [0, 0, 0, 0], [2, 4]),
     ([E, D], [1, 0, 0, 0], [1, 1]),
@@ -56,7 +56,7 @@ def test_transitions_and_boundaries_by_hand(strata, transitions, boundaries, gar
 
 
 @pytest.mark.parametrize(
-  "labels, strata, error, counted",
+  ("labels", "strata", "error", "counted"),
   [
     ([E, E, J, J, D], [E, J, J, J, D], [-3, 0], [True, True]),
     ([E, E, J, J, D], [E, E, E, J, J], [3, 3], [True, True]),  # dermis never: one step past the end

@@ -59,7 +59,7 @@ def test_input_is_empty_where_nobody_says(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "row, column, value, message",
+  ("row", "column", "value", "message"),
   [
     (3, 9, "x", "row 3, column p_epidermis: 'x' is not a probability"),
     (3, 10, "1.5", "row 3, column p_dej"),
@@ -81,7 +81,8 @@ def test_bad_cells_are_named(tmp_path, row, column, value, message):
   path.write_text("\n".join(",".join(line) for line in lines) + "\n")
   with pytest.raises(errors.UserError) as caught:
     predictions_lib.read_csv(path)
-  assert message in str(caught.value) and str(path) in str(caught.value)
+  assert message in str(caught.value)
+  assert str(path) in str(caught.value)
   assert "\n" not in str(caught.value)
 
 
@@ -113,7 +114,7 @@ def test_cut_off_doubled_missing_and_binary_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "change, message",
+  ("change", "message"),
   [
     ({"labels": np.array([3])}, "labels outside"),
     ({"probabilities": np.full((1, 3), np.nan, np.float32)}, "diverged"),
