@@ -11,6 +11,8 @@ from rcm_jax import calibrate
 from rcm_jax import predictions as predictions_lib
 from tfds_rcm import errors
 
+_intervals = jax.jit(calibrate.boundary_intervals_um)
+
 
 def drawn(rng, count, temperature):
   """Slices whose labels follow the probabilities, before these are over- or underconfident."""
@@ -104,9 +106,9 @@ def test_intervals_hold_on_new_stacks_and_widen_with_doubt():
   assert found.error_after <= found.error_before
   one = asked[0]
   mask = np.ones(len(one.labels), bool)
-  sharp = calibrate.boundary_intervals_um(one.probabilities, one.depth_um, mask, calibration)
-  vague = calibrate.boundary_intervals_um(
-    calibrate.scale(one.probabilities, 8.0), one.depth_um, mask, calibration
+  doubtful = calibrate.scale(one.probabilities, 8.0)
+  sharp, vague = (
+    _intervals(p, one.depth_um, mask, calibration) for p in (one.probabilities, doubtful)
   )
   assert (np.diff(sharp) >= 0).all()
   assert (np.diff(vague) >= 0).all()
@@ -117,11 +119,10 @@ def test_intervals_ignore_padding():
   rng = np.random.default_rng(1)
   one, n = stack(rng, "s", "p"), 30
   calibration = calibrate.Calibration(1.3, (2.0, -1.0), 0.9)
-  intervals = jax.jit(calibrate.boundary_intervals_um)
-  alone = intervals(one.probabilities, one.depth_um, np.ones(n, bool), calibration)
+  alone = _intervals(one.probabilities, one.depth_um, np.ones(n, bool), calibration)
   probabilities = np.concatenate([one.probabilities, np.full((9, 3), np.nan, np.float32)])
   depth = np.concatenate([one.depth_um, np.full(9, np.nan, np.float32)])
-  padded = intervals(probabilities, depth, np.arange(n + 9) < n, calibration)
+  padded = _intervals(probabilities, depth, np.arange(n + 9) < n, calibration)
   np.testing.assert_allclose(padded, alone, rtol=1e-5)
 
 

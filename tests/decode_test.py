@@ -154,8 +154,8 @@ def test_monotone_never_makes_an_impossible_transition():
   rng = np.random.default_rng(0)
   log_probs = rng.normal(scale=5, size=(200, 30, 3)).astype(np.float32)
   mask = np.arange(30) < rng.integers(1, 31, size=(200, 1))
-  strata = jax.vmap(decode.monotone)(log_probs, mask)
-  assert int(jax.vmap(metrics.inconsistent_transitions)(strata, mask).sum()) == 0
+  strata = jax.jit(jax.vmap(decode.monotone))(log_probs, mask)
+  assert int(jax.jit(jax.vmap(metrics.inconsistent_transitions))(strata, mask).sum()) == 0
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_quantiles_spread_a_slice_over_the_tissue_that_it_stands_for():
   probability[0, 1] = 1  # surely slice 1, which stands for 1 to 4 µm
   probability[1, [3, 4]] = 0.5  # slice 3, 8 to 12 µm, or not in this stack: 12 to 16 µm
   levels = np.array([0.01, 0.25, 0.5, 0.75, 0.99], np.float32)
-  quantiles = decode.boundary_quantiles_um(probability, levels, depth, mask)
+  quantiles = jax.jit(decode.boundary_quantiles_um)(probability, levels, depth, mask)
   np.testing.assert_allclose(quantiles[0], 1 + 3 * levels, rtol=1e-5)
   np.testing.assert_allclose(quantiles[1], 8 + 8 * levels, rtol=1e-5)
 

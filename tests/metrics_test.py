@@ -94,7 +94,7 @@ def random_stacks(rng, count):
 
 def test_confusion_and_its_ratios_are_scikit_learns():
   labels, strata, _, mask = random_stacks(np.random.default_rng(0), 40)
-  confusion = np.asarray(jax.vmap(metrics.confusion_matrix)(labels, strata, mask)).sum(0)
+  confusion = np.asarray(jax.jit(jax.vmap(metrics.confusion_matrix))(labels, strata, mask)).sum(0)
   expected = sk_metrics.confusion_matrix(labels[mask], strata[mask], labels=[0, 1, 2])
   np.testing.assert_array_equal(confusion, expected)
   np.testing.assert_allclose(
@@ -138,8 +138,8 @@ def test_padding_changes_nothing():
 
 def test_vmap_equals_one_at_a_time():
   labels, strata, depth, mask = random_stacks(np.random.default_rng(1), 12)
-  errors, counted = jax.vmap(metrics.boundary_errors_um)(labels, strata, depth, mask)
-  transitions = jax.vmap(metrics.inconsistent_transitions)(strata, mask)
+  errors, counted = jax.jit(jax.vmap(metrics.boundary_errors_um))(labels, strata, depth, mask)
+  transitions = jax.jit(jax.vmap(metrics.inconsistent_transitions))(strata, mask)
   for i in range(12):
     single_error, single_counted = _errors(labels[i], strata[i], depth[i], mask[i])
     np.testing.assert_array_equal(errors[i], single_error)
