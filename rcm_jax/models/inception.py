@@ -72,57 +72,67 @@ Step = Conv | MaxPool | Parallel
 
 
 def _block_35(pool: int) -> Parallel:
-  return Parallel((
-    (Conv("branch1x1", 64),),
-    (Conv("branch5x5_1", 48), Conv("branch5x5_2", 64, (5, 5))),
+  return Parallel(
     (
-      Conv("branch3x3dbl_1", 64),
-      Conv("branch3x3dbl_2", 96, (3, 3)),
-      Conv("branch3x3dbl_3", 96, (3, 3)),
-    ),
-    (Conv("branch_pool", pool, average=True),),
-  ))
+      (Conv("branch1x1", 64),),
+      (Conv("branch5x5_1", 48), Conv("branch5x5_2", 64, (5, 5))),
+      (
+        Conv("branch3x3dbl_1", 64),
+        Conv("branch3x3dbl_2", 96, (3, 3)),
+        Conv("branch3x3dbl_3", 96, (3, 3)),
+      ),
+      (Conv("branch_pool", pool, average=True),),
+    )
+  )
 
 
 def _block_17(inner: int) -> Parallel:
-  return Parallel((
-    (Conv("branch1x1", 192),),
+  return Parallel(
     (
-      Conv("branch7x7_1", inner),
-      Conv("branch7x7_2", inner, (1, 7)),
-      Conv("branch7x7_3", 192, (7, 1)),
-    ),
-    (
-      Conv("branch7x7dbl_1", inner),
-      Conv("branch7x7dbl_2", inner, (7, 1)),
-      Conv("branch7x7dbl_3", inner, (1, 7)),
-      Conv("branch7x7dbl_4", inner, (7, 1)),
-      Conv("branch7x7dbl_5", 192, (1, 7)),
-    ),
-    (Conv("branch_pool", 192, average=True),),
-  ))
+      (Conv("branch1x1", 192),),
+      (
+        Conv("branch7x7_1", inner),
+        Conv("branch7x7_2", inner, (1, 7)),
+        Conv("branch7x7_3", 192, (7, 1)),
+      ),
+      (
+        Conv("branch7x7dbl_1", inner),
+        Conv("branch7x7dbl_2", inner, (7, 1)),
+        Conv("branch7x7dbl_3", inner, (1, 7)),
+        Conv("branch7x7dbl_4", inner, (7, 1)),
+        Conv("branch7x7dbl_5", 192, (1, 7)),
+      ),
+      (Conv("branch_pool", 192, average=True),),
+    )
+  )
 
 
 def _block_8() -> Parallel:
-  return Parallel((
-    (Conv("branch1x1", 320),),
+  return Parallel(
     (
-      Conv("branch3x3_1", 384),
-      Parallel((
-        (Conv("branch3x3_2a", 384, (1, 3)),),
-        (Conv("branch3x3_2b", 384, (3, 1)),),
-      )),
-    ),
-    (
-      Conv("branch3x3dbl_1", 448),
-      Conv("branch3x3dbl_2", 384, (3, 3)),
-      Parallel((
-        (Conv("branch3x3dbl_3a", 384, (1, 3)),),
-        (Conv("branch3x3dbl_3b", 384, (3, 1)),),
-      )),
-    ),
-    (Conv("branch_pool", 192, average=True),),
-  ))
+      (Conv("branch1x1", 320),),
+      (
+        Conv("branch3x3_1", 384),
+        Parallel(
+          (
+            (Conv("branch3x3_2a", 384, (1, 3)),),
+            (Conv("branch3x3_2b", 384, (3, 1)),),
+          )
+        ),
+      ),
+      (
+        Conv("branch3x3dbl_1", 448),
+        Conv("branch3x3dbl_2", 384, (3, 3)),
+        Parallel(
+          (
+            (Conv("branch3x3dbl_3a", 384, (1, 3)),),
+            (Conv("branch3x3dbl_3b", 384, (3, 1)),),
+          )
+        ),
+      ),
+      (Conv("branch_pool", 192, average=True),),
+    )
+  )
 
 
 STEM: tuple[Step, ...] = (
@@ -140,40 +150,42 @@ BLOCKS: dict[str, Parallel] = {
   "mixed0": _block_35(pool=32),
   "mixed1": _block_35(pool=64),
   "mixed2": _block_35(pool=64),
-  "mixed3": Parallel((  # 35 → 17 pixels
-    (Conv("branch3x3", 384, (3, 3), stride=2, padding="VALID"),),
-    (
-      Conv("branch3x3dbl_1", 64),
-      Conv("branch3x3dbl_2", 96, (3, 3)),
-      Conv("branch3x3dbl_3", 96, (3, 3), stride=2, padding="VALID"),
-    ),
-    (MaxPool(),),
-  )),
+  "mixed3": Parallel(
+    (  # 35 → 17 pixels
+      (Conv("branch3x3", 384, (3, 3), stride=2, padding="VALID"),),
+      (
+        Conv("branch3x3dbl_1", 64),
+        Conv("branch3x3dbl_2", 96, (3, 3)),
+        Conv("branch3x3dbl_3", 96, (3, 3), stride=2, padding="VALID"),
+      ),
+      (MaxPool(),),
+    )
+  ),
   "mixed4": _block_17(inner=128),
   "mixed5": _block_17(inner=160),
   "mixed6": _block_17(inner=160),
   "mixed7": _block_17(inner=192),
-  "mixed8": Parallel((  # 17 → 8 pixels
-    (
-      Conv("branch3x3_1", 192),
-      Conv("branch3x3_2", 320, (3, 3), stride=2, padding="VALID"),
-    ),
-    (
-      Conv("branch7x7x3_1", 192),
-      Conv("branch7x7x3_2", 192, (1, 7)),
-      Conv("branch7x7x3_3", 192, (7, 1)),
-      Conv("branch7x7x3_4", 192, (3, 3), stride=2, padding="VALID"),
-    ),
-    (MaxPool(),),
-  )),
+  "mixed8": Parallel(
+    (  # 17 → 8 pixels
+      (
+        Conv("branch3x3_1", 192),
+        Conv("branch3x3_2", 320, (3, 3), stride=2, padding="VALID"),
+      ),
+      (
+        Conv("branch7x7x3_1", 192),
+        Conv("branch7x7x3_2", 192, (1, 7)),
+        Conv("branch7x7x3_3", 192, (7, 1)),
+        Conv("branch7x7x3_4", 192, (3, 3), stride=2, padding="VALID"),
+      ),
+      (MaxPool(),),
+    )
+  ),
   "mixed9": _block_8(),
   "mixed10": _block_8(),
 }
 
 
-def run(
-  steps: tuple[Step, ...], x: Array, convolve: Callable[[Conv, Array], Array]
-) -> Array:
+def run(steps: tuple[Step, ...], x: Array, convolve: Callable[[Conv, Array], Array]) -> Array:
   """Interprets a part of the table, applying `convolve` at every convolution."""
   for step in steps:
     if isinstance(step, Conv):
@@ -263,7 +275,7 @@ class ConvBlock(nnx.Module):
   def __init__(
     self, spec: Conv, in_channels: int, *, bn_momentum: float, dtype: DTypeLike, rngs: nnx.Rngs
   ):
-    self.average = spec.average
+    self.spec = spec
     self.conv = nnx.Conv(
       in_channels,
       spec.filters,
@@ -286,7 +298,7 @@ class ConvBlock(nnx.Module):
 
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
     x = self.conv(x)
-    return nnx.relu(self.bn(average_pool(x) if self.average else x))
+    return nnx.relu(self.bn(average_pool(x) if self.spec.average else x))
 
 
 class InceptionV3(nnx.Module):
@@ -334,18 +346,26 @@ class InceptionV3(nnx.Module):
     blocks = {}
     channels = in_channels
     for name, steps in self.table.items():
-      blocks[name] = nnx.Dict({
-        spec.name: ConvBlock(spec, fan_in, bn_momentum=bn_momentum, dtype=dtype, rngs=rngs)
-        for spec, fan_in in convolutions(steps, channels)
-      })
+      blocks[name] = nnx.Dict(
+        {
+          spec.name: ConvBlock(spec, fan_in, bn_momentum=bn_momentum, dtype=dtype, rngs=rngs)
+          for spec, fan_in in convolutions(steps, channels)
+        }
+      )
       channels = functools.reduce(lambda c, s: out_channels(s, c), steps, channels)
     self.blocks = nnx.Dict(blocks)
-    dense = functools.partial(
-      nnx.Linear, dtype=dtype, kernel_init=glorot_uniform, rngs=rngs
-    )
+    dense = functools.partial(nnx.Linear, dtype=dtype, kernel_init=glorot_uniform, rngs=rngs)
     self.embed = dense(channels, NUM_FEATURES)
     self.dropout = nnx.Dropout(dropout, rngs=rngs)
     self.classifier = dense(NUM_FEATURES, num_classes)
+
+  def named_blocks(self) -> dict[str, ConvBlock]:
+    """Every convolution under "block/name", in the order of the table (Keras' of creation)."""
+    return {
+      f"{block}/{spec.name}": self.blocks[block][spec.name]
+      for block, steps in self.table.items()
+      for spec, _ in convolutions(steps, self.in_channels)
+    }
 
   def pooled(self, x: Float[Array, "B H W C"]) -> Float[Array, "B P"]:
     """Global average of the last block, P = 2048 at width 1.

@@ -19,8 +19,7 @@ from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
-from rcm_jax.models import inception
-from rcm_jax.models import weight_files
+from rcm_jax.models import inception, weight_files
 from rcm_jax.models.weight_files import Layer
 from tfds_rcm.errors import UserError
 
@@ -95,7 +94,7 @@ def load(
   if rgb_input not in ("symmetric", "imagenet"):
     raise ValueError(f"rgb_input is 'symmetric' or 'imagenet', got {rgb_input!r}")
   path = Path(path)
-  targets = {f"{block}/{spec.name}": model.blocks[block][spec.name] for block, spec in _specs(model)}
+  targets = model.named_blocks()
   if path.suffix in (".keras", ".h5"):
     layers = _from_keras(weight_files.read_keras(path), model, path)
   elif path.suffix in (".safetensors", ".pth"):
@@ -105,15 +104,16 @@ def load(
       f"{path}: expected a .keras, .weights.h5, .h5, .safetensors or .pth file of weights"
     )
 
-  skipped = [f"{name}: not used" for name in sorted(set(layers) - {*targets, "embed", "classifier"})]
+  unused = set(layers) - {*targets, "embed", "classifier"}
+  skipped = [f"{name}: not used" for name in sorted(unused)]
   mismatches = []
   scaled = 0
   for name, target in targets.items():
     layer = layers.get(name, {})
-    if "scale" in layer and layer["scale"].shape == layer["mean"].shape == target.bn.mean.shape:
+    if {"kernel", "mean", "scale"} <= layer.keys() and layer["scale"].shape == target.bn.mean.shape:
       scaled += int((layer["scale"] != 1).any())
       layer = _fold_scale(layer)
-    if name == "stem/conv1a" and "mean" in layer and layer["kernel"].ndim == 4:
+    if name == "stem/conv1a" and {"kernel", "mean"} <= layer.keys():
       layer = _fold_input(layer, model.in_channels, rgb_input, path)
     layers[name] = layer
     mismatches += _mismatches(name, layer, _variables(target))
@@ -123,11 +123,15 @@ def load(
       "running statistics; batch statistics in training normalise it away"
     )
   if mismatches:
-    raise UserError("\n  ".join([
-      f"{path}: does not fit Inception-V3 with {model.in_channels} channel(s), "
-      f"{len(mismatches)} mismatches (expected the file of a network of the same width):",
-      *mismatches,
-    ]))
+    raise UserError(
+      "\n  ".join(
+        [
+          f"{path}: does not fit Inception-V3 with {model.in_channels} channel(s), "
+          f"{len(mismatches)} mismatches (expected the file of a network of the same width):",
+          *mismatches,
+        ]
+      )
+    )
   for name in ("embed", "classifier"):
     target = getattr(model, name)
     problems = _mismatches(name, layers.get(name, {}), _variables(target))
@@ -177,12 +181,6 @@ def _depth(steps: tuple[inception.Step, ...]) -> int:
   return depth
 
 
-def _specs(model: inception.InceptionV3) -> Iterator[tuple[str, inception.Conv]]:
-  for block, steps in model.table.items():
-    for spec, _ in inception.convolutions(steps, model.in_channels):
-      yield block, spec
-
-
 def _variables(layer: inception.ConvBlock | nnx.Linear) -> dict[str, nnx.Variable]:
   if isinstance(layer, nnx.Linear):
     return {"kernel": layer.kernel, "bias": layer.bias}
@@ -205,7 +203,7 @@ def _mismatches(name: str, layer: Layer, variables: dict[str, nnx.Variable]) -> 
       problems.append(f"{name}: {key} is {layer[key].shape}, expected {variable.shape}")
     elif not np.isfinite(layer[key]).all():
       problems.append(f"{name}: {key} holds NaN or infinity")
-  return problems + [f"{name}: unexpected {key}" for key in layer if key not in variables]
+  return problems or [f"{name}: unexpected {key}" for key in layer if key not in variables]
 
 
 def _from_keras(
@@ -214,7 +212,7 @@ def _from_keras(
   """Pairs the layers of a Keras file with ours."""
   convolutions = [(n, v) for n, v in file if "kernel" in v and v["kernel"].ndim == 4]
   normalisations = [(n, v) for n, v in file if "mean" in v]
-  specs = {f"{block}/{spec.name}": spec for block, spec in _specs(model)}
+  specs = {name: block.spec for name, block in model.named_blocks().items()}
   if not len(convolutions) == len(normalisations) == len(specs):
     raise UserError(
       f"{path}: expected {len(specs)} convolutions and {len(specs)} batch normalisations of "
@@ -233,7 +231,9 @@ def _from_keras(
     return all((s[:2], s[3]) == (specs[n].kernel, specs[n].filters) for n, s in shapes.items())
 
   by_topology = paired(keras_order(model), convolutions, normalisations)
-  by_number = paired(list(specs), sorted(convolutions, key=_number), sorted(normalisations, key=_number))
+  by_number = paired(
+    list(specs), sorted(convolutions, key=_number), sorted(normalisations, key=_number)
+  )
   layers = by_number if fits(by_number) and not fits(by_topology) else by_topology
   wanted = {name: getattr(model, name).kernel.shape for name in ("embed", "classifier")}
   for _, dense in file:
@@ -258,7 +258,7 @@ def _from_torchvision(
   anchor = f"{TORCHVISION_STEM['conv1a']}.conv.weight"
   prefix = next((key.removesuffix(anchor) for key in tensors if key.endswith(anchor)), None)
   if prefix is None:
-    raise UserError(f"{path}: no tensor named {anchor}: expected torchvision's names of Inception-V3")
+    raise UserError(f"{path}: no tensor {anchor}: expected torchvision's names of Inception-V3")
   tensors = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
   layers = {}
   for name in targets:
@@ -301,7 +301,7 @@ def _fold_input(layer: Layer, in_channels: int, rgb_input: str, path: Path) -> L
 
 
 def _fold_scale(layer: Layer) -> Layer:
-  """scale · (conv(x) − mean) / σ, with the scale moved into the kernel and the mean."""
+  """Scale · (conv(x) − mean) / σ, with the scale moved into the kernel and the mean."""
   scale = layer["scale"]
   rest = {key: value for key, value in layer.items() if key != "scale"}
   return rest | {"kernel": layer["kernel"] * scale, "mean": layer["mean"] * scale}

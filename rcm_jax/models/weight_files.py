@@ -132,8 +132,10 @@ def _legacy_layers(root: h5py.Group) -> Iterator[tuple[str, Layer]]:
 
 def _attribute(group: h5py.Group, name: str) -> list[str]:
   """A list of strings among the attributes, in pieces `name0`, `name1`, … where it is long."""
-  pieces = [name] if name in group.attrs else sorted(
-    (key for key in group.attrs if re.fullmatch(rf"{name}\d+", key)), key=_natural
+  pieces = (
+    [name]
+    if name in group.attrs
+    else sorted((key for key in group.attrs if re.fullmatch(rf"{name}\d+", key)), key=_natural)
   )
   values = [value for piece in pieces for value in group.attrs[piece]]
   return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
