@@ -170,7 +170,7 @@ def make_plan(options: Options, *, decode: bool = False, workers: int | None = N
   Args:
     options: how the study is to be read.
     decode: decode every slice too, so that damaged ones are found.
-    workers: processes that open stacks, see `staging.in_parallel`.
+    workers: processes that decode, see `staging.in_parallel`.
 
   Raises:
     UserError: if a CSV as a whole cannot be understood; what is wrong with a row or a
@@ -180,7 +180,8 @@ def make_plan(options: Options, *, decode: bool = False, workers: int | None = N
   entries = manifest_lib.read_manifest(options.manifest, options.folder, options.labels, problems)
   examine = functools.partial(_examine, options=options, decode=decode)
   stacks, warnings = [], []
-  for found in staging.in_parallel(examine, entries, workers=workers):
+  # Opening takes less time than starting processes does; decoding does not.
+  for found in staging.in_parallel(examine, entries, workers=workers if decode else 1):
     if isinstance(found, str):
       problems.append(found)
     else:
