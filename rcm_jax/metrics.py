@@ -77,7 +77,7 @@ def boundary_depths_um(
     past the last slice, a step being the distance between the last two slices (0 if there is
     only one).
   """
-  depth = jnp.where(mask, depth_um, 0.0)
+  depth = jnp.asarray(depth_um)
   count = jnp.sum(mask)
   last = depth[jnp.maximum(count - 1, 0)]
   past_end = 2 * last - depth[jnp.maximum(count - 2, 0)]
