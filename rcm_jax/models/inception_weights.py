@@ -1,7 +1,7 @@
 """Pretrained Inception-V3 weights from files of Keras and of torchvision.
 
 A port is a table from our names to the file's; everything else follows from it. Names of
-torchvision are those of `inception.BLOCKS`. Keras numbers its layers by the session
+torchvision are those of `inception_table.BLOCKS`. Keras numbers its layers by the session
 (`conv2d_94`, `batch_normalization_94`, …), so a Keras file is read as lists of layers, put in
 the order in which Keras itself would list the network (by topology) or, where the file's own
 order is another one, by layer number; the shapes decide which.
@@ -19,7 +19,7 @@ from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
-from rcm_jax.models import inception, weight_files
+from rcm_jax.models import inception, inception_table, weight_files
 from rcm_jax.models.weight_files import Layer
 from tfds_rcm.errors import UserError
 
@@ -152,12 +152,12 @@ def keras_order(model: inception.InceptionV3) -> list[str]:
   branches. A convolution with its normalisation and ReLU is three layers, a concatenation one.
   """
 
-  def walk(steps: tuple[inception.Step, ...], distance: int) -> Iterator[tuple[int, str]]:
+  def walk(steps: tuple[inception_table.Step, ...], distance: int) -> Iterator[tuple[int, str]]:
     after = [_depth(steps[i + 1 :]) for i in range(len(steps))]
     for step, rest in zip(steps, after, strict=True):
-      if isinstance(step, inception.Conv):
+      if isinstance(step, inception_table.Conv):
         yield distance + rest, step.name
-      elif isinstance(step, inception.Parallel):
+      elif isinstance(step, inception_table.Parallel):
         for branch in step.branches:
           yield from walk(branch, distance + rest + 1)
 
@@ -168,13 +168,13 @@ def keras_order(model: inception.InceptionV3) -> list[str]:
   return order
 
 
-def _depth(steps: tuple[inception.Step, ...]) -> int:
+def _depth(steps: tuple[inception_table.Step, ...]) -> int:
   """Keras layers on the longest way through `steps`."""
   depth = 0
   for step in steps:
-    if isinstance(step, inception.Conv):
+    if isinstance(step, inception_table.Conv):
       depth += 3 + step.average
-    elif isinstance(step, inception.MaxPool):
+    elif isinstance(step, inception_table.MaxPool):
       depth += 1
     else:
       depth += 1 + max(_depth(branch) for branch in step.branches)
