@@ -7,7 +7,7 @@ hands over into plain arrays and strings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import io
 import math
@@ -16,6 +16,7 @@ from typing import Any
 from jaxtyping import Float, Int, UInt8
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 
 LABELS = ("stratum_corneum", "epidermis", "dej", "dermis")
 
@@ -126,3 +127,17 @@ def read_record(example: Mapping[str, Any]) -> Record:
 
 def _text(value: str | bytes) -> str:
   return value.decode() if isinstance(value, bytes) else value
+
+
+class StableWriter(tfds.core.ExampleWriter):
+  """Writes equal records as equal bytes, for a builder's `_example_writer`.
+
+  Protocol buffers leave the order of a record's fields to chance, another one each process.
+  """
+
+  def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
+    ordered = (
+      (key, tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True))
+      for key, record in examples
+    )
+    return super().write(path, ordered)

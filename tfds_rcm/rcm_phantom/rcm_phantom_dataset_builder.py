@@ -53,11 +53,15 @@ class Builder(tfds.core.ShardBasedBuilder):
       file_format: TFDS's.
       **kwargs: TFDS's own arguments; `config` may be any name that `spec.named` understands.
     """
-    config = kwargs.get("config")
-    if isinstance(config, str) and config not in spec.PRESETS:
-      kwargs["config"] = make_config(config)
     self._progress = progress or (lambda done, total: None)
     super().__init__(file_format=file_format, **kwargs)
+
+  def _create_builder_config(
+    self, builder_config: str | PhantomConfig | None, version: Any
+  ) -> PhantomConfig:
+    if isinstance(builder_config, str) and builder_config not in spec.PRESETS:
+      return make_config(builder_config)
+    return super()._create_builder_config(builder_config, version)
 
   @property
   def staging_dir(self) -> pathlib.Path:
@@ -99,3 +103,6 @@ class Builder(tfds.core.ShardBasedBuilder):
       fields = generate.staged_fields(self.staging_dir, phantom, anatomies[index])
       yield fields["stack_id"], features.stack_record(**fields)
       self._progress(index + 1, len(anatomies))
+
+  def _example_writer(self) -> features.StableWriter:
+    return features.StableWriter(file_format=self.info.file_format)

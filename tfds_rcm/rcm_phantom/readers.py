@@ -25,8 +25,8 @@ _FIRST_DERMIS, _LAST_EPIDERMIS = 0.06, 0.93
 # Standard deviations of a reader's errors of depth in µm, at epidermis–DEJ and at DEJ–dermis: the
 # latter is fuzzier and "partially subjective, even for expert readers" (paper, Discussion).
 _POOL_SIZE = 6
-_READER_BIAS_UM = np.array([1.5, 2.5])
-_STACK_ERROR_UM = np.array([4.5, 7.5])
+_READER_BIAS_UM = np.array([2.5, 4.0])
+_STACK_ERROR_UM = np.array([8.0, 12.0])
 _SLICE_ERROR_UM = 1.2
 
 
@@ -76,7 +76,7 @@ def stratum_profile(phantom: spec.Phantom, anatomy: anatomy_lib.Anatomy) -> Prof
   # The depths at which a place's share of dermis passes the two thresholds.
   first = np.quantile(places, _FIRST_DERMIS, axis=1)
   last = np.quantile(places, _LAST_EPIDERMIS, axis=1)
-  bottom = (relief.surface + relief.corneum).ravel()
+  bottom = np.quantile(relief.surface + relief.corneum, np.linspace(0, 1, 33))
   return Profile(
     corneum=_share_below(bottom),
     epidermis=_share_below(first),

@@ -45,10 +45,10 @@ def make_relief(
 ) -> Relief:
   """Evaluates a stack's maps on any grid y × x, in µm from the field's corner."""
   rng = anatomy.generator("relief")
-  wander = noise.evaluate_waves(noise.random_waves(rng, 70), x, y)
-  undulation = noise.evaluate_waves(noise.random_waves(rng, 150), x, y)
-  swell = noise.evaluate_waves(noise.random_waves(rng, 420), x, y)
-  wrinkles = noise.evaluate_waves(noise.random_waves(rng, 55), x, y)
+  wander = noise.evaluate_waves(noise.random_waves(rng, 70.0), x, y)
+  undulation = noise.evaluate_waves(noise.random_waves(rng, 150.0), x, y)
+  swell = noise.evaluate_waves(noise.random_waves(rng, 420.0), x, y)
+  wrinkles = noise.evaluate_waves(noise.random_waves(rng, 55.0), x, y)
   tilt = rng.normal(0, 0.012, 2)  # a contact window leaves little tilt
   plane = tilt[0] * (x[None, :] - _FIELD_UM / 2) + tilt[1] * (y[:, None] - _FIELD_UM / 2)
   furrows = _furrows(anatomy, rng, x, y, wander)
@@ -76,6 +76,15 @@ def _scatter(rng: np.random.Generator, spacing: float) -> np.ndarray:
   return (points + rng.uniform(-0.28, 0.28, points.shape)) * spacing
 
 
+def _window(
+  center_x: float, center_y: float, x: np.ndarray, y: np.ndarray, reach: float
+) -> tuple[slice, slice]:
+  """Returns the rows and columns within reach of a center: what lies beyond is not its own."""
+  rows = np.searchsorted(y, (center_y - reach, center_y + reach))
+  columns = np.searchsorted(x, (center_x - reach, center_x + reach))
+  return slice(*rows), slice(*columns)
+
+
 def _furrows(
   anatomy: anatomy_lib.Anatomy,
   rng: np.random.Generator,
@@ -84,11 +93,14 @@ def _furrows(
   wander: Map,
 ) -> Map:
   """Returns the depth of the furrows between the clusters of corneocytes."""
-  nearest = second = np.full((len(y), len(x)), np.inf)
-  for center_x, center_y in _scatter(rng, anatomy.furrow_spacing_um):
-    distance = np.hypot(x[None, :] - center_x, y[:, None] - center_y)
-    second = np.minimum(second, np.maximum(nearest, distance))
-    nearest = np.minimum(nearest, distance)
+  nearest = np.full((len(y), len(x)), np.inf)
+  second = nearest.copy()
+  spacing = anatomy.furrow_spacing_um
+  for center_x, center_y in _scatter(rng, spacing):
+    near = _window(center_x, center_y, x, y, 1.6 * spacing)
+    distance = np.hypot(x[None, near[1]] - center_x, y[near[0], None] - center_y)
+    second[near] = np.minimum(second[near], np.maximum(nearest[near], distance))
+    nearest[near] = np.minimum(nearest[near], distance)
   edge = (second - nearest) / 2 + 2.5 * wander  # µm from the middle of the furrow
   depth = anatomy.furrow_depth_um * np.clip(0.75 + 0.3 * wander, 0.2, 1.3)
   return depth * np.exp(-(np.abs(edge / (0.5 * anatomy.furrow_width_um)) ** 2.5))
@@ -115,16 +127,17 @@ def _papillae(
   nearest = np.full_like(bumps, np.inf)
   axis_x, axis_y = np.zeros_like(bumps), np.zeros_like(bumps)
   for index, (center_x, center_y) in enumerate(centers):
-    dx = x[None, :] - center_x + 3.0 * wander
-    dy = y[:, None] - center_y - 3.0 * wander
+    near = _window(center_x, center_y, x, y, 1.6 * spacing)
+    dx = x[None, near[1]] - center_x + 3.0 * wander[near]
+    dy = y[near[0], None] - center_y - 3.0 * wander[near]
     along = (np.cos(angle[index]) * dx + np.sin(angle[index]) * dy) * stretch[index]
     across = (np.cos(angle[index]) * dy - np.sin(angle[index]) * dx) / stretch[index]
     square = (along**2 + across**2) / radius[index] ** 2
     # Steeper than a Gaussian: a finger with a round tip, as wide as published cuts of papillae.
-    bumps += (height[index] * np.exp(-(square**1.4))) ** 4
-    closer = square < nearest
-    nearest = np.where(closer, square, nearest)
-    axis_x, axis_y = np.where(closer, dx, axis_x), np.where(closer, dy, axis_y)
+    bumps[near] += height[index] ** 4 * np.exp(-4.0 * square**1.4)
+    closer = square < nearest[near]
+    for values, own in ((nearest, square), (axis_x, dx), (axis_y, dy)):
+      values[near] = np.where(closer, own, values[near])
   # ∫ exp(-(r/R)^2.8) over a hexagonal cell of the lattice: Γ(1 + 1/1.4) π R² / (0.866 spacing²).
   covered = 0.911 * np.pi * 0.43**2 / 0.866
   # A rounded maximum: papillae that touch melt together.

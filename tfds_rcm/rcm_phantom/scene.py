@@ -118,7 +118,8 @@ def make_tissue(phantom: spec.Phantom, anatomy: anatomy_lib.Anatomy) -> Tissue:
   slope_y, slope_x = np.gradient(relief.junction, phantom.pixel_um)
   disorder = 1 + 2 * anatomy.disarray
   warp = [
-    2.2 * disorder * noise.evaluate_waves(noise.random_waves(rng, 48), axis, axis) for _ in range(2)
+    2.2 * disorder * noise.evaluate_waves(noise.random_waves(rng, 48.0), axis, axis)
+    for _ in range(2)
   ]
   maps = np.stack(
     [
