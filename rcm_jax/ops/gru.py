@@ -6,6 +6,8 @@
 
 (Cho et al. 2014, in the form of cuDNN and PyTorch.) A padded step carries the
 state through: its output repeats the state, which is zero before the first real step.
+
+`gru_loop.py` has the fast recurrence; here are the layer around it and the reference.
 """
 
 from __future__ import annotations
@@ -16,7 +18,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rcm_jax.ops import gru_loop
+
 Implementation = Literal["auto", "reference", "scan", "pallas"]
+
+# Added to the update gate of padded steps: σ is then exactly 1 and the state passes, so that
+# neither loop needs a mask and every gradient of a padded step is exactly zero.
+_CLOSED = 1e4
 
 
 class GruParams(TypedDict):
@@ -38,6 +46,10 @@ def gru(
 ) -> Float[Array, "T H"]:
   """Hidden states of a GRU that starts from zero.
 
+  Written for one stack. `vmap` over stacks (params unbatched) makes each recurrent product one
+  [B, H] × [H, 3H] product and each weight gradient one flat product over B · T; `vmap` over members
+  (params batched) adds a batch axis to both.
+
   Args:
     x: inputs; padded rows may hold anything, NaN too.
     params: kernel [F, 3H], recurrent_kernel [H, 3H], bias [2, 3H].
@@ -46,7 +58,8 @@ def gru(
     recurrent_mask: recurrent dropout: multiplies the state wherever it enters the recurrent product, the
       same at every step (0 or 1 / keep probability). Shared by the three gates (Gal and Ghahramani 2016,
       tied weights), which keeps one matrix product a step; Keras draws one mask a gate.
-    implementation: "reference" is the plain scan; the others compute the same faster.
+    implementation: "reference" is a plain scan that JAX differentiates, "scan" the fast recurrence,
+      "pallas" one kernel with the time loop inside; "auto" is "scan".
 
   Returns:
     States [T, H] in slice order.
@@ -54,22 +67,10 @@ def gru(
   Raises:
     ValueError: shapes disagree or the implementation is unknown.
   """
-  _check(x, params, mask, recurrent_mask, gates=3, name="gru")
-  x = jnp.where(mask[:, None], x, 0)
-  x_proj = x @ params["kernel"] + params["bias"][0]
-  u, c = params["recurrent_kernel"], params["bias"][1]
-  hidden = u.shape[0]
-
-  def step(h, inputs):
-    xp, real = inputs
-    rec = (h if recurrent_mask is None else h * recurrent_mask) @ u + c
-    z = jax.nn.sigmoid(xp[:hidden] + rec[:hidden])
-    r = jax.nn.sigmoid(xp[hidden : 2 * hidden] + rec[hidden : 2 * hidden])
-    g = jnp.tanh(xp[2 * hidden :] + r * rec[2 * hidden :])
-    h = jnp.where(real, z * h + (1 - z) * g, h)
-    return h, h
-
-  return jax.lax.scan(step, jnp.zeros(hidden, x_proj.dtype), (x_proj, mask), reverse=reverse)[1]
+  check_recurrent("gru", x, params, mask, recurrent_mask, gates=3, bias_rows=(2,))
+  lifted = jax.tree.map(lambda leaf: leaf[None], params)
+  dropped = None if recurrent_mask is None else recurrent_mask[None]
+  return _directions(x, lifted, mask, dropped, (reverse,), implementation)[0]
 
 
 def bidirectional_gru(
@@ -79,8 +80,8 @@ def bidirectional_gru(
   *,
   recurrent_mask: Float[Array, "2 H"] | None = None,
   implementation: Implementation = "auto",
-) -> Float[Array, "T 2*H"]:
-  """Both directions of `gru`, shallow→deep first in the concatenation and in each leading axis of 2.
+) -> Float[Array, "T G"]:
+  """Both directions of `gru` in one loop, shallow→deep first in the concatenation and in every leading axis of 2.
 
   Args:
     x: inputs, as for `gru`.
@@ -95,29 +96,73 @@ def bidirectional_gru(
   Raises:
     ValueError: shapes disagree or the implementation is unknown.
   """
-  halves = [
-    gru(
-      x,
-      jax.tree.map(lambda p: p[d], params),
-      mask,
-      reverse=bool(d),
-      recurrent_mask=None if recurrent_mask is None else recurrent_mask[d],
-      implementation=implementation,
-    )
-    for d in (0, 1)
-  ]
-  return jnp.concatenate(halves, axis=-1)
+  check_recurrent(
+    "bidirectional_gru", x, params, mask, recurrent_mask, gates=3, bias_rows=(2,), directions=(2,)
+  )
+  return jnp.concatenate(
+    _directions(x, params, mask, recurrent_mask, (False, True), implementation), axis=-1
+  )
 
 
-def _check(x, params, mask, recurrent_mask, *, gates, name):
-  kernel, recurrent = params["kernel"], params["recurrent_kernel"]
+def check_recurrent(
+  name: str, x, params, mask, recurrent_mask, *, gates: int, bias_rows: tuple[int, ...] = (), directions=()
+) -> None:
+  """Raises ValueError, naming arrays and shapes, unless a recurrent layer's arguments fit each other."""
   if x.ndim != 2 or mask.shape != x.shape[:1]:
     raise ValueError(f"{name}: x must be [T, F] and mask [T], got x {x.shape} and mask {mask.shape}")
-  hidden = recurrent.shape[0]
-  if kernel.shape != (x.shape[1], gates * hidden) or recurrent.shape != (hidden, gates * hidden):
+  hidden = params["recurrent_kernel"].shape[-1] // gates
+  expected = {
+    "kernel": (*directions, x.shape[1], gates * hidden),
+    "recurrent_kernel": (*directions, hidden, gates * hidden),
+    "bias": (*directions, *bias_rows, gates * hidden),
+  }
+  for key, shape in expected.items():
+    if params[key].shape != shape:
+      raise ValueError(
+        f"{name}: {key} must be {shape} for x {x.shape} and {hidden} units, got {params[key].shape}"
+      )
+  if recurrent_mask is not None and recurrent_mask.shape != (*directions, hidden):
     raise ValueError(
-      f"{name}: for x {x.shape} kernel must be [F, {gates}H] and recurrent_kernel [H, {gates}H], "
-      f"got {kernel.shape} and {recurrent.shape}"
+      f"{name}: recurrent_mask must be {(*directions, hidden)}, got {recurrent_mask.shape}"
     )
-  if recurrent_mask is not None and recurrent_mask.shape != (hidden,):
-    raise ValueError(f"{name}: recurrent_mask must be [{hidden}], got {recurrent_mask.shape}")
+
+
+def _directions(x, params, mask, recurrent_mask, reverse: tuple[bool, ...], implementation: str) -> list[Array]:
+  """States [T, H] of each direction; every leaf of params has the directions as leading axis."""
+  if implementation not in ("auto", "reference", "scan", "pallas"):
+    raise ValueError(f"gru: implementation {implementation!r} is not auto, reference, scan or pallas")
+  x = jnp.where(mask[:, None], x, 0)
+  kernel, recurrent, bias = params["kernel"], params["recurrent_kernel"], params["bias"]
+  if implementation == "reference":
+    dropped = jnp.ones((len(reverse), recurrent.shape[1]), x.dtype) if recurrent_mask is None else recurrent_mask
+    return [
+      _reference(x @ kernel[d] + bias[d, 0], recurrent[d], bias[d, 1], dropped[d], mask, backwards)
+      for d, backwards in enumerate(reverse)
+    ]
+  hidden = recurrent.shape[1]
+  gate = jnp.arange(3 * hidden)
+  # The recurrent bias of z and r only ever adds to the input's: one of them leaves the loop.
+  hoisted = bias[:, 0] + jnp.where(gate < 2 * hidden, bias[:, 1], 0)
+  closed = jnp.where(gate < hidden, jnp.asarray(_CLOSED, x.dtype), 0)
+  projected = [jnp.where(mask[:, None], x @ k + b, closed) for k, b in zip(kernel, hoisted)]
+  projected = jnp.stack([p[::-1] if backwards else p for p, backwards in zip(projected, reverse)])
+  h = gru_loop.recurrence(
+    projected, recurrent, bias[:, 1, 2 * hidden :], recurrent_mask, pallas=implementation == "pallas"
+  )
+  return [h[d, ::-1] if backwards else h[d] for d, backwards in enumerate(reverse)]
+
+
+def _reference(projected, recurrent, bias, dropped, mask, reverse):
+  """The equations above, one step after the other."""
+
+  def step(h, inputs):
+    x_t, real = inputs
+    x_z, x_r, x_h = jnp.split(x_t, 3)
+    h_z, h_r, h_h = jnp.split((h * dropped) @ recurrent + bias, 3)
+    z, r = jax.nn.sigmoid(x_z + h_z), jax.nn.sigmoid(x_r + h_r)
+    g = jnp.tanh(x_h + r * h_h)
+    h = jnp.where(real, z * h + (1 - z) * g, h)
+    return h, h
+
+  start = jnp.zeros(recurrent.shape[0], projected.dtype)
+  return jax.lax.scan(step, start, (projected, mask), reverse=reverse)[1]

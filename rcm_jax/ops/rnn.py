@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from rcm_jax.ops.gru import _check
+from rcm_jax.ops.gru import check_recurrent
 
 
 def simple_rnn(
@@ -21,7 +21,7 @@ def simple_rnn(
   recurrent_mask: Float[Array, "H"] | None = None,
 ) -> Float[Array, "T H"]:
   """h' = tanh(x W + h U + b): params kernel [F, H], recurrent_kernel [H, H], bias [H]."""
-  _check(x, params, mask, recurrent_mask, gates=1, name="simple_rnn")
+  check_recurrent("simple_rnn", x, params, mask, recurrent_mask, gates=1)
   x_proj = jnp.where(mask[:, None], x, 0) @ params["kernel"] + params["bias"]
 
   def step(h, inputs):
@@ -43,7 +43,7 @@ def lstm(
   recurrent_mask: Float[Array, "H"] | None = None,
 ) -> Float[Array, "T H"]:
   """Keras' LSTM, gates i, f, g, o: params kernel [F, 4H], recurrent_kernel [H, 4H], bias [4H]."""
-  _check(x, params, mask, recurrent_mask, gates=4, name="lstm")
+  check_recurrent("lstm", x, params, mask, recurrent_mask, gates=4)
   x_proj = jnp.where(mask[:, None], x, 0) @ params["kernel"] + params["bias"]
 
   def step(carry, inputs):
@@ -67,7 +67,7 @@ def bidirectional(
   mask: Bool[Array, "T"],
   *,
   recurrent_mask: Float[Array, "2 H"] | None = None,
-) -> Float[Array, "T 2*H"]:
+) -> Float[Array, "T twoH"]:
   """Both directions of `simple_rnn` or `lstm`; every leaf of params has a leading axis of 2, shallow→deep first."""
   halves = [
     layer(

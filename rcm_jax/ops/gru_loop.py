@@ -1,0 +1,211 @@
+"""The GRU's recurrence as two short loops: the backward one carries only the gradient of the state.
+
+Everything that is not recurrent stays outside as one large product: the input
+projection before the loop, and after the backward loop the gradients of the
+weights, inputs and biases (as in cuDNN).
+
+How the gradients stay flat under `vmap`. A `custom_vjp` whose arguments include
+the weights returns one weight gradient a stack, [B, H, 3H], and JAX sums them.
+Here the custom rule (`_attach`) returns only the gradient of the
+pre-activations, as two additive inputs; the recurrent one is fed by `_probe`, a
+function that is zero but has the derivative of h · U. Its transpose is a plain
+`dot_general` that `vmap` turns into one product over B · T.
+
+How one loop serves stacks, directions and members. Arrays in the loops are
+[G, T, B, …]: G sets of weights (directions, members), B stacks that share
+them. `_batched` is the batching rule of both loops: a batch axis with its own
+weights joins G, any other joins B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import functools
+
+import jax
+from jax import lax
+from jax.custom_batching import custom_vmap
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rcm_jax.ops import gru_pallas
+
+
+def recurrence(
+  projected: Float[Array, "G T 3*H"],
+  recurrent_kernel: Float[Array, "G H 3*H"],
+  bias: Float[Array, "G H"],
+  recurrent_mask: Float[Array, "G H"] | None,
+  *,
+  pallas: bool = False,
+) -> Float[Array, "G T H"]:
+  """States of G recurrences of one stack.
+
+  Args:
+    projected: x W plus every bias but the one below, in the order of the steps.
+    recurrent_kernel: U, gates z, r, h.
+    bias: recurrent bias of the candidate, which the reset gate multiplies.
+    recurrent_mask: multiplies the state that enters the product.
+    pallas: both loops as Pallas kernels.
+
+  Returns:
+    State after each step.
+  """
+  x, kernel, candidate_bias, scale = lax.stop_gradient(
+    (projected, recurrent_kernel, bias, recurrent_mask)
+  )
+  scale = None if scale is None else scale[:, None]
+  run = _batched(gru_pallas.forward if pallas else forward)
+  h, zr, g, q = (a[:, :, 0] for a in run((x[:, :, None], scale), (kernel, candidate_bias)))
+  before = jnp.concatenate([jnp.zeros_like(h[:, :1]), h[:, :-1]], axis=1)
+  scaled = before if scale is None else before * scale
+  recurrent = _probe(scaled, recurrent_kernel, bias)
+  return _attach(pallas, projected, recurrent, h, (before, zr, g, q), (scale, kernel))
+
+
+def _batched(loop: Callable) -> Callable:
+  """`loop(stacks, weights)` that vmap folds into its own G or B axis."""
+  call = custom_vmap(loop)
+
+  @call.def_vmap
+  def rule(size, batched, stacks, weights):
+    spread = functools.partial(
+      jax.tree.map, lambda a, is_batched: a if is_batched else jnp.broadcast_to(a, (size, *a.shape))
+    )
+    stacks = spread(stacks, batched[0])
+    own_weights = any(jax.tree.leaves(batched[1]))
+    if own_weights:  # [V, G, …] → [V · G, …]
+      fold = lambda a: a.reshape(-1, *a.shape[2:])
+      unfold = lambda a: a.reshape(size, -1, *a.shape[1:])
+      weights = jax.tree.map(fold, spread(weights, batched[1]))
+    else:  # [V, …, B, H] → […, V · B, H]
+      fold = lambda a: jnp.moveaxis(a, 0, -3).reshape(*a.shape[1:-2], -1, a.shape[-1])
+      unfold = lambda a: jnp.moveaxis(a.reshape(*a.shape[:-2], size, -1, a.shape[-1]), -3, 0)
+    out = jax.tree.map(unfold, call(jax.tree.map(fold, stacks), weights))
+    return out, jax.tree.map(lambda _: True, out)
+
+  return call
+
+
+def forward(
+  stacks: tuple[Array, Array | None], weights: tuple[Array, Array]
+) -> tuple[Array, Array, Array, Array]:
+  """The forward loop.
+
+  Args:
+    stacks: projected inputs [G, T, B, 3H]; dropout of the state [G, B, H] or None.
+    weights: recurrent kernel [G, H, 3H]; recurrent bias of the candidate [G, H].
+
+  Returns:
+    For every step [G, T, B, …]: the state [H], the gates z and r [2H], the candidate g [H], and the
+    candidate's recurrent part q [H].
+  """
+  projected, scale = stacks
+  kernel, bias = weights
+  groups, length, batch, _ = projected.shape
+  hidden = kernel.shape[1]
+
+  def step(t, carry):
+    h, hs, zrs, gs, qs = carry
+    x = _at(projected, t)
+    recurrent = _product(h if scale is None else h * scale, kernel)
+    # Each value is written to its buffer and read back, so that XLA:CPU computes it once; written as
+    # plain expressions the last fusion evaluates every gate again, four times as slowly.
+    zrs = _put(zrs, jax.nn.sigmoid(x[..., : 2 * hidden] + recurrent[..., : 2 * hidden]), t)
+    zr = _at(zrs, t)
+    q = recurrent[..., 2 * hidden :] + bias[:, None]
+    gs = _put(gs, jnp.tanh(x[..., 2 * hidden :] + zr[..., hidden:] * q), t)
+    g = _at(gs, t)
+    h = g + zr[..., :hidden] * (h - g)
+    return h, _put(hs, h, t), zrs, gs, _put(qs, q, t)
+
+  buffers = (jnp.zeros((groups, length, batch, n * hidden), projected.dtype) for n in (1, 2, 1, 1))
+  start = jnp.zeros((groups, batch, hidden), projected.dtype)
+  return lax.fori_loop(0, length, step, (start, *buffers))[1:]
+
+
+def backward(
+  stacks: tuple[Array, Array, Array, Array, Array, Array | None], weights: tuple[Array]
+) -> tuple[Array, Array]:
+  """The backward loop.
+
+  Args:
+    stacks: gradient of the states, the states before each step, and z r, g, q of `forward`, all
+      [G, T, B, …]; dropout of the state [G, B, H] or None.
+    weights: recurrent kernel [G, H, 3H].
+
+  Returns:
+    Gradients [G, T, B, 3H] of the pre-activations: with respect to the projected inputs, and with
+    respect to the recurrent product. They differ in the candidate, by the reset gate.
+  """
+  d_h, before, zr, g, q, scale = stacks
+  hidden, length = d_h.shape[-1], d_h.shape[1]
+  z, r = zr[..., :hidden], zr[..., hidden:]
+  to_g = (1 - z) * (1 - g * g)
+  slopes = jnp.concatenate([(before - g) * z * (1 - z), to_g * q * r * (1 - r), to_g * r], axis=-1)
+  transposed = jnp.swapaxes(weights[0], 1, 2)
+
+  def step(i, carry):
+    d_state, d_states = carry
+    t = length - 1 - i
+    d_states = _put(d_states, d_state + _at(d_h, t), t)
+    d_state = _at(d_states, t)
+    back = _product(jnp.tile(d_state, 3) * _at(slopes, t), transposed)
+    return _at(z, t) * d_state + (back if scale is None else back * scale), d_states
+
+  start = (jnp.zeros_like(d_h[:, 0]), jnp.zeros_like(d_h))
+  _, d_states = lax.fori_loop(0, length, step, start)
+  d_recurrent = jnp.tile(d_states, 3) * slopes
+  d_projected = jnp.concatenate([d_recurrent[..., : 2 * hidden], d_states * to_g], axis=-1)
+  return d_projected, d_recurrent
+
+
+def _product(rows: Array, kernel: Array) -> Array:
+  return jnp.einsum("gbi,gij->gbj", rows, kernel)
+
+
+def _at(array: Array, step: Array) -> Array:
+  return lax.dynamic_index_in_dim(array, step, axis=1, keepdims=False, allow_negative_indices=False)
+
+
+def _put(array: Array, value: Array, step: Array) -> Array:
+  return lax.dynamic_update_index_in_dim(array, value, step, axis=1, allow_negative_indices=False)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attach(pallas, projected, recurrent, h, saved, fixed):
+  """The states `h`, already computed, with their gradient in both pre-activations."""
+  del pallas, projected, recurrent, saved, fixed
+  return h
+
+
+def _attach_forward(pallas, projected, recurrent, h, saved, fixed):
+  del pallas, projected, recurrent
+  return h, (saved, fixed)
+
+
+def _attach_backward(pallas, residuals, d_h):
+  saved, (scale, kernel) = residuals
+  run = _batched(gru_pallas.backward if pallas else backward)
+  stacks = (*(a[:, :, None] for a in (d_h, *saved)), scale)
+  d_projected, d_recurrent = run(stacks, (kernel,))
+  return d_projected[:, :, 0], d_recurrent[:, :, 0], None, None, None
+
+
+_attach.defvjp(_attach_forward, _attach_backward)
+
+
+@jax.custom_jvp
+def _probe(before, kernel, bias):
+  """Zero, with the derivative of before · kernel + bias in kernel and bias; the bias acts on the candidate only."""
+  del bias
+  return jnp.zeros((*before.shape[:-1], kernel.shape[-1]), before.dtype)
+
+
+@_probe.defjvp
+def _probe_jvp(primals, tangents):
+  before, kernel, bias = primals
+  _, d_kernel, d_bias = tangents
+  products = jnp.stack([rows @ d for rows, d in zip(before, d_kernel)])
+  out = products.at[..., -bias.shape[-1] :].add(d_bias[:, None])
+  return _probe(*primals), out
