@@ -44,15 +44,17 @@ class Calibration(NamedTuple):
   """What validation stacks teach about a model's uncertainty.
 
   Attributes:
-    temperature: divides the logarithms of probabilities.
+    temperature: divides the logarithms of a slice's probabilities.
     margin_um: by how much each boundary's posterior interval must grow (or may shrink), in µm;
       infinite with too few validation patients for the coverage.
     coverage: probability that an interval is meant to cover the true boundary with.
+    boundary_temperature: divides them where boundaries are inferred from a whole stack.
   """
 
   temperature: float
   margin_um: tuple[float, float]
   coverage: float
+  boundary_temperature: float = 1.0
 
 
 class Assessment(NamedTuple):
@@ -87,11 +89,11 @@ def calibrate(
     UserError: there are no validation stacks.
   """
   temperature = fit_temperature(*slices_of(validation))
+  unwidened = Calibration(temperature, (0.0, 0.0), coverage, fit_boundary_temperature(validation))
   margins = []
-  found = _bounds(validation, Calibration(temperature, (0.0, 0.0), coverage))
-  for lower, upper, true, patients in found:
+  for lower, upper, true, patients in _bounds(validation, unwidened):
     margins.append(conformal_margin(np.maximum(lower - true, true - upper), patients, coverage))
-  return Calibration(temperature, tuple(margins), coverage)
+  return unwidened._replace(margin_um=tuple(margins))
 
 
 def boundary_intervals_um(
@@ -104,7 +106,7 @@ def boundary_intervals_um(
 
   Traceable and batched by `vmap`.
   """
-  log_probs = jnp.log(jnp.maximum(probabilities, _TINY)) / calibration.temperature
+  log_probs = jnp.log(jnp.maximum(probabilities, _TINY)) / calibration.boundary_temperature
   posterior = decode.boundary_posterior(log_probs, mask)
   tail = (1 - calibration.coverage) / 2
   levels = jnp.array([tail, 0.5, 1 - tail])
@@ -143,6 +145,32 @@ def fit_temperature(probabilities: Float[np.ndarray, "n 3"], labels: Int[np.ndar
 
   found = optimize.minimize_scalar(
     negative_log_likelihood, bounds=_LOG_TEMPERATURE_RANGE, method="bounded"
+  )
+  return math.exp(found.x)
+
+
+def fit_boundary_temperature(validation: Sequence[predictions_lib.StackPrediction]) -> float:
+  """Finds the temperature under which the true boundaries are most probable.
+
+  The monotone model takes slices as independent witnesses, but neighbors err together, so that
+  a stack's evidence counts for too much. Dividing it by a temperature, mostly well above the one
+  that suits single slices, makes the boundaries' distribution honest and its medians better.
+
+  Args:
+    validation: stacks, with or without both boundaries.
+
+  Raises:
+    UserError: there are no stacks.
+  """
+  if not validation:
+    raise errors.UserError("boundary temperature: no validation stacks; keep a validation split")
+  padded = predictions_lib.pad(validation)
+  stacks = padded.labels, padded.probabilities, padded.mask
+  found = optimize.minimize_scalar(
+    lambda log_temperature: float(_boundary_loss(*stacks, math.exp(log_temperature))),
+    bounds=(math.log(0.2), math.log(100.0)),
+    method="bounded",
+    options={"xatol": 0.02},
   )
   return math.exp(found.x)
 
@@ -269,6 +297,17 @@ def _bounds(predictions, calibration):
     (interval[has, b, 0], interval[has, b, 2], true[has, b].astype(np.float64), patients[has])
     for b, has in enumerate(counted.T)
   ]
+
+
+@jax.jit
+def _boundary_loss(labels, probabilities, mask, temperature):
+  def one(labels, probabilities, mask):
+    log_probs = jnp.log(jnp.maximum(probabilities, _TINY)) / temperature
+    posterior = decode.boundary_posterior(log_probs, mask).probability
+    true = metrics.boundary_indices(labels, mask)
+    return -jnp.sum(jnp.log(jnp.maximum(posterior[jnp.arange(2), true], _TINY)))
+
+  return jnp.mean(jax.vmap(one)(labels, probabilities, mask))
 
 
 _intervals = jax.jit(jax.vmap(boundary_intervals_um, in_axes=(0, 0, 0, None)))

@@ -61,18 +61,22 @@ def summarize(
 
   Fractions, not percent. `inconsistent` counts the raw predictions (Table 2); boundaries are
   read after `median_then_max` (Table 3). `decoding` gives the same figures under every
-  post-processing. What cannot be computed (a stratum without slices) is None.
+  post-processing; posterior medians are computed at the temperature that suits the run's
+  validation stacks. What cannot be computed (a stratum without slices) is None.
 
   Args:
-    predictions: of any methods and seeds; other splits are left out.
+    predictions: of any methods and seeds.
     train_seconds: (method, seed) → training time.
   """
-  tested = [p for p in predictions if p.split == "test"]
-  runs: dict[tuple[str, int], list] = {}
-  for p in tested:
-    runs.setdefault((p.method, p.seed), []).append(p)
+  runs: dict[tuple[str, int], dict[str, list]] = {}
+  for p in predictions:
+    runs.setdefault((p.method, p.seed), {}).setdefault(p.split, []).append(p)
   seconds = train_seconds or {}
-  return [_row(key, runs[key], seconds.get(key)) for key in runs]
+  return [
+    _row(key, splits["test"], splits.get("validation", []), seconds.get(key))
+    for key, splits in runs.items()
+    if "test" in splits
+  ]
 
 
 def write_run(
@@ -160,7 +164,12 @@ def write_study(study: study_lib.Study, out: str | os.PathLike) -> list[dict[str
   out = pathlib.Path(out)
   out.mkdir(parents=True, exist_ok=True)
   scores = {
-    method: [scores_lib.score(run) for run in study.of_split(method, "test")]
+    method: [
+      _score(test, validation)
+      for test, validation in zip(
+        study.of_split(method, "test"), study.of_split(method, "validation")
+      )
+    ]
     for method in study.predictions
   }
   methods = [
@@ -270,9 +279,14 @@ def _draw(study, methods, folder):
     figures.attention_maps(shown, folder / "attention.png")
 
 
-def _row(key, predictions, train_seconds):
+def _score(test, validation):
+  temperature = calibrate.fit_boundary_temperature(validation) if validation else 1.0
+  return scores_lib.score(test, temperature)
+
+
+def _row(key, predictions, validation, train_seconds):
   method, seed = key
-  by_patient = resampling.totals_by_patient(scores_lib.score(predictions))
+  by_patient = resampling.totals_by_patient(_score(predictions, validation))
   totals = resampling.Totals(*(x.sum(0) for x in by_patient))
   measures = resampling.measure(totals)
   decoding = {}

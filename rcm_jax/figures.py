@@ -93,21 +93,20 @@ def boundary_error_histograms(
   errors = _errors_by_method(predictions)
   methods = sorted(errors, key=lambda method: _mean_error(errors[method]))
   pooled = np.concatenate([e for pair in errors.values() for e in pair])
-  widest = np.quantile(np.abs(pooled), 0.98) if len(pooled) else 0.0
-  reach = max(15.0, float(5 * np.ceil(widest / 5)))
+  edges = _error_bins(pooled, predictions)
   with _figure(path, 7.6, 0.9 + 0.85 * len(methods)) as figure:
     grid = figure.subplots(len(methods), 2, sharex=True, squeeze=False)
     for i, method in enumerate(methods):
       color = METHOD_COLORS[i % len(METHOD_COLORS)]
       for axes, error in zip(grid[i], errors[method]):
-        _error_histogram(axes, error, reach, color)
+        _error_histogram(axes, error, edges, color)
       grid[i, 0].set_ylabel(
         paper_results.display_name(method), rotation=0, ha="right", va="center", labelpad=6
       )
     for axes, name in zip(grid[0], _BOUNDARY_NAMES):
       axes.set_title(name)
     for axes in grid[-1]:
-      axes.set(xlim=(-reach * 1.04, reach * 1.04), xlabel="Error, µm (positive: too deep)")
+      axes.set(xlim=(edges[0], edges[-1]), xlabel="Error, µm (positive: too deep)")
       axes.spines["bottom"].set(visible=True, position=("outward", 9))
       axes.tick_params(bottom=True, labelbottom=True)
 
@@ -244,13 +243,23 @@ def _mean_error(by_boundary):
   return np.mean(means) if means else np.inf
 
 
-def _error_histogram(axes, error, reach, color):
-  clipped = np.clip(error, -reach, reach)
-  bins = np.linspace(-reach, reach, 42)  # an odd number: the middle one is centered on no error
-  axes.hist(clipped, bins=bins, color=color, alpha=0.35)
+def _error_bins(errors, predictions):
+  """Edges of bins that are whole steps wide, as errors are, with one centered on no error."""
+  steps = [np.diff(p.depth_um) for p in predictions if len(p.depth_um) > 1]
+  step = float(np.median(np.concatenate(steps))) if steps else 1.0
+  widest = np.quantile(np.abs(errors), 0.98) / step if len(errors) else 0.0
+  width = max(1, np.ceil(widest / 20))
+  half = max(5, np.ceil(widest / width))
+  return step * width * (np.arange(-half, half + 2) - 0.5)
+
+
+def _error_histogram(axes, error, edges, color):
+  width = edges[1] - edges[0]
+  clipped = np.clip(error, edges[0] + width / 2, edges[-1] - width / 2)
+  axes.hist(clipped, bins=edges, color=color, alpha=0.35)
   if len(np.unique(error)) > 2:
-    x = np.linspace(-reach, reach, 400)
-    density = stats.gaussian_kde(error)(x) * len(error) * (bins[1] - bins[0])
+    x = np.linspace(edges[0], edges[-1], 400)
+    density = stats.gaussian_kde(error)(x) * len(error) * width
     axes.plot(x, density, color=color, lw=1.4)
   axes.axvline(0, color="#CC0000", lw=1.0)
   below = axes.get_xaxis_transform()

@@ -137,7 +137,11 @@ def decoding_table(methods: Sequence[Method], measured_on: str) -> Table:
     marked = [_mark_best_of(part, best) for part, best in zip(parts, (max, min, min, min))]
     rows.append([paper_results.display_name(m.name), *itertools.chain(*marked)])
   title = "Table 4. The paper's post-processing beside monotone decoding"
-  notes = [f"Measured on {measured_on}.", *_notes("Bold: best decoding of a method.")[:-1]]
+  notes = _notes(
+    "Bold: best decoding of a method. Posterior medians are computed at the temperature that makes"
+    " the true boundaries of validation stacks most probable."
+  )
+  notes = [f"Measured on {measured_on}.", *notes[:-1]]
   return Table("table4_decoding", title, columns, rows, (), notes)
 
 
@@ -197,7 +201,8 @@ def uncertainty_table(
   title = "Table 6. Calibration and conformal boundary intervals, learned on validation stacks"
   notes = [
     f"Measured on {measured_on}, means over seeds. Intervals are posterior quantiles widened by"
-    " split conformal prediction with patients as units; in coverage each patient weighs the same."
+    " split conformal prediction with patients as units (∞: too few of them for 90 %, which takes"
+    " nine); in coverage each patient weighs the same."
   ]
   return Table("table6_uncertainty", title, columns, rows, (), notes)
 

@@ -39,11 +39,20 @@ class StackScores:
   counted: Bool[np.ndarray, "N 2"]
 
 
-def score(predictions: Sequence[predictions_lib.StackPrediction]) -> StackScores:
-  """Scores stacks of one run, all in one compiled call."""
+def score(
+  predictions: Sequence[predictions_lib.StackPrediction], boundary_temperature: float = 1.0
+) -> StackScores:
+  """Scores stacks of one run, all in one compiled call.
+
+  Args:
+    predictions: of the stacks.
+    boundary_temperature: what posterior medians are computed at.
+  """
   padded = predictions_lib.pad(predictions)
   confusion, inconsistent, error_um, counted = jax.device_get(
-    _score_stacks(padded.labels, padded.probabilities, padded.depth_um, padded.mask)
+    _score_stacks(
+      padded.labels, padded.probabilities, padded.depth_um, padded.mask, boundary_temperature
+    )
   )
   return StackScores(
     stack_id=tuple(p.stack_id for p in predictions),
@@ -55,12 +64,12 @@ def score(predictions: Sequence[predictions_lib.StackPrediction]) -> StackScores
   )
 
 
-def _score_stack(labels, probabilities, depth_um, mask):
+def _score_stack(labels, probabilities, depth_um, mask, boundary_temperature):
   log_probs = jnp.log(probabilities)
   raw = jnp.argmax(probabilities, axis=-1)
   labellings = (raw, decode.median_then_max(raw, mask), decode.monotone(log_probs, mask))
   errors = [metrics.boundary_errors_um(labels, x, depth_um, mask)[0] for x in labellings[1:]]
-  median = decode.boundary_posterior(log_probs, mask).median
+  median = decode.boundary_posterior(log_probs / boundary_temperature, mask).median
   true = metrics.boundary_indices(labels, mask)
   error, counted = metrics.index_errors_um(median, true, depth_um, mask)
   return (
@@ -71,4 +80,4 @@ def _score_stack(labels, probabilities, depth_um, mask):
   )
 
 
-_score_stacks = jax.jit(jax.vmap(_score_stack))
+_score_stacks = jax.jit(jax.vmap(_score_stack, in_axes=(0, 0, 0, 0, None)))

@@ -121,6 +121,8 @@ def _pipes(entries):
 def _number(value, decimals):
   if math.isnan(value):
     return "-"
+  if math.isinf(value):
+    return "∞"
   smallest = 10**-decimals
   return f"<{smallest:.{decimals}f}" if 0 < value < smallest / 2 else f"{value:.{decimals}f}"
 
@@ -140,7 +142,7 @@ def _latex_entry(entry):
   if not isinstance(entry, Cell):
     return _escape(entry)
   text = _text(entry, r"\textbf{{{}}}", r"{} {{\scriptsize ({})}}")
-  return text.replace("-", "$-$").replace("<", "$<$")
+  return text.replace("-", "$-$").replace("<", "$<$").replace("∞", r"$\infty$")
 
 
 def _latex_groups(columns):
@@ -162,7 +164,14 @@ def _latex_groups(columns):
 def _escape(text):
   special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
   special |= {c: "\\" + c for c in "&%$#_{}"}
-  special |= {"µ": r"\textmu{}", "→": r"$\rightarrow$", "±": r"$\pm$", "–": "--", "−": "$-$"}
+  special |= {
+    "µ": r"\textmu{}",
+    "→": r"$\rightarrow$",
+    "±": r"$\pm$",
+    "–": "--",
+    "−": "$-$",
+    "∞": r"$\infty$",
+  }
   return "".join(special.get(c, c) for c in text)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -113,6 +115,22 @@ def test_intervals_hold_on_new_stacks_and_widen_with_doubt():
   assert (np.diff(sharp) >= 0).all()
   assert (np.diff(vague) >= 0).all()
   assert (vague[:, 2] - vague[:, 0] > sharp[:, 2] - sharp[:, 0]).all()
+
+
+def test_boundary_temperature_discounts_witnesses_that_repeat_each_other():
+  rng = np.random.default_rng(0)
+  once = [stack(rng, f"v{i}", f"p{i}", noise=2.5) for i in range(60)]
+  fitted = calibrate.fit_boundary_temperature(once)
+
+  def repeated(p, times):
+    """Every slice's evidence counted several times over, as by neighbors that err together."""
+    powers = p.probabilities**times
+    return dataclasses.replace(p, probabilities=powers / powers.sum(-1, keepdims=True))
+
+  tripled = calibrate.fit_boundary_temperature([repeated(p, 3) for p in once])
+  assert tripled == pytest.approx(3 * fitted, rel=0.1)
+  with pytest.raises(errors.UserError, match="validation"):
+    calibrate.fit_boundary_temperature([])
 
 
 def test_intervals_ignore_padding():

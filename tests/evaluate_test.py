@@ -71,8 +71,8 @@ def numbers(path):
 
 def test_rows_are_what_scikit_learn_and_a_plain_loop_say():
   predictions = run("toeplitz_d1", "whole stack", 3, 1.5)
-  ignored = run("toeplitz_d1", "whole stack", 3, 9.0, "validation")
-  [row] = evaluate.summarize(predictions + ignored, {("toeplitz_d1", 3): 12.5})
+  validation = run("toeplitz_d1", "whole stack", 3, 1.5, "validation")
+  [row] = evaluate.summarize(predictions + validation, {("toeplitz_d1", 3): 12.5})
   labels = np.concatenate([p.labels for p in predictions])
   found = np.concatenate([p.predicted for p in predictions])
   assert row["accuracy"] == pytest.approx(sk_metrics.accuracy_score(labels, found))
