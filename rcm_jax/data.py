@@ -141,7 +141,7 @@ def _decode_record(example: dict[str, Any], image_size: int | None) -> dict[str,
       f"0 to {len(LABELS) - 1} ({', '.join(LABELS)})"
     )
   if image_size is not None:
-    slices = [_resize(image, image_size) for image in slices]
+    slices = [resize(image, image_size) for image in slices]
   return {
     "stack_id": record.stack_id,
     "patient_id": record.patient_id,
@@ -151,7 +151,7 @@ def _decode_record(example: dict[str, Any], image_size: int | None) -> dict[str,
   }
 
 
-def _resize(image: np.ndarray, size: int) -> np.ndarray:
+def resize(image: np.ndarray, size: int) -> np.ndarray:
   """Cuts the central square out and resamples it with an antialiasing filter."""
   height, width = image.shape
   if (height, width) == (size, size):

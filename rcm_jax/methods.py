@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import itertools
 import json
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
 
-from rcm_jax import __version__, cache, cnn, data, figures, heads, study
+from rcm_jax import (
+  __version__,
+  bundle,
+  cache,
+  cnn,
+  data,
+  figures,
+  heads,
+  model_card,
+  study,
+)
 from rcm_jax import writer as writer_lib
 from rcm_jax.arrays import Features
 from rcm_jax.augment import Augmentation
@@ -121,7 +131,15 @@ def _cut_up(split: data.Slices, rows: np.ndarray) -> list[np.ndarray]:
   return [rows[split.rows(stack)] for stack in range(len(split.stack_id))]
 
 
-def _classify_slices(run: Run, seed: int) -> tuple[pathlib.Path, Result]:
+class _Classifier(NamedTuple):
+  """A trained CNN, and where it and its features lie."""
+
+  spec: cnn.CnnSpec
+  model_dir: pathlib.Path
+  features_dir: pathlib.Path
+
+
+def _classify_slices(run: Run, seed: int) -> tuple[_Classifier, Result]:
   """Trains the CNN and extracts features; returns where they are, and the CNN's own result."""
   config = run.config
   spec = cnn.CnnSpec(
@@ -173,7 +191,8 @@ def _classify_slices(run: Run, seed: int) -> tuple[pathlib.Path, Result]:
     for name in EVALUATED
   }
   predictions = _by_stack(method, seed, _sees(spec.context), run.splits, probabilities)
-  return features_dir, Result(predictions, {(method, seed): sum(history["seconds"])})
+  result = Result(predictions, {(method, seed): sum(history["seconds"])})
+  return _Classifier(spec, model_dir, features_dir), result
 
 
 def _cnn(run: Run) -> Result:
@@ -224,9 +243,9 @@ def _head_spec(config: ml_collections.ConfigDict, features: Mapping[str, Feature
 
 def _head(run: Run) -> Result:
   config = run.config
-  features_dir, single = _classify_slices(run, config.cnn.seed)
+  classifier, single = _classify_slices(run, config.cnn.seed)
   features = {
-    name: data.features_of(split, np.load(features_dir / f"{name}_features.npy"))
+    name: data.features_of(split, np.load(classifier.features_dir / f"{name}_features.npy"))
     for name, split in run.splits.items()
   }
   spec, members = _head_spec(config, features), _members(config)
@@ -235,7 +254,7 @@ def _head(run: Run) -> Result:
     "members": [member._asdict() for member in members],
     "epochs": config.head.epochs,
     "batch_size": config.head.batch_size,
-    "features": features_dir.name,
+    "features": classifier.features_dir.name,
     "backend": jax.default_backend(),
   }
   train, validation = (features[name].cut(spec.max_slices) for name in ("train", "validation"))
@@ -267,7 +286,38 @@ def _head(run: Run) -> Result:
       predictions = _by_stack(method, seed, _sees(spec.window), run.splits, {name: by_stack})
       result += Result(predictions, {(method, seed): trained.history["seconds"]})
   _show_heads(run, trained, features["test"].cut(spec.max_slices))
+  _keep_model(run, classifier, trained, result.predictions)
   return result
+
+
+def _keep_model(
+  run: Run,
+  classifier: _Classifier,
+  trained: heads.Trained,
+  predictions: Sequence[StackPrediction],
+) -> None:
+  """Writes what `predict` and `export` need: all seeds of the run's method as one ensemble.
+
+  Where members differ in more than their seed and none has the method's own name, it is the
+  kind of member that is best on validation.
+  """
+  names = [_method(run.config, member) for member in trained.members]
+  best = np.max(trained.history["validation_accuracy"], axis=1)
+  mean = {name: np.mean([b for b, n in zip(best, names) if n == name]) for name in names}
+  method = run.config.method if run.config.method in mean else max(mean, key=mean.get)
+  rows = [i for i, name in enumerate(names) if name == method]
+  description = model_card.describe(
+    [p for p in predictions if p.method == method],
+    run.splits,
+    dataset="+".join(run.config.data.sources),
+    cnn=dataclasses.asdict(classifier.spec),
+    head=trained.spec,
+    half_widths=tuple(int(trained.members[i].half_width) for i in rows),
+    seeds=tuple(int(trained.members[i].seed) for i in rows),
+  )
+  chosen = jax.tree.map(lambda leaf: leaf[np.array(rows)], trained.params)
+  network = cnn.load(classifier.spec, classifier.model_dir)
+  bundle.save(run.workdir / "model", description, network, chosen)
 
 
 def _show_heads(run: Run, trained: heads.Trained, test: Features) -> None:

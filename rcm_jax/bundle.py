@@ -1,0 +1,240 @@
+"""A trained model that leaves its run: one folder with all that reading a stack needs.
+
+`save` writes the CNN, the sequence heads of all seeds and a description, sealed with
+checksums; `load` gives it back as a `Bundle`, whose probabilities are the mean over the
+seeds (a deep ensemble). The folder refers to nothing outside itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import pathlib
+import shutil
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+import numpy as np
+
+from rcm_jax import arrays, cache, checkpoint
+from rcm_jax.model_card import Description
+from rcm_jax.models import inception, inception_inference
+from rcm_jax.models.head import Head
+from tfds_rcm.errors import UserError
+
+DESCRIPTION = "bundle.json"
+WEIGHTS = "weights"
+CNN_BATCH = 16  # slices that the CNN sees at once
+_LENGTHS = 8  # stacks are padded to multiples of this, so that few shapes are compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+  """A trained model, ready to read stacks.
+
+  Attributes:
+    description: what it is.
+    network: the CNN, in evaluation mode.
+    heads: parameters of the sequence heads, leading axis M.
+  """
+
+  description: Description
+  network: inception.InceptionV3
+  heads: Any
+
+  @property
+  def context(self) -> int:
+    """Slices that the CNN sees at once."""
+    return self.description.cnn["context"]
+
+  @functools.cached_property
+  def see(self) -> Callable[[UInt8[Any, "B height width context"]], Float[Array, "B F"]]:
+    """Compiled CNN: slices with their neighbours as channels → features."""
+    extract = inception_inference.extract_fn(self.network)
+    return lambda images: extract(images)[0].astype(jnp.float32)
+
+  def features(
+    self,
+    slices: UInt8[np.ndarray, "T height width"],
+    advance: Callable[[int, int], None] = lambda done, total: None,
+  ) -> Float[np.ndarray, "T F"]:
+    """Runs the CNN over a stack, in batches of one size.
+
+    Args:
+      slices: of the bundle's image shape, shallow first.
+      advance: called with the slices done and the slices in all.
+
+    Raises:
+      UserError: slices of another size.
+    """
+    if slices.shape[1:] != self.description.image_shape:
+      raise UserError(
+        f"slices of {slices.shape[1]} x {slices.shape[2]} pixels; this model sees "
+        f"{' x '.join(map(str, self.description.image_shape))}"
+      )
+    count, found = len(slices), []
+    for start in range(0, count, CNN_BATCH):
+      rows = np.minimum(np.arange(start, start + CNN_BATCH), count - 1)
+      found.append(self.see(neighbours(slices, rows, self.context)))
+      if start:  # the device works on one batch while the next is made ready
+        found[-2] = np.asarray(found[-2])
+      advance(min(start + CNN_BATCH, count), count)
+    return np.concatenate([np.asarray(values) for values in found])[:count]
+
+  def class_probabilities(
+    self, features: Float[arrays.ArrayLike, "T F"], mask: Bool[arrays.ArrayLike, "T"]
+  ) -> Float[Array, "T 3"]:
+    """Mean of the members' probabilities, as the heads give them; traceable."""
+    one = lambda head, half_width: jax.nn.softmax(head(features, mask, half_width=half_width))
+    return self._over_members(one)
+
+  def attention(
+    self, features: Float[arrays.ArrayLike, "T F"], mask: Bool[arrays.ArrayLike, "T"]
+  ) -> Float[Array, "T T"]:
+    """Mean of the members' attention maps: row n weighs what slice n sees; traceable."""
+    return self._over_members(
+      lambda head, half_width: head.attention_weights(features, mask, half_width)
+    )
+
+  def _over_members(self, function):
+    graph = nnx.split(nnx.eval_shape(lambda: Head(self.description.head, nnx.Rngs(0))))[0]
+    one = lambda member: function(nnx.merge(graph, member[0]), member[1])
+    # One after the other: batched over members, the small products would be slower on a CPU.
+    return jax.lax.map(one, (self.heads, jnp.array(self.description.half_widths))).mean(0)
+
+  def padded_length(self, count: int) -> int:
+    """Length that a stack of `count` slices is padded to.
+
+    Raises:
+      UserError: the heads cannot see that many slices.
+    """
+    head = self.description.head
+    length = -(-count // _LENGTHS) * _LENGTHS
+    if head.attention != "location":
+      return length
+    if count > head.max_slices:
+      raise UserError(
+        f"{count} slices; this model's attention knows stacks of at most {head.max_slices}: "
+        "leave slices out, or train one with another attention"
+      )
+    return min(length, head.max_slices)
+
+  @functools.cached_property
+  def _classify_padded(self):
+    return jax.jit(self.class_probabilities)
+
+  def classify(self, slices: UInt8[np.ndarray, "T height width"]) -> Float[np.ndarray, "T 3"]:
+    """Returns each slice's stratum probabilities, mean over members, before calibration.
+
+    Args:
+      slices: of the bundle's image shape, shallow first.
+
+    Raises:
+      UserError: slices of another size, or too many for the heads.
+    """
+    values, mask = self.pad(self.features(slices))
+    return np.asarray(self._classify_padded(values, mask))[: len(slices)]
+
+  def pad(
+    self, features: Float[np.ndarray, "n F"]
+  ) -> tuple[Float[np.ndarray, "T F"], Bool[np.ndarray, "T"]]:
+    """Pads features to one of few lengths; returns them with their mask.
+
+    Raises:
+      UserError: the heads cannot see that many slices.
+    """
+    length = self.padded_length(len(features))
+    mask = np.arange(length) < len(features)
+    return np.pad(features, ((0, length - len(features)), (0, 0))), mask
+
+
+def neighbours(
+  slices: UInt8[np.ndarray, "T height width"], rows: Int[np.ndarray, "B"], context: int
+) -> UInt8[np.ndarray, "B height width context"]:
+  """Returns slices with their neighbours as channels; the stack's end slices are repeated."""
+  offsets = range(-(context // 2), context // 2 + 1)
+  return np.stack([slices[np.clip(rows + k, 0, len(slices) - 1)] for k in offsets], axis=-1)
+
+
+def save(
+  directory: pathlib.Path,
+  description: Description,
+  network: inception.InceptionV3,
+  heads: Any,
+) -> None:
+  """Writes a bundle, all or nothing; replaces one that is there.
+
+  Args:
+    directory: of the bundle.
+    description: all but the weights.
+    network: the trained CNN.
+    heads: the members' parameters, leading axis M in the order of `description.seeds`.
+  """
+  part = directory.with_name(f".{directory.name}.part")
+  shutil.rmtree(part, ignore_errors=True)
+  part.mkdir(parents=True)
+  _, params, stats, _ = nnx.split(network, nnx.Param, nnx.BatchStat, ...)
+  tree = {"cnn": {"params": params, "stats": stats}, "heads": heads}
+  checkpoint.save_tree(part / WEIGHTS, tree)
+  (part / DESCRIPTION).write_text(description.to_json(), encoding="utf-8")
+  cache.seal(part)
+  shutil.rmtree(directory, ignore_errors=True)
+  part.rename(directory)
+
+
+def load(directory: pathlib.Path) -> Bundle:
+  """Reads what `save` wrote.
+
+  Args:
+    directory: the bundle, or a run's work directory with the bundle `model` in it.
+
+  Raises:
+    UserError: there is no bundle, or it is damaged or of another format.
+  """
+  if not (directory / DESCRIPTION).exists():
+    if not (directory / "model" / DESCRIPTION).exists():
+      raise UserError(
+        f"{directory}: no model in it ({DESCRIPTION}); give a run's work directory, or its "
+        "folder `model`"
+      )
+    directory = directory / "model"
+  if not cache.is_sealed(directory):
+    raise UserError(
+      f"{directory}: files of the model are missing or damaged; copy the whole folder again, or "
+      "run the training's command again"
+    )
+  try:
+    description = Description.from_json((directory / DESCRIPTION).read_text(encoding="utf-8"))
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(f"{directory / DESCRIPTION}: {error}; run the training again") from error
+  network = build_network(description)
+  graph, params, stats, rest = nnx.split(network, nnx.Param, nnx.BatchStat, ...)
+  one = nnx.state(nnx.eval_shape(lambda: Head(description.head, nnx.Rngs(0))), nnx.Param)
+  members = len(description.seeds)
+  heads = jax.tree.map(lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), one)
+  like = {"cnn": {"params": params, "stats": stats}, "heads": heads}
+  try:
+    tree = checkpoint.load_tree(directory / WEIGHTS, like)
+  except Exception as error:  # Orbax raises many types where shapes or files do not match
+    reason = str(error).split("\n")[0][:120]
+    raise UserError(
+      f"{directory / WEIGHTS}: does not fit {DESCRIPTION} ({reason}); run the training again"
+    ) from error
+  network = nnx.merge(graph, tree["cnn"]["params"], tree["cnn"]["stats"], rest)
+  network.eval()
+  return Bundle(description, network, tree["heads"])
+
+
+def build_network(description: Description) -> inception.InceptionV3:
+  """Returns the CNN, freshly initialised; bfloat16 on an accelerator, float32 on a CPU."""
+  return inception.InceptionV3(
+    arrays.NUM_STRATA,
+    in_channels=description.cnn["context"],
+    width=description.cnn["width"],
+    dtype=jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16,
+    rngs=nnx.Rngs(0),
+  )

@@ -1,0 +1,75 @@
+"""A model small enough to be made, saved and compiled in a test."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+from flax import nnx
+import jax
+import numpy as np
+
+from rcm_jax import bundle, calibrate, model_card
+from rcm_jax.models.head import Head, HeadSpec
+
+SIZE = 80  # pixels
+
+TRAINING = model_card.Training(
+  dataset="rcm_phantom/demo",
+  stacks={"train": 3, "validation": 2, "test": 2},
+  patients={"train": 3, "validation": 2, "test": 2},
+  slices={"train": 30, "validation": 20, "test": 20},
+  step_um=(3.0, 3.0, 5.0),
+  gray_mean=(0.0, 255.0),
+  gray_spread=(0.0, 255.0),
+  wide_um=(1e3, 1e3),
+)
+
+HEAD = HeadSpec(
+  num_features=256,
+  hidden=4,
+  cell="gru",
+  bidirectional=True,
+  window=None,
+  attention="toeplitz",
+  half_width=1,
+  boundary="zero",
+  units=4,
+  max_slices=71,
+  decoder="dense",
+  feedback="own",
+)
+
+DESCRIPTION = model_card.Description(
+  method="toeplitz_d1",
+  image_shape=(SIZE, SIZE),
+  cnn={"context": 1, "width": 0.01},
+  head=HEAD,
+  seeds=(0, 1),
+  half_widths=(0, 1),
+  calibration=calibrate.Calibration(1.5, (4.0, 6.0), 0.9),
+  training=TRAINING,
+  figures={"accuracy": 0.875, "dej_dermis_mae_um": None},
+)
+
+
+def heads_of(spec: HeadSpec, seeds: tuple[int, ...]):
+  """Random heads whose logits grow with depth, so that every stratum is found."""
+  made = [nnx.state(Head(spec, nnx.Rngs(seed)), nnx.Param) for seed in seeds]
+  return jax.tree.map(lambda *leaves: np.stack([3 * np.asarray(leaf) for leaf in leaves]), *made)
+
+
+def save(directory: pathlib.Path, **changes) -> pathlib.Path:
+  """Writes a bundle with random weights; `changes` replace fields of `DESCRIPTION`."""
+  description = dataclasses.replace(DESCRIPTION, **changes)
+  network = bundle.build_network(description)
+  bundle.save(directory, description, network, heads_of(description.head, description.seeds))
+  return directory
+
+
+def slices(count: int, size: int = SIZE, seed: int = 0) -> np.ndarray:
+  """A stack that darkens and coarsens with depth."""
+  rng = np.random.default_rng(seed)
+  grain = rng.integers(0, 256, (count, size, size))
+  fade = np.linspace(1.0, 0.2, count)[:, None, None]
+  return (grain * fade).astype(np.uint8)
