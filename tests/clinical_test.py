@@ -95,6 +95,20 @@ def test_a_second_run_does_nothing_and_an_edited_split_is_obeyed(source, tmp_pat
   check_records(data)  # the older dataset stays
 
 
+def test_what_changed_is_prepared_anew(source, tmp_path):
+  data = tmp_path / "data"
+  prepare(source, data)
+  studies.edit(source / "labels.csv", "s3,4,dermis", "s3,4,dej")
+  prepare(source, data)
+  found = {r.stack_id: r for of_split in records(data).values() for r in of_split}
+  assert found["s3"].labels.tolist() == [0, 1, 2, 2, 2, 3]
+  studies.edit(source / "manifest.csv", "VivaStack #3,3,0.5", "VivaStack #3,5,0.25")
+  prepare(source, data)
+  found = {r.stack_id: r for of_split in records(data).values() for r in of_split}
+  np.testing.assert_allclose(found["s3"].depth_um, 5 * np.arange(6))
+  assert found["s3"].pixel_um == 0.25
+
+
 def test_a_failed_rerun_leaves_the_older_dataset(source, tmp_path):
   data = tmp_path / "data"
   prepare(source, data)

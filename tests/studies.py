@@ -9,6 +9,9 @@ import pathlib
 
 import numpy as np
 from PIL import Image
+import pydicom
+from pydicom import dataset as pydicom_dataset
+from pydicom import uid
 
 from tfds_rcm import prepare as command_line
 
@@ -44,6 +47,47 @@ def write_study(folder: pathlib.Path, num_stacks: int = 6, num_patients: int = 3
   write_table(folder / "manifest.csv", header, rows)
   write_table(folder / "labels.csv", ("stack_id", "slice", "label"), labels)
   return folder
+
+
+def write_images(folder, volume, suffix="bmp", mode=None):
+  folder.mkdir(parents=True, exist_ok=True)
+  for t, pixels in enumerate(volume):
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(folder / f"v{t:07d}.{suffix}")
+  return folder
+
+
+def write_dicom(path, frames, depth_mm=None, number=None, **tags):
+  """A file of the Confocal Microscopy Image kind; per-frame depths if there are several frames."""
+  ds = pydicom.Dataset()
+  ds.file_meta = pydicom_dataset.FileMetaDataset()
+  ds.file_meta.TransferSyntaxUID = tags.pop("syntax", uid.ExplicitVRLittleEndian)
+  ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.8"
+  ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = uid.generate_uid()
+  ds.SeriesInstanceUID = tags.pop("series", "1.2.3")
+  frames = np.asarray(frames)
+  bits = frames.dtype.itemsize * 8
+  ds.Rows, ds.Columns = frames.shape[1:3]
+  ds.SamplesPerPixel, ds.PixelRepresentation = 1, 0
+  ds.BitsAllocated, ds.BitsStored, ds.HighBit = bits, bits, bits - 1
+  ds.PhotometricInterpretation = "MONOCHROME2"
+  if len(frames) > 1:
+    ds.NumberOfFrames = len(frames)
+  if depth_mm is not None and len(frames) > 1:
+    ds.PerFrameFunctionalGroupsSequence = [pydicom.Dataset() for _ in frames]
+    for item, depth in zip(ds.PerFrameFunctionalGroupsSequence, depth_mm):
+      inner = pydicom.Dataset()
+      inner.ImageAcquisitionDepth = float(depth)
+      item.FrameContentSequence = [inner]
+  elif depth_mm is not None:
+    ds.ImageAcquisitionDepth = float(depth_mm)
+  if number is not None:
+    ds.InstanceNumber = number
+  for keyword, value in tags.items():
+    setattr(ds, keyword, value)
+  ds.PixelData = frames.tobytes()
+  ds.save_as(path, enforce_file_format=True)
+  return path
 
 
 def edit(path: pathlib.Path, old: str, new: str, count: int = 1):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+import functools
+import itertools
 import pathlib
 import shutil
 from typing import Any
@@ -12,14 +14,17 @@ import tensorflow_datasets as tfds
 from tfds_rcm import check, features, splits, staging
 from tfds_rcm.study import Job, Plan, make_record
 
+# TFDS holds a shard in memory, some 35 MB a stack of 70 slices of 1 Mpx.
+_STACKS_PER_SHARD = 4
 
-class ManifestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Streams a study's stacks into TFDS; subclasses say which study.
+
+class ManifestBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+  """Streams a study's stacks into TFDS, shard by shard; subclasses say which study.
 
   Stacks are decoded by all cores and staged one by one beside the dataset, so memory
   does not grow with their number and an interrupted run goes on where it was. With
-  `beam_runner` in TFDS's DownloadConfig and `use_beam`, workers of Apache Beam decode them
-  instead, without staging.
+  `use_beam`, and a `beam_runner` in TFDS's DownloadConfig, workers of Apache Beam decode
+  them instead, without staging.
   """
 
   VERSION = tfds.core.Version("1.0.0")
@@ -105,22 +110,38 @@ class ManifestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       features=features.stack_features(),
     )
 
-  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+  def _shard_iterators_per_split(
+    self, dl_manager: tfds.download.DownloadManager
+  ) -> dict[str, list[Any]]:
     del dl_manager
-    used = set(self._plan.split_of.values())
-    return {s: self._generate_examples(s) for s in splits.SPLITS if s in used}
-
-  def _generate_examples(self, split: str) -> Any:
-    jobs = list(self._plan.jobs(split))
+    shards = {}
+    for split in splits.SPLITS:
+      jobs = list(self._plan.jobs(split))
+      starts = range(0, len(jobs), _STACKS_PER_SHARD)
+      if jobs:
+        shards[split] = [jobs[start : start + _STACKS_PER_SHARD] for start in starts]
     if self._use_beam:
-      beam = tfds.core.lazy_imports.apache_beam
-      return beam.Create([job for _, job in jobs]) | beam.Map(_example)
-    return self._stream(jobs)
+      return {
+        split: [functools.partial(_decode, tuple(job for _, job in shard)) for shard in of_split]
+        for split, of_split in shards.items()
+      }
+    # TFDS asks for the shards in this order: one set of processes serves them all.
+    every_job = itertools.chain.from_iterable(itertools.chain.from_iterable(shards.values()))
+    records = staging.staged(self.staging_dir, every_job, make_record, workers=self._workers)
+    return {
+      split: [functools.partial(_take, records, len(shard)) for shard in of_split]
+      for split, of_split in shards.items()
+    }
 
-  def _stream(self, jobs: list[tuple[str, Job]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for fields in staging.staged(self.staging_dir, jobs, make_record, workers=self._workers):
-      yield fields["stack_id"], features.stack_record(**fields)
+  def _example_writer(self) -> features.StableWriter:
+    return features.StableWriter(file_format=self.info.file_format)
 
 
-def _example(job: Job) -> tuple[str, dict[str, Any]]:
-  return job.stack.entry.stack_id, features.stack_record(**make_record(job))
+def _take(records: Iterator[staging.Fields], count: int) -> Iterator[tuple[str, dict[str, Any]]]:
+  for fields in itertools.islice(records, count):
+    yield fields["stack_id"], features.stack_record(**fields)
+
+
+def _decode(jobs: Sequence[Job]) -> Iterator[tuple[str, dict[str, Any]]]:
+  for job in jobs:
+    yield job.stack.entry.stack_id, features.stack_record(**make_record(job))

@@ -97,10 +97,13 @@ def _prepare(
   config = None
   if args.beam_options is not None:
     try:
-      from apache_beam.options.pipeline_options import PipelineOptions
+      from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+      from apache_beam.runners import create_runner
     except ImportError as error:
       raise UserError("beam_options: Beam is missing: pip install apache-beam") from error
-    config = tfds.download.DownloadConfig(beam_options=PipelineOptions(args.beam_options.split()))
+    options = PipelineOptions(args.beam_options.split())
+    runner = create_runner(options.view_as(StandardOptions).runner or "DirectRunner")
+    config = tfds.download.DownloadConfig(beam_options=options, beam_runner=runner)
   builder = builder_class(
     plan=plan, workers=args.workers, use_beam=config is not None, data_dir=data_dir
   )
