@@ -59,7 +59,7 @@ def run(name: str, args: argparse.Namespace, data_dir: pathlib.Path) -> None:
 def _preview(phantom: spec.Phantom, stack_id: str | None, path: pathlib.Path) -> None:
   for anatomy in anatomy_lib.draw_anatomies(phantom):
     plan = readers.plan_stack(phantom, anatomy)
-    complete = len(set(plan.labels.tolist())) == 4 and anatomy.lesion == "none"
+    complete = len(set(plan.labels.tolist())) == 4 and not anatomy.overlong
     if anatomy.stack_id == stack_id or (stack_id is None and complete):
       break
   else:
