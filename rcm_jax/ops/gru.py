@@ -80,7 +80,7 @@ def bidirectional_gru(
   *,
   recurrent_mask: Float[Array, "2 H"] | None = None,
   implementation: Implementation = "auto",
-) -> Float[Array, "T G"]:
+) -> Float[Array, "T _"]:
   """Both directions of `gru` in one loop, shallow→deep first in the concatenation and in every leading axis of 2.
 
   Args:

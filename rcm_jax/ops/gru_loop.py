@@ -32,8 +32,8 @@ from rcm_jax.ops import gru_pallas
 
 
 def recurrence(
-  projected: Float[Array, "G T 3*H"],
-  recurrent_kernel: Float[Array, "G H 3*H"],
+  projected: Float[Array, "G T threeH"],
+  recurrent_kernel: Float[Array, "G H threeH"],
   bias: Float[Array, "G H"],
   recurrent_mask: Float[Array, "G H"] | None,
   *,

@@ -10,11 +10,16 @@ from __future__ import annotations
 from typing import Literal
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from rcm_jax.ops import toeplitz_pallas
+
 Boundary = Literal["zero", "renormalize"]
 Implementation = Literal["auto", "reference", "shift", "band", "conv", "pallas"]
+
+_ROWS = 32  # rows of a block of the "band" form: blocks of 32 × (32 + 2 D), not T × T
 
 
 def toeplitz_weights(
@@ -56,7 +61,10 @@ def toeplitz_attention(
     mask: True on real slices.
     boundary: "zero" leaves the weights as they are where the band reaches outside the stack (the paper's
       map); "renormalize" divides by the sum of the weights that fall on real slices.
-    implementation: "reference" is the plain band matrix; the others compute the same faster.
+    implementation: "reference" is the plain T × T band matrix. The others compute the same: "shift" as
+      2 D + 1 shifted multiply-adds, which XLA fuses into one pass and into its neighbors; "band" as
+      blocks of the band matrix; "conv" as XLA's convolution; "pallas" as one kernel whose backward
+      pass reads everything once. "auto" is "shift", the fastest at every D ≤ 15 and T ≤ 512 on a CPU.
 
   Returns:
     Context vectors [T, H], zero on padding.
@@ -71,15 +79,13 @@ def toeplitz_attention(
     )
   if boundary not in ("zero", "renormalize"):
     raise ValueError(f"toeplitz_attention: boundary {boundary!r} is not 'zero' or 'renormalize'")
-  h = jnp.where(mask[:, None], h, 0)
-  if implementation == "auto":
-    implementation = "shift"
-  if implementation not in _IMPLEMENTATIONS:
+  if implementation != "auto" and implementation not in _IMPLEMENTATIONS:
     known = ", ".join(("auto", *_IMPLEMENTATIONS))
     raise ValueError(f"toeplitz_attention: implementation {implementation!r} is not one of {known}")
-  out = _IMPLEMENTATIONS[implementation](h, weights)
+  apply = _IMPLEMENTATIONS["shift" if implementation == "auto" else implementation]
+  out = apply(jnp.where(mask[:, None], h, 0), weights)
   if boundary == "renormalize":
-    covered = _reference(mask[:, None].astype(weights.dtype), weights)
+    covered = _shifted(mask[:, None].astype(weights.dtype), weights)
     out = out / jnp.where(covered > 0, covered, 1)
   return jnp.where(mask[:, None], out, 0)
 
@@ -89,27 +95,29 @@ def _check_taps(name: str, taps: Array) -> None:
     raise ValueError(f"{name} must be [K] with K = 2 D + 1 odd, got shape {taps.shape}")
 
 
-def _band(weights: Array, length: int) -> Array:
-  """The attention map [T, T]: weights[m - n + D] at row n, column m."""
-  offset = jnp.arange(length)[None, :] - jnp.arange(length)[:, None]
-  half = weights.shape[0] // 2
-  tap = jnp.clip(offset + half, 0, 2 * half)
-  return jnp.where(jnp.abs(offset) <= half, weights[tap], 0)
+def _band_matrix(weights: Array, rows: int, columns: int, first: int) -> Array:
+  """weights[m - n + first] at row n, column m, and zero outside the kernel."""
+  tap = jnp.arange(columns)[None, :] - jnp.arange(rows)[:, None] + first
+  inside = (tap >= 0) & (tap < weights.shape[0])
+  return jnp.where(inside, weights[jnp.clip(tap, 0, weights.shape[0] - 1)], 0)
 
 
 def _reference(h: Array, weights: Array) -> Array:
-  return _band(weights, h.shape[0]) @ h
+  return _band_matrix(weights, h.shape[0], h.shape[0], weights.shape[0] // 2) @ h
 
 
-def _shift(h: Array, weights: Array) -> Array:
-  half = weights.shape[0] // 2
-  padded = jnp.pad(h, ((half, half), (0, 0)))
-  return sum(w * padded[k : k + h.shape[0]] for k, w in enumerate(weights))
+def _band(h: Array, weights: Array) -> Array:
+  half, length = weights.shape[0] // 2, h.shape[0]
+  rows = min(_ROWS, length)
+  matrix = _band_matrix(weights, rows, rows + 2 * half, 0)
+  padded = jnp.pad(h, ((half, -length % rows + half), (0, 0)))
+  blocks = [matrix @ padded[n : n + rows + 2 * half] for n in range(0, length, rows)]
+  return jnp.concatenate(blocks)[:length]
 
 
 def _conv(h: Array, weights: Array) -> Array:
   half = weights.shape[0] // 2
-  out = jax.lax.conv_general_dilated(
+  out = lax.conv_general_dilated(
     h.T[:, :, None],
     weights[:, None, None],
     window_strides=(1,),
@@ -119,4 +127,42 @@ def _conv(h: Array, weights: Array) -> Array:
   return out[:, :, 0].T
 
 
-_IMPLEMENTATIONS = {"reference": _reference, "band": _reference, "shift": _shift, "conv": _conv}
+def _taps(h: Array, count: int) -> list[Array]:
+  """h[n + k] for every k from -D to D, zero outside."""
+  half = count // 2
+  padded = jnp.pad(h, ((half, half), (0, 0)))
+  return [padded[k : k + h.shape[0]] for k in range(count)]
+
+
+def _shifted(h: Array, weights: Array) -> Array:
+  return sum(w * tap for w, tap in zip(weights, _taps(h, weights.shape[0])))
+
+
+@jax.custom_vjp
+def _shift(h: Array, weights: Array) -> Array:
+  return _shifted(h, weights)
+
+
+def _shift_forward(h: Array, weights: Array):
+  return _shifted(h, weights), (h, weights)
+
+
+def _shift_backward(residuals, d_out: Array):
+  h, weights = residuals
+  # One reduction with K accumulators reads both arrays once; K separate ones read them K times.
+  products = tuple(d_out * tap for tap in _taps(h, weights.shape[0]))
+  zeros = (jnp.zeros((), d_out.dtype),) * len(products)
+  sums = lax.reduce(products, zeros, lambda a, b: tuple(x + y for x, y in zip(a, b)), (0, 1))
+  return _shifted(d_out, weights[::-1]), jnp.stack(sums).astype(weights.dtype)
+
+
+_shift.defvjp(_shift_forward, _shift_backward)
+
+
+_IMPLEMENTATIONS = {
+  "reference": _reference,
+  "shift": _shift,
+  "band": _band,
+  "conv": _conv,
+  "pallas": toeplitz_pallas.apply,
+}

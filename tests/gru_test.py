@@ -1,0 +1,231 @@
+"""The GRU: every form against the plain scan, Keras and flax, in value and gradient, alone and in company."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+from rcm_jax.ops import gru
+
+B, T, F, H, M = 3, 9, 5, 4, 2
+FAST = ("auto", "scan", "pallas")
+MASK = jnp.array([[1] * 9, [1] * 5 + [0] * 4, [1, 0, 0, 1, 1, 0, 1, 0, 0]], bool)
+
+
+def _normal(rng, *shape, dtype=np.float32):
+  return jnp.asarray(rng.normal(size=shape) / 2, dtype)
+
+
+def _params(rng, *lead, features=F, hidden=H, dtype=np.float32):
+  return {
+    "kernel": _normal(rng, *lead, features, 3 * hidden, dtype=dtype),
+    "recurrent_kernel": _normal(rng, *lead, hidden, 3 * hidden, dtype=dtype),
+    "bias": _normal(rng, *lead, 2, 3 * hidden, dtype=dtype),
+  }
+
+
+def _batch_loss(params, x, mask, recurrent_mask, weights, implementation):
+  layer = lambda x, m, r: gru.bidirectional_gru(
+    x, params, m, recurrent_mask=r, implementation=implementation
+  )
+  out = jax.vmap(layer)(x, mask, recurrent_mask)
+  return jnp.vdot(out, weights), out
+
+
+_gradient = jax.jit(
+  jax.value_and_grad(_batch_loss, argnums=(0, 1), has_aux=True), static_argnames="implementation"
+)
+
+
+def _close(got, expected, **tolerance):
+  jax.tree.map(functools.partial(np.testing.assert_allclose, **tolerance), got, expected)
+
+
+@pytest.mark.parametrize("implementation", FAST)
+@pytest.mark.parametrize("dtype, tolerance", [(np.float32, 1e-5), (np.float64, 1e-13)])
+@pytest.mark.parametrize("dropout", [True, False])
+def test_fast_forms_equal_reference_with_nan_in_padding(implementation, dtype, tolerance, dropout):
+  with jax.enable_x64(dtype == np.float64):
+    rng = np.random.default_rng(0)
+    params, x = _params(rng, 2, dtype=dtype), _normal(rng, B, T, F, dtype=dtype)
+    dropped = jnp.asarray(rng.integers(0, 2, (B, 2, H)) * 1.25, dtype) if dropout else None
+    rest = (dropped, _normal(rng, B, T, 2 * H, dtype=dtype))
+    expected = _gradient(params, x, MASK, *rest, implementation="reference")
+    spoiled = jnp.where(MASK[:, :, None], x, jnp.nan)
+    got = _gradient(params, spoiled, MASK, *rest, implementation=implementation)
+    _close(got, expected, rtol=tolerance, atol=tolerance)
+    assert not got[1][1][~MASK].any()
+
+
+@pytest.mark.parametrize("implementation", ["scan", "pallas"])
+@pytest.mark.parametrize("order", ["stacks in members", "members in stacks"])
+def test_members_in_company_equal_members_alone(order, implementation):
+  rng = np.random.default_rng(1)
+  params, x = _params(rng, M, 2), _normal(rng, B, T, F)
+  weights = _normal(rng, B, T, 2 * H)
+
+  def loss(params, x, mask, weights):
+    out = gru.bidirectional_gru(x, params, mask, implementation=implementation)
+    return jnp.vdot(out, weights)
+
+  stack_axes, member_axes = (None, 0, 0, 0), (0, None, None, None)
+  if order == "stacks in members":
+    company = jax.vmap(jax.grad(lambda *a: jax.vmap(loss, stack_axes)(*a).sum()), member_axes)
+    got = jax.jit(company)(params, x, MASK, weights)
+  else:
+    company = jax.vmap(jax.vmap(jax.grad(loss), member_axes), stack_axes)
+    got = jax.tree.map(lambda g: g.sum(0), jax.jit(company)(params, x, MASK, weights))
+  for m in range(M):
+    alone = jax.tree.map(lambda p: p[m], params)
+    (_, _), expected = _gradient(alone, x, MASK, None, weights, implementation="reference")
+    _close(jax.tree.map(lambda g: g[m], got), expected[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["reference", *FAST])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_each_direction_is_one_half(implementation, reverse):
+  rng = np.random.default_rng(2)
+  params, x = _params(rng, 2), _normal(rng, T, F)
+  both = gru.bidirectional_gru(x, params, MASK[2], implementation=implementation)
+  half = jax.tree.map(lambda p: p[int(reverse)], params)
+  one = gru.gru(x, half, MASK[2], reverse=reverse, implementation=implementation)
+  np.testing.assert_allclose(one, both[:, H:] if reverse else both[:, :H], atol=1e-6)
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_equals_keras(dropout):
+  keras = pytest.importorskip("keras")
+  rng = np.random.default_rng(3)
+  params, x = _params(rng, 2), _normal(rng, B, T, F)
+  mask = jnp.arange(T) < jnp.array([9, 6, 1])[:, None]
+  layer = keras.layers.Bidirectional(
+    keras.layers.GRU(H, return_sequences=True, recurrent_dropout=0.5 if dropout else 0.0)
+  )
+  layer.build(x.shape)
+  layer.set_weights([np.asarray(params[k][d]) for d in (0, 1) for k in params])
+  dropped = None
+  if dropout:
+    dropped = jnp.asarray(rng.integers(0, 2, (B, 2, H)) * 2.0, jnp.float32)
+    for d, half in enumerate((layer.forward_layer, layer.backward_layer)):
+      half.cell._recurrent_dropout_mask = [dropped[:, d]] * 3
+  weights = _normal(rng, B, T, 2 * H) * mask[:, :, None]
+  variables = [v.value for v in layer.trainable_variables]
+
+  def keras_loss(variables, x):
+    out, _ = layer.stateless_call(variables, [v.value for v in layer.non_trainable_variables], x, mask=mask,
+                                  training=dropout)
+    return jnp.vdot(out, weights), out
+
+  if dropout:  # Keras draws its masks anew in each call of the layer; hold them
+    for half in (layer.forward_layer, layer.backward_layer):
+      half.cell.reset_recurrent_dropout_mask = lambda: None
+  (_, out), (d_variables, d_x) = jax.value_and_grad(keras_loss, argnums=(0, 1), has_aux=True)(variables, x)
+  (_, got), (d_params, got_x) = _gradient(params, x, mask, dropped, weights, implementation="scan")
+  _close(got * mask[:, :, None], out * mask[:, :, None], atol=1e-5)
+  _close(got_x, d_x, atol=1e-5)
+  for k, name in enumerate(("kernel", "recurrent_kernel", "bias")):
+    _close(d_params[name], jnp.stack([d_variables[k], d_variables[3 + k]]), atol=1e-5)
+
+
+def test_equals_flax():
+  """flax.nnx.GRUCell is the same formula with the gates named r, z, n and one bias on z and r."""
+  nnx = pytest.importorskip("flax.nnx")
+  rng = np.random.default_rng(4)
+  x = _normal(rng, T, F)
+  cell = nnx.GRUCell(F, H, rngs=nnx.Rngs(0))
+  ours = lambda r, z, n: jnp.concatenate([z, r, n], axis=-1)
+  split = lambda a: ours(*jnp.split(a, 3, axis=-1))
+  bias_in, bias_n = _normal(rng, 3 * H), _normal(rng, H)
+  cell.dense_i.bias[...] = bias_in
+  hidden_bias = jnp.zeros(3 * H)
+  if cell.dense_h.bias is not None and cell.dense_h.bias[...] is not None:
+    hidden_bias = hidden_bias.at[2 * H :].set(bias_n)
+    cell.dense_h.bias[...] = hidden_bias
+  params = {
+    "kernel": split(cell.dense_i.kernel[...]),
+    "recurrent_kernel": split(cell.dense_h.kernel[...]),
+    "bias": jnp.stack([split(bias_in), split(hidden_bias)]),
+  }
+  expected = nnx.RNN(cell)(x[None])[0]
+  np.testing.assert_allclose(gru.gru(x, params, jnp.ones(T, bool)), expected, atol=1e-5)
+
+
+def test_padding_carries_the_state():
+  rng = np.random.default_rng(5)
+  out = gru.bidirectional_gru(_normal(rng, T, F), _params(rng, 2), MASK[1])
+  np.testing.assert_array_equal(out[5:, :H], jnp.broadcast_to(out[4, :H], (4, H)))
+  assert not out[5:, H:].any()
+
+
+def _loop_bodies(text: str) -> list[str]:
+  """Instructions of each while body of compiled HLO, without those that only name or address."""
+  bodies = []
+  for name in re.findall(r"while\(.*?body=%?([\w.\-]+)", text):
+    body = re.search(rf"^%?{re.escape(name)} .*?\{{\n(.*?)^\}}", text, re.MULTILINE | re.DOTALL).group(1)
+    free = r" (parameter|get-tuple-element|tuple|bitcast|constant)\("
+    bodies.append([line for line in body.splitlines() if not re.search(free, line)])
+  return bodies
+
+
+@pytest.mark.parametrize("members", [None, 4])
+def test_loop_bodies_stay_short(members):
+  """A loop's cost on a CPU is the number of its instructions: counted here, no stopwatch needed."""
+  rng = np.random.default_rng(6)
+  lead = () if members is None else (members,)
+  params, x = _params(rng, *lead, 2, features=32, hidden=16), _normal(rng, 4, 12, 32)
+  mask, weights = jnp.ones((4, 12), bool), _normal(rng, 4, 12, 32)
+  dropped = jnp.ones((4, 2, 16))
+  step = lambda p, x: jax.grad(lambda p: _batch_loss(p, x, mask, dropped, weights, "scan")[0])(p)
+  if members:
+    step = jax.vmap(step, (0, None))
+  text = jax.jit(step).lower(params, x).compile().as_text()
+  bodies = _loop_bodies(text)
+  assert len(bodies) == 2, "one loop forward and one backward serve both directions"
+  assert max(map(len, bodies)) <= 12 and min(map(len, bodies)) <= 9
+  for body in bodies:
+    products = [line for line in body if " dot(" in line or "kCustom" in line]
+    assert len(products) == 1, "one matrix product a step"
+  # Weight gradients are one product over all stacks and steps, not one a stack.
+  assert "f32[4,2,32,48]" not in text and "f32[2,4,32,48]" not in text.replace("f32[4,2,32,48]", "") or members
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"x": (9, 6)}, r"kernel must be \(6, 12\)"),
+    ({"mask": (8,)}, r"x \(9, 5\) and mask \(8,\)"),
+    ({"recurrent_kernel": (4, 15)}, "must be"),
+    ({"bias": (12,)}, r"bias must be \(2, 12\)"),
+    ({"recurrent_mask": (5,)}, r"recurrent_mask must be \(4,\), got \(5,\)"),
+  ],
+)
+@pytest.mark.usefixtures("without_type_checks")
+def test_wrong_shapes_are_named_at_trace_time(change, message):
+  shapes = {"x": (T, F), "mask": (T,), "recurrent_mask": (H,)}
+  shapes |= {"kernel": (F, 3 * H), "recurrent_kernel": (H, 3 * H), "bias": (2, 3 * H)} | change
+  a = {k: jnp.ones(s, bool if k == "mask" else jnp.float32) for k, s in shapes.items()}
+  params = {k: a[k] for k in ("kernel", "recurrent_kernel", "bias")}
+  call = lambda: gru.gru(a["x"], params, a["mask"], recurrent_mask=a["recurrent_mask"])
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(call)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_unknown_implementation_is_named():
+  rng = np.random.default_rng(7)
+  with pytest.raises(ValueError, match="'fast'"):
+    gru.gru(_normal(rng, T, F), _params(rng), MASK[0], implementation="fast")
+
+
+@pytest.fixture
+def without_type_checks():
+  """What users run: the annotations are checked in tests only."""
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)

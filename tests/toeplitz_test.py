@@ -1,0 +1,147 @@
+"""Toeplitz attention: every form against the plain band matrix, in value and gradient."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+from rcm_jax.ops import toeplitz
+
+FAST = ("auto", "shift", "band", "conv", "pallas")
+MASKS = {"full": [1] * 12, "padded": [1] * 7 + [0] * 5, "one slice": [1] + [0] * 11, "holes": [1, 0, 1, 1, 0, 0] * 2}
+
+
+def _case(length=12, hidden=5, half=2, dtype=jnp.float32, seed=0):
+  rng = np.random.default_rng(seed)
+  h, d_out = rng.normal(size=(2, length, hidden))
+  weights = rng.dirichlet(np.ones(2 * half + 1))
+  return (jnp.asarray(a, dtype) for a in (h, d_out, weights))
+
+
+@functools.partial(jax.jit, static_argnames=("boundary", "implementation"))
+def _value_and_gradient(h, weights, mask, d_out, **options):
+  out, pull = jax.vjp(lambda h, w: toeplitz.toeplitz_attention(h, w, mask, **options), h, weights)
+  return out, *pull(d_out)
+
+
+@pytest.mark.parametrize("boundary", ["zero", "renormalize"])
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_reference_is_the_sum_it_says(mask, boundary):
+  h, _, weights = _case()
+  out = np.zeros(h.shape)
+  for n, k in itertools.product(range(12), range(-2, 3)):
+    if mask[n] and 0 <= n + k < 12 and mask[n + k]:
+      out[n] += float(weights[k + 2]) * np.asarray(h[n + k])
+  if boundary == "renormalize":
+    for n in range(12):
+      out[n] /= max(1e-9, sum(float(weights[k + 2]) for k in range(-2, 3) if 0 <= n + k < 12 and mask[n + k]))
+  got = toeplitz.toeplitz_attention(
+    h, weights, jnp.asarray(mask, bool), boundary=boundary, implementation="reference"
+  )
+  np.testing.assert_allclose(got, out, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", FAST)
+@pytest.mark.parametrize("boundary", ["zero", "renormalize"])
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_fast_forms_equal_reference_with_nan_in_padding(mask, boundary, implementation):
+  h, d_out, weights = _case()
+  mask = jnp.asarray(mask, bool)
+  expected = _value_and_gradient(h, weights, mask, d_out, boundary=boundary, implementation="reference")
+  spoiled = jnp.where(mask[:, None], h, jnp.nan)
+  got = _value_and_gradient(spoiled, weights, mask, d_out, boundary=boundary, implementation=implementation)
+  for a, b in zip(got, expected):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+  assert not got[0][~mask].any() and not got[1][~mask].any()
+
+
+@pytest.mark.parametrize("implementation", FAST)
+@pytest.mark.parametrize("length, half", [(1, 3), (40, 0), (71, 15)])
+def test_every_length_and_half_width(length, half, implementation):
+  h, d_out, weights = _case(length, 3, half)
+  mask = jnp.arange(length) < max(1, length - 2)
+  expected = _value_and_gradient(h, weights, mask, d_out, implementation="reference")
+  got = _value_and_gradient(h, weights, mask, d_out, implementation=implementation)
+  for a, b in zip(got, expected):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 0.05), (jnp.float64, 1e-13)])
+@pytest.mark.parametrize("implementation", FAST)
+def test_dtypes(dtype, tolerance, implementation):
+  with jax.enable_x64(dtype == jnp.float64):
+    h, d_out, weights = _case(dtype=dtype)
+    mask = jnp.arange(12) < 9
+    got = _value_and_gradient(h, weights, mask, d_out, implementation=implementation)
+    expected = _value_and_gradient(h, weights, mask, d_out, implementation="reference")
+    for a, b in zip(got, expected):
+      assert a.dtype == dtype
+      np.testing.assert_allclose(np.float64(a), np.float64(b), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("implementation", FAST)
+def test_batched_programs_equal_single_stacks(implementation):
+  """Stacks share weights, members do not; compiled together they give what each gives alone."""
+  rng = np.random.default_rng(1)
+  h, d_out = jnp.asarray(rng.normal(size=(2, 3, 4, 12, 5)), jnp.float32)
+  weights = jnp.asarray(rng.dirichlet(np.ones(5), size=3), jnp.float32)
+  mask = jnp.arange(12) < jnp.array([12, 7, 1, 3])[:, None]
+
+  def loss(h, w, d, implementation):
+    one = lambda h, m: toeplitz.toeplitz_attention(h, w, m, implementation=implementation)
+    return jnp.vdot(jax.vmap(one)(h, mask), d)
+
+  members = jax.jit(jax.vmap(jax.grad(loss, argnums=(0, 1)), (0, 0, 0, None)), static_argnums=3)
+  got = members(h, weights, d_out, implementation)
+  for m in range(3):
+    alone = jax.grad(loss, argnums=(0, 1))(h[m], weights[m], d_out[m], "reference")
+    for a, b in zip(got, alone):
+      np.testing.assert_allclose(a[m], b, atol=1e-5)
+
+
+def test_shifts_in_depth():
+  """A unit weight at k = +1 brings the deeper neighbor's vector."""
+  h, _, _ = _case()
+  out = toeplitz.toeplitz_attention(h, jnp.array([0.0, 0.0, 1.0]), jnp.ones(12, bool))
+  np.testing.assert_array_equal(out[:-1], h[1:])
+
+
+def test_weights_are_convex_and_honor_traced_half_width():
+  logits = jnp.linspace(-1, 2, 7)
+  widths = jnp.arange(4)
+  weights = jax.jit(jax.vmap(toeplitz.toeplitz_weights, (None, 0)))(logits, widths)
+  np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-6)
+  for d, row in enumerate(weights):
+    assert (np.asarray(row) > 0).sum() == 2 * d + 1
+    np.testing.assert_allclose(row[3 - d : 4 + d], toeplitz.toeplitz_weights(logits[3 - d : 4 + d]), rtol=1e-6)
+  gradient = jax.grad(lambda x: toeplitz.toeplitz_weights(x, 1)[2])(logits)
+  assert np.isfinite(gradient).all() and not gradient[:2].any() and not gradient[5:].any()
+
+
+@pytest.mark.parametrize(
+  "h, taps, mask, options, message",
+  [
+    ((6, 2), 4, 6, {}, "odd, got shape \\(4,\\)"),
+    ((6, 2), 3, 5, {}, "h \\(6, 2\\) and mask \\(5,\\)"),
+    ((6, 2), 3, 6, {"implementation": "fast"}, "'fast'"),
+    ((6, 2), 3, 6, {"boundary": "wrap"}, "'wrap'"),
+  ],
+)
+def test_wrong_arguments_are_named_at_trace_time(h, taps, mask, options, message, without_type_checks):
+  call = lambda: toeplitz.toeplitz_attention(jnp.zeros(h), jnp.zeros(taps), jnp.ones(mask, bool), **options)
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(call)
+
+
+@pytest.fixture
+def without_type_checks():
+  """What users run: the annotations are checked in tests only."""
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)
