@@ -19,7 +19,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num
 import numpy as np
 
 from rcm_jax.models import inception_table
@@ -31,7 +31,7 @@ EPSILON = 1e-3  # of every batch normalisation, as in Keras
 
 def average_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
   """Mean of the 3×3 pixels around each pixel that lie inside the image."""
-  return nnx.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
+  return nnx.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False).astype(x.dtype)
 
 
 def glorot_uniform(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
@@ -58,8 +58,11 @@ def _draw(key: Array) -> Array:
   return jax.random.uniform(key, (_PIECE,), minval=-1.0, maxval=1.0)
 
 
-def from_uint8(x: UInt8[Array, "*dims"], dtype: DTypeLike = jnp.float32) -> Float[Array, "*dims"]:
-  """Gray levels 0 to 255 to [−1, 1], as Keras preprocesses for Inception-V3."""
+def from_uint8(x: Num[Array, "*dims"], dtype: DTypeLike = jnp.float32) -> Float[Array, "*dims"]:
+  """Gray levels 0 to 255 to [−1, 1], as Keras preprocesses for Inception-V3.
+
+  Levels between whole numbers, as a resampled image has them, are floating-point.
+  """
   return x.astype(dtype) * (1 / 127.5) - 1
 
 
@@ -156,7 +159,7 @@ class InceptionV3(nnx.Module):
     self.blocks = nnx.Dict(blocks)
     dense = functools.partial(nnx.Linear, dtype=jnp.float32, kernel_init=glorot_uniform, rngs=rngs)
     self.embed = dense(channels, NUM_FEATURES)
-    self.dropout = nnx.Dropout(dropout, rngs=rngs)
+    self.dropout = nnx.Dropout(dropout, rngs=rngs if dropout else None)
     self.classifier = dense(NUM_FEATURES, num_classes)
 
   def named_blocks(self) -> dict[str, ConvBlock]:

@@ -11,7 +11,6 @@ The same function as `InceptionV3` in evaluation mode, with
 from __future__ import annotations
 
 from collections.abc import Callable
-import functools
 
 import jax
 from jax import lax
@@ -38,8 +37,10 @@ def fold(model: inception.InceptionV3, dtype: DTypeLike = jnp.float32) -> Params
   """
   params = {}
   for block, steps in model.table.items():
-    layers = {spec.name: _folded(model.blocks[block][spec.name]) for spec, _ in
-              table.convolutions(steps, model.in_channels)}
+    layers = {
+      spec.name: _folded(model.blocks[block][spec.name])
+      for spec, _ in table.convolutions(steps, model.in_channels)
+    }
     if block == "stem":
       layers["conv1a"]["kernel"] = layers["conv1a"]["kernel"] / 127.5
     for step in steps:
@@ -96,7 +97,9 @@ def _run(steps: tuple[table.Step, ...], x: Array, get: Callable[[str], dict[str,
   return x
 
 
-def _branches(block: table.Parallel, x: Array, get: Callable[[str], dict[str, Array]]) -> list[Array]:
+def _branches(
+  block: table.Parallel, x: Array, get: Callable[[str], dict[str, Array]]
+) -> list[Array]:
   openers = _openers(block)
   if openers:
     layer = get("merged")
@@ -150,13 +153,11 @@ def extract_fn(
 
   @jax.jit
   def extract(params: Params, images: Array) -> tuple[Array, Array]:
-    if images.ndim == 3:
-      images = images[..., None]
     inception.check_images(images.shape, model.in_channels)
     features = _dense(params["embed"], pooled(params, images, steps))
     return features, _dense(params["classifier"], jnp.maximum(features, 0))
 
-  return functools.partial(extract, params)
+  return lambda images: extract(params, images if images.ndim == 4 else images[..., None])
 
 
 def _dense(layer: dict[str, Array], x: Array) -> Array:
