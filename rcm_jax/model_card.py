@@ -211,11 +211,12 @@ def calibration_of(
   else:
     return fitted, None
   padded = predictions_lib.pad(validation)
-  intervals = jax.vmap(lambda p, d, m: calibrate.boundary_intervals_um(p, d, m, fitted))(
-    padded.probabilities, padded.depth_um, padded.mask
-  )
+  intervals = _intervals(padded.probabilities, padded.depth_um, padded.mask, fitted)
   widths = np.asarray(intervals[:, :, 2] - intervals[:, :, 0], np.float64)
   return fitted, tuple(np.percentile(widths, 95, axis=0).tolist())
+
+
+_intervals = jax.jit(jax.vmap(calibrate.boundary_intervals_um, in_axes=(0, 0, 0, None)))
 
 
 def figures_of(

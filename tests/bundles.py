@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
+import functools
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from rcm_jax import bundle, calibrate, model_card
+from rcm_jax import bundle, calibrate, model_card, predictor
 from rcm_jax.models.head import Head, HeadSpec
 
 SIZE = 80  # pixels
@@ -54,21 +55,28 @@ DESCRIPTION = model_card.Description(
 
 
 def heads_of(spec: HeadSpec, seeds: tuple[int, ...]):
-  """Random heads whose logits grow with depth, so that every stratum is found."""
+  """Random heads, one a seed."""
   made = [nnx.state(Head(spec, nnx.Rngs(seed)), nnx.Param) for seed in seeds]
-  return jax.tree.map(lambda *leaves: np.stack([3 * np.asarray(leaf) for leaf in leaves]), *made)
+  return jax.tree.map(lambda *leaves: jnp.stack([3 * leaf for leaf in leaves]), *made)
 
 
-def save(directory: pathlib.Path, **changes) -> pathlib.Path:
-  """Writes a bundle with random weights; `changes` replace fields of `DESCRIPTION`."""
-  description = dataclasses.replace(DESCRIPTION, **changes)
+@functools.cache
+def made(context: int = 1) -> bundle.Bundle:
+  """A model with random weights, made once a process and compiled once."""
+  description = dataclasses.replace(DESCRIPTION, cnn={"context": context, "width": 0.01})
   network = bundle.build_network(description)
-  bundle.save(directory, description, network, heads_of(description.head, description.seeds))
-  return directory
+  network.eval()
+  return bundle.Bundle(description, network, heads_of(description.head, description.seeds))
+
+
+@functools.cache
+def reader(context: int = 1) -> predictor.Predictor:
+  """What reads stacks with `made`."""
+  return predictor.Predictor(made(context))
 
 
 def slices(count: int, size: int = SIZE, seed: int = 0) -> np.ndarray:
-  """A stack that darkens and coarsens with depth."""
+  """A stack that darkens with depth."""
   rng = np.random.default_rng(seed)
   grain = rng.integers(0, 256, (count, size, size))
   fade = np.linspace(1.0, 0.2, count)[:, None, None]

@@ -1,0 +1,207 @@
+"""A trained model survives its journey whole, or says in a line that it did not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import bundles
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcm_jax import bundle, data, model_card
+from rcm_jax.models.head import Head
+from rcm_jax.predictions import StackPrediction
+from tfds_rcm.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+  made = bundles.made()
+  directory = tmp_path_factory.mktemp("run") / "model"
+  bundle.save(directory, made.description, made.network, made.heads)
+  return directory
+
+
+def test_what_is_saved_is_loaded(saved):
+  made, loaded = bundles.made(), bundle.load(saved)
+  assert loaded.description == made.description
+  leaves = lambda b: jax.tree.leaves((nnx.state(b.network, nnx.Param, nnx.BatchStat), b.heads))
+  for ours, theirs in zip(leaves(loaded), leaves(made), strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_run_is_named_by_its_work_directory(saved):
+  assert bundle.load(saved.parent).description == bundles.DESCRIPTION
+
+
+def test_saving_again_replaces_the_model_and_ignores_a_half_written_one(saved, tmp_path):
+  shutil.copytree(saved, tmp_path / "model")
+  (tmp_path / ".model.part").mkdir()
+  (tmp_path / ".model.part" / "bundle.json").write_text("{")
+  made = bundles.made()
+  renamed = dataclasses.replace(made.description, method="another")
+  bundle.save(tmp_path / "model", renamed, made.network, made.heads)
+  assert bundle.load(tmp_path).description.method == "another"
+  assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_ensemble_is_the_mean_of_its_members():
+  made, stack = bundles.made(), bundles.slices(11)
+  features = jnp.asarray(made.features(stack))
+  graph = nnx.split(Head(bundles.HEAD, nnx.Rngs(0)))[0]
+  expected = []
+  for i, half_width in enumerate(bundles.DESCRIPTION.half_widths):
+    head = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[i], made.heads))
+    logits = head(features, jnp.ones(11, bool), half_width=half_width)
+    expected.append(jax.nn.softmax(logits))
+  found = made.classify(stack)
+  np.testing.assert_allclose(found, np.mean(expected, axis=0), atol=1e-6)
+  assert np.abs(found - expected[0]).max() > 1e-3
+
+
+def test_a_slice_has_its_features_in_any_batch():
+  made, stack = bundles.made(), bundles.slices(bundle.CNN_BATCH + 3)
+  one_by_one = np.concatenate([made.features(stack[t : t + 1]) for t in (0, 7, len(stack) - 1)])
+  together = made.features(stack)[[0, 7, len(stack) - 1]]
+  np.testing.assert_allclose(together, one_by_one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("context", [1, 3, 5])
+def test_neighbours_are_those_of_training(context):
+  stack = bundles.slices(6, size=4)
+  split = data.Slices(
+    slices=stack,
+    labels=np.zeros(6, np.int8),
+    depth_um=np.arange(6.0),
+    stack=np.zeros(6, int),
+    stack_id=("a",),
+    patient_id=("b",),
+  )
+  rows = np.array([0, 1, 3, 5])
+  np.testing.assert_array_equal(
+    bundle.neighbours(stack, rows, context), data.with_context(split, rows, context)
+  )
+
+
+def _damage(directory):
+  largest = max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+  content = bytearray(largest.read_bytes())
+  content[len(content) // 2] ^= 1
+  largest.write_bytes(content)
+
+
+def _rewrite(**changes):
+  def change(directory):
+    path = directory / bundle.DESCRIPTION
+    fields = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in fields.items() if v is not None}))
+    bundle.cache.seal(directory)
+
+  return change
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (_damage, "missing or damaged"),
+    (lambda d: shutil.rmtree(d / bundle.WEIGHTS), "missing or damaged"),
+    (lambda d: (d / "sealed.json").unlink(), "missing or damaged"),
+    (lambda d: (d / bundle.DESCRIPTION).unlink(), "no model in it"),
+    (_rewrite(format=99), "not of format 1"),
+    (_rewrite(strata=["dermis", "dej", "epidermis"]), "strata"),
+    (_rewrite(method=None), "method"),
+    (_rewrite(seeds=[0, 1, 2]), "does not fit"),
+  ],
+)
+def test_a_damaged_model_is_told_in_one_line(saved, tmp_path, change, message):
+  directory = tmp_path / "model"
+  shutil.copytree(saved, directory)
+  change(directory)
+  with pytest.raises(UserError, match=message) as caught:
+    bundle.load(directory)
+  assert str(directory) in str(caught.value)
+  assert "\n" not in str(caught.value)
+
+
+def test_slices_of_another_size_are_refused():
+  with pytest.raises(UserError, match="96 x 96 pixels; this model sees 80 x 80"):
+    bundles.made().classify(bundles.slices(2, size=96))
+
+
+def test_location_attention_tells_its_longest_stack():
+  head = dataclasses.replace(bundles.HEAD, attention="location", max_slices=20)
+  made = dataclasses.replace(
+    bundles.made(), description=dataclasses.replace(bundles.DESCRIPTION, head=head)
+  )
+  assert made.padded_length(18) == 20  # not 24, which it has no scores for
+  with pytest.raises(UserError, match="at most 20"):
+    made.padded_length(21)
+
+
+def _predictions(patients):
+  labels = np.repeat([0, 1, 2], 4).astype(np.int32)
+  probabilities = np.full((12, 3), 0.1, np.float32)
+  probabilities[np.arange(12), labels] = 0.8
+  return [
+    StackPrediction(
+      "m",
+      "whole stack",
+      0,
+      "validation",
+      f"s{i}",
+      f"p{i}",
+      np.arange(12.0) * 3,
+      labels,
+      probabilities,
+    )
+    for i in range(patients)
+  ]
+
+
+@pytest.mark.parametrize(("patients", "coverage"), [(9, 0.9), (3, 0.7), (1, 0.5)])
+def test_intervals_promise_what_the_validation_patients_suffice_for(patients, coverage):
+  calibration, wide_um = model_card.calibration_of(_predictions(patients))
+  assert calibration.coverage == coverage
+  assert np.isfinite(calibration.margin_um).all()
+  assert all(width >= 0 for width in wide_um)
+
+
+def test_a_model_without_intervals_stays_one(tmp_path):
+  stacks = [
+    dataclasses.replace(p, labels=np.zeros(12, np.int32)) for p in _predictions(2)
+  ]  # no stack shows a boundary
+  calibration, wide_um = model_card.calibration_of(stacks)
+  assert wide_um is None
+  description = dataclasses.replace(
+    bundles.DESCRIPTION,
+    calibration=calibration,
+    training=dataclasses.replace(bundles.TRAINING, wide_um=wide_um),
+  )
+  text = description.to_json()
+  assert model_card.Description.from_json(text) == description
+  assert "too few validation patients" in model_card.markdown(description)
+
+
+def test_training_is_measured(tmp_path):
+  stack = np.concatenate([np.full((3, 8, 8), 40, np.uint8), np.full((2, 8, 8), 90, np.uint8)])
+  split = data.Slices(
+    slices=stack,
+    labels=np.zeros(5, np.int8),
+    depth_um=np.array([0, 3, 6, 0, 5.0]),
+    stack=np.array([0, 0, 0, 1, 1]),
+    stack_id=("a", "b"),
+    patient_id=("p", "p"),
+  )
+  training = model_card.training_of("d", {"train": split}, None)
+  assert training.step_um == (3.0, 3.0, 5.0)
+  assert training.gray_mean == (40.0, 90.0)
+  assert (training.stacks, training.patients, training.slices) == (
+    {"train": 2},
+    {"train": 1},
+    {"train": 5},
+  )
