@@ -145,14 +145,15 @@ class Job:
 
 
 def make_record(job: Job) -> dict[str, Any]:
-  """Decodes a stack, slice by slice, to the arguments of `features.stack_record`.
+  """Decodes a stack to the arguments of `features.stack_record`.
 
   Raises:
     UserError: if a slice cannot be read.
   """
   entry = job.stack.entry
   with _at_row(entry), _open(entry, job.value_range) as reader:
-    slices = [encode_png(pixels) for pixels in reader]
+    # One stack in memory is the price of decoding deep pixels once, not twice.
+    slices = [encode_png(pixels) for pixels in reader.read_all()]
   return {
     "stack_id": entry.stack_id,
     "patient_id": entry.patient_id,
