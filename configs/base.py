@@ -44,6 +44,7 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.augmentation.zoom = 1.3
   config.augmentation.stretch = 1.15
   config.augmentation.flip = True
+  config.augmentation.resampled = 0.5  # share of views that are more than flipped
 
   config.features = ml_collections.ConfigDict()
   config.features.batch_size = 64

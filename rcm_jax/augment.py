@@ -20,6 +20,9 @@ class Augmentation:
     zoom: largest magnification; 1 is none.
     stretch: largest ratio of the two axes' magnifications; 1 is none.
     flip: whether to mirror horizontally and vertically, each half of the time.
+    resampled: share of views that are rotated, sheared, zoomed or stretched at all.
+      Interpolation smooths the speckle, so a network that saw resampled slices alone
+      would meet another texture in the slices themselves.
   """
 
   rotate_degrees: float = 180.0
@@ -27,11 +30,12 @@ class Augmentation:
   zoom: float = 1.3
   stretch: float = 1.15
   flip: bool = True
+  resampled: float = 0.5
 
 
 def view_matrix(key: Key[Array, ""], ranges: Augmentation) -> Float[Array, "2 2"]:
   """Draws the matrix that maps a view's (row, column), from the centre, into the image's."""
-  rotate, shear, zoom, stretch, flip = jax.random.split(key, 5)
+  rotate, shear, zoom, stretch, flip, chance = jax.random.split(key, 6)
   angle = jnp.deg2rad(ranges.rotate_degrees) * jax.random.uniform(rotate, minval=-1.0)
   cosine, sine = jnp.cos(angle), jnp.sin(angle)
   rotation = jnp.array([[cosine, -sine], [sine, cosine]])
@@ -41,7 +45,8 @@ def view_matrix(key: Key[Array, ""], ranges: Augmentation) -> Float[Array, "2 2"
   ratio = ranges.stretch ** (0.5 * jax.random.uniform(stretch, minval=-1.0))
   scale = jnp.diag(jnp.array([ratio, 1.0 / ratio]) / magnified)
   signs = jnp.where(jax.random.bernoulli(flip, shape=(2,)) & ranges.flip, -1.0, 1.0)
-  return rotation @ sheared @ scale * signs
+  resampled = jax.random.bernoulli(chance, ranges.resampled)
+  return jnp.where(resampled, rotation @ sheared @ scale, jnp.eye(2)) * signs
 
 
 def augment(

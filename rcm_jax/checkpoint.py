@@ -44,7 +44,7 @@ class Checkpoints:
         state = self._checkpointer.load(step, jax.tree.map(_abstract, like))
         return step, state
       except Exception as error:  # Orbax raises many types for a damaged checkpoint
-        logging.warning(
+        logging.error(
           "checkpoint of step %d cannot be read (%s); trying the one before",
           step,
           str(error).split("\n")[0][:120],

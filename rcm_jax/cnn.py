@@ -63,12 +63,16 @@ class CnnSpec:
       width=self.width,
       dropout=self.dropout,
       bn_momentum=self.bn_momentum,
-      dtype=jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16,
+      dtype=_compute_dtype(),
       rngs=nnx.Rngs(self.seed),
     )
 
 
 _CURVES = ("loss", "accuracy", "validation_accuracy", "seconds")
+
+
+def _compute_dtype() -> jnp.dtype:
+  return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
 
 
 class _State(NamedTuple):
@@ -260,7 +264,7 @@ def extract(
     advance: called with the slices done and the slices in all.
   """
   mesh = sharding.device_mesh()
-  see = inception_inference.extract_fn(load(spec, model_directory))
+  see = inception_inference.extract_fn(load(spec, model_directory), _compute_dtype())
   total = sum(len(split) for split in splits.values())
   done = 0
   for name, split in splits.items():

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     _fail(f"unexpected argument '{argv[1]}'; options begin with --")
   if _CONFIG.value is None or _WORKDIR.value is None:
     _fail("both --config=configs/METHOD.py and --workdir=DIR are needed")
-  logging.set_verbosity(logging.WARNING)
+  logging.set_verbosity(logging.ERROR)  # TFDS and Orbax advise much
   workdir = pathlib.Path(_WORKDIR.value)
   cache_dir = pathlib.Path(_CACHE_DIR.value) if _CACHE_DIR.value else workdir.parent / "cache"
   try:

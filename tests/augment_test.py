@@ -7,7 +7,7 @@ import pytest
 
 from rcm_jax.augment import Augmentation, augment, view_matrix
 
-STILL = Augmentation(rotate_degrees=0.0, shear=0.0, zoom=1.0, stretch=1.0, flip=False)
+STILL = Augmentation(rotate_degrees=0.0, shear=0.0, zoom=1.0, stretch=1.0, flip=False, resampled=1.0)
 KEYS = jax.random.split(jax.random.key(0), 500)
 
 
@@ -64,3 +64,9 @@ def test_channels_move_together(channel):
   views = augment(KEYS[3], both, Augmentation())
   alone = augment(KEYS[3], image, Augmentation())
   np.testing.assert_allclose(views[..., channel], alone[..., 0], atol=1e-3)
+
+
+def test_views_that_are_not_resampled_are_flipped_alone():
+  m = matrices(rotate_degrees=180.0, zoom=2.0, flip=True, resampled=0.25)
+  exact = np.all(np.abs(m) == np.eye(2), axis=(1, 2))
+  assert 0.68 < exact.mean() < 0.82

@@ -1,0 +1,113 @@
+"""Training of the single-slice classifier: resumption, snapshot, divergence; extraction."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcm_jax import cnn
+from rcm_jax.augment import Augmentation
+from rcm_jax.data import Slices
+from rcm_jax.models import inception
+from tfds_rcm.errors import UserError
+
+SPEC = cnn.CnnSpec(
+  context=1,
+  width=0.0625,
+  epochs=3,
+  batch_size=6,
+  learning_rate=3e-3,
+  dropout=0.2,
+  bn_momentum=0.5,
+  pretrained=None,
+  augmentation=Augmentation(),
+  seed=0,
+)
+
+
+def slices(count: int, seed: int) -> Slices:
+  rng = np.random.default_rng(seed)
+  labels = (np.arange(count) % 3).astype(np.int8)
+  contrast = np.array([5, 25, 60])[labels]
+  images = 128 + contrast[:, None, None] * rng.normal(size=(count, 75, 75))
+  return Slices(
+    slices=images.clip(0, 255).astype(np.uint8),
+    labels=labels,
+    depth_um=np.arange(count, dtype=np.float32),
+    stack=np.arange(count) // 3,
+    stack_id=tuple(f"stack{i}" for i in range(-(-count // 3))),
+    patient_id=tuple(f"patient{i}" for i in range(-(-count // 3))),
+  )
+
+
+SPLITS = {"train": slices(15, 0), "validation": slices(7, 1), "test": slices(5, 2)}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("cnn")
+  reported = {}
+  cnn.train(SPEC, SPLITS, directory, scalars=reported.__setitem__)
+  return directory, reported
+
+
+def test_history_is_what_was_reported(trained):
+  directory, reported = trained
+  history = json.loads((directory / "history.json").read_text())
+  assert sorted(reported) == [0, 1, 2]
+  for name, curve in history.items():
+    assert curve == pytest.approx([reported[epoch][name] for epoch in range(3)])
+  assert {path.name for path in directory.iterdir()} == {"model", "history.json"}
+
+
+def test_the_best_epoch_is_kept(trained):
+  directory, reported = trained
+  model = cnn.load(SPEC, directory)
+  validation = SPLITS["validation"]
+  logits = model(inception.from_uint8(jnp.asarray(validation.slices[..., None])))
+  accuracy = np.mean(np.argmax(logits, -1) == validation.labels)
+  assert accuracy == pytest.approx(max(r["validation_accuracy"] for r in reported.values()))
+
+
+def test_resume_equals_uninterrupted(trained, tmp_path):
+  whole, _ = trained
+
+  class Killed(Exception):
+    pass
+
+  def kill(epoch, values):
+    if epoch == 2:
+      raise Killed
+
+  with pytest.raises(Killed):
+    cnn.train(SPEC, SPLITS, tmp_path, scalars=kill)
+  began = []
+  cnn.train(SPEC, SPLITS, tmp_path, resumed=began.append)
+  assert began == [2]
+  expected, actual = (json.loads((d / "history.json").read_text()) for d in (whole, tmp_path))
+  assert actual["loss"] == expected["loss"]
+  assert actual["validation_accuracy"] == expected["validation_accuracy"]
+  images = inception.from_uint8(jnp.asarray(SPLITS["test"].slices[..., None]))
+  np.testing.assert_array_equal(cnn.load(SPEC, tmp_path)(images), cnn.load(SPEC, whole)(images))
+
+
+def test_extraction_equals_the_network_slice_by_slice(trained, tmp_path):
+  directory, _ = trained
+  cnn.extract(SPEC, directory, SPLITS, tmp_path, batch_size=4, dtype="float32")
+  model = cnn.load(SPEC, directory)
+  for name, split in SPLITS.items():
+    images = inception.from_uint8(jnp.asarray(split.slices[..., None]))
+    features = np.load(tmp_path / f"{name}_features.npy")
+    scale = np.abs(features).max()
+    np.testing.assert_allclose(features, model.features(images), atol=1e-4 * scale)
+    probabilities = np.load(tmp_path / f"{name}_probabilities.npy")
+    np.testing.assert_allclose(probabilities, jax.nn.softmax(model(images)), atol=1e-4)
+
+
+def test_a_loss_that_is_no_number_names_the_stacks(tmp_path):
+  spec = dataclasses.replace(SPEC, learning_rate=float("inf"), epochs=1)
+  with pytest.raises(UserError, match=r"loss of the CNN is nan at step \d+ \(stacks stack\d"):
+    cnn.train(spec, SPLITS, tmp_path)

@@ -1,0 +1,192 @@
+"""Whole runs on a very small phantom, as a user types them."""
+
+import csv
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from configs import full_sequence, hames, toeplitz_d1
+from rcm_jax import cnn, heads, pipeline
+from rcm_jax.predictions import COLUMNS
+from tfds_rcm.errors import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMALL = {
+  "data.sources": ("rcm_phantom/demo+stacks=4,2,3+size_px=80+pixel_um=2.0",),
+  "cnn.width": 0.0625,
+  "cnn.epochs": 2,
+  "cnn.batch_size": 16,
+  "head.epochs": 4,
+  "head.hidden": 8,
+  "seeds": (0, 1),
+}
+TIMES = ("train_seconds",)
+
+
+def small(method):
+  config = method.get_config()
+  config.update_from_flattened_dict(SMALL)
+  return config
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+  """One whole run, whose caches the other tests share."""
+  home = tmp_path_factory.mktemp("home")
+  config = small(toeplitz_d1)
+  config.data.data_dir = str(home / "data")
+  pipeline.run(config, home / "run", home / "cache")
+  return home
+
+
+def no_training(monkeypatch):
+  def fail(*args, **kwargs):
+    raise AssertionError("trained again")
+
+  monkeypatch.setattr(cnn, "train", fail)
+  monkeypatch.setattr(heads, "train", fail)
+
+
+def results(workdir):
+  read = json.loads((workdir / "results.json").read_text())
+  for row in read["rows"]:
+    for name in TIMES:
+      row.pop(name)
+  return read
+
+
+def test_results_follow_the_contract(home):
+  read = json.loads((home / "run" / "results.json").read_text())
+  assert read["dataset"]["name"] == SMALL["data.sources"][0]
+  assert read["dataset"]["stacks"] == {"train": 4, "validation": 2, "test": 3}
+  runs = {(row["method"], row["input"], row["seed"]) for row in read["rows"]}
+  assert runs == {("inception_v3", "single image", 0)} | {
+    (f"toeplitz_d{d}", "whole stack", seed) for d in (0, 1) for seed in (0, 1)
+  }
+  for row in read["rows"]:
+    assert 0 <= row["accuracy"] <= 1
+    assert set(row["inconsistent"]) == {
+      "epidermis_dermis",
+      "dej_epidermis",
+      "dermis_epidermis",
+      "dermis_dej",
+      "total",
+    }
+    assert set(row["boundary_mae_um"]) == set(row["boundary_n"]) == {"epidermis_dej", "dej_dermis"}
+    assert row["train_seconds"] > 0
+
+
+def test_accuracy_can_be_recomputed_from_the_csv_alone(home):
+  with (home / "run" / "predictions.csv").open(newline="") as file:
+    reader = csv.DictReader(file)
+    assert tuple(reader.fieldnames) == COLUMNS
+    lines = list(reader)
+  for row in results(home / "run")["rows"]:
+    mine = [
+      line
+      for line in lines
+      if (line["method"], line["seed"], line["split"]) == (row["method"], str(row["seed"]), "test")
+    ]
+    correct = sum(line["label"] == line["predicted"] for line in mine)
+    assert row["accuracy"] == pytest.approx(correct / len(mine))
+
+
+def test_everything_a_person_looks_at_is_there(home):
+  names = {str(path.relative_to(home / "run")) for path in (home / "run").rglob("*")}
+  for figure in ("cnn_training", "head_training", "boundary_errors", "strata", "toeplitz_weights"):
+    assert f"figures/{figure}.png" in names
+  assert {"config.json", "metrics.jsonl", "tensorboard"} <= names
+  written = json.loads((home / "run" / "config.json").read_text())
+  assert {"jax", "flax", "python"} <= set(written["versions"])
+  assert written["config"]["method"] == "toeplitz_d1"
+
+
+def test_a_second_run_answers_from_its_caches(home, monkeypatch):
+  before = results(home / "run")
+  no_training(monkeypatch)
+  config = small(toeplitz_d1)
+  config.data.data_dir = str(home / "data")
+  pipeline.run(config, home / "run", home / "cache")
+  assert results(home / "run") == before
+
+
+def test_another_head_trains_no_cnn(home, monkeypatch, tmp_path):
+  monkeypatch.setattr(cnn, "train", None)
+  monkeypatch.setattr(cnn, "extract", None)
+  config = small(full_sequence)
+  config.data.data_dir = str(home / "data")
+  config.head.window = 3
+  pipeline.run(config, tmp_path, home / "cache")
+  inputs = {row["method"]: row["input"] for row in results(tmp_path)["rows"]}
+  assert inputs == {"inception_v3": "single image", "full_sequence": "partial stack"}
+
+
+def test_a_baseline_needs_no_cnn(home, monkeypatch, tmp_path):
+  no_training(monkeypatch)
+  config = small(hames)
+  config.data.data_dir = str(home / "data")
+  config.seeds = (0,)
+  pipeline.run(config, tmp_path, home / "cache")
+  (row,) = results(tmp_path)["rows"]
+  assert (row["method"], row["input"]) == ("hames", "single image")
+
+
+def test_a_workdir_of_another_configuration_is_refused(home):
+  config = small(toeplitz_d1)
+  config.data.data_dir = str(home / "data")
+  config.head.hidden = 9
+  with pytest.raises(UserError, match=r"holds a run with config.head.hidden = 8, not 9"):
+    pipeline.run(config, home / "run", home / "cache")
+
+
+def command(home, workdir, *extra):
+  overrides = [f"--config.{key}={value}" for key, value in SMALL.items()]
+  return [
+    sys.executable,
+    "-m",
+    "rcm_jax.main",
+    "--config=configs/toeplitz_d1.py",
+    f"--workdir={workdir}",
+    f"--config.data.data_dir={home / 'data'}",
+    *overrides,
+    *extra,
+  ]
+
+
+@pytest.mark.parametrize(
+  ("extra", "message"),
+  [
+    (["--config.head.half_width=3"], "did you mean --config.head.half_widths?"),
+    (["--config.data.sources=('rcm_clinical',)"], "is not prepared; run: python -m tfds_rcm"),
+  ],
+)
+def test_bad_input_is_one_line_and_exit_code_1(home, tmp_path, extra, message):
+  done = subprocess.run(
+    command(home, tmp_path / "w", *extra), cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 1
+  (line,) = [line for line in done.stderr.splitlines() if not line.endswith(("…", " s"))]
+  assert message in line
+
+
+def test_kill_9_then_the_same_command_ends_in_the_same_results(home, tmp_path):
+  """Killed once in each training; the CNN's stage is not taken from the shared cache."""
+  run = command(home, tmp_path / "w", f"--cache_dir={tmp_path / 'cache'}")
+  metrics = tmp_path / "w" / "metrics.jsonl"
+  for stage in ("train_cnn", "train_heads"):
+    process = subprocess.Popen(run, cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (metrics.exists() and f'"{stage}"' in metrics.read_text()):
+      assert process.poll() is None, "ended before it could be killed"
+      assert time.monotonic() < deadline
+      time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "w" / "results.json").exists()
+  subprocess.run(run, cwd=ROOT, check=True, capture_output=True)
+  assert results(tmp_path / "w") == results(home / "run")
