@@ -238,3 +238,16 @@ def build_network(description: Description) -> inception.InceptionV3:
     dtype=jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16,
     rngs=nnx.Rngs(0),
   )
+
+
+def named_weights(bundle: Bundle) -> dict[str, Float[np.ndarray, "..."]]:
+  """Returns all weights by name: "cnn.…" as the network nests them, "heads.…" with axis M first."""
+  states = {
+    "cnn": nnx.state(bundle.network, nnx.Any(nnx.Param, nnx.BatchStat)),
+    "heads": bundle.heads,
+  }
+  return {
+    ".".join(map(str, (part, *path))): np.ascontiguousarray(leaf[...])
+    for part, state in states.items()
+    for path, leaf in nnx.to_flat_state(state)
+  }
