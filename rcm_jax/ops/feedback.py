@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rcm_jax.ops.flat_dot import flat_dot
 from rcm_jax.ops.gru import GruParams
 
 
@@ -45,7 +46,7 @@ def class_feedback(
     raise ValueError(
       f"class_feedback: kernel must be [F, C] = {(context.shape[1], bias.shape[-1])}, got {kernel.shape}"
     )
-  hoisted = jnp.where(mask[:, None], context, 0) @ kernel + bias
+  hoisted = flat_dot(jnp.where(mask[:, None], context, 0), kernel) + bias
   if "feedback_kernel" not in params:
     return jnp.where(mask[:, None], hoisted, 0)
   told, forced = _told(labels, use_label, mask, hoisted.dtype, bias.shape[-1])
@@ -91,7 +92,7 @@ def gru_feedback(
       f"gru_feedback: gru kernel must be [F + C, 3H] = {(features + classes, 3 * hidden)} and kernel [H, C] = "
       f"{(hidden, classes)}, got {cell['kernel'].shape} and {kernel.shape}"
     )
-  hoisted = jnp.where(mask[:, None], context, 0) @ cell["kernel"][:features] + cell["bias"][0]
+  hoisted = flat_dot(jnp.where(mask[:, None], context, 0), cell["kernel"][:features]) + cell["bias"][0]
   told, forced = _told(labels, use_label, mask, hoisted.dtype, classes)
 
   def step(carry, inputs):

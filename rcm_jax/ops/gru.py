@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from rcm_jax.ops import gru_loop
+from rcm_jax.ops.flat_dot import flat_dot
 
 Implementation = Literal["auto", "reference", "scan", "pallas"]
 
@@ -144,7 +145,7 @@ def _directions(x, params, mask, recurrent_mask, reverse: tuple[bool, ...], impl
   # The recurrent bias of z and r only ever adds to the input's: one of them leaves the loop.
   hoisted = bias[:, 0] + jnp.where(gate < 2 * hidden, bias[:, 1], 0)
   closed = jnp.where(gate < hidden, jnp.asarray(_CLOSED, x.dtype), 0)
-  projected = [jnp.where(mask[:, None], x @ k + b, closed) for k, b in zip(kernel, hoisted)]
+  projected = [jnp.where(mask[:, None], flat_dot(x, k) + b, closed) for k, b in zip(kernel, hoisted)]
   projected = jnp.stack([p[::-1] if backwards else p for p, backwards in zip(projected, reverse)])
   h = gru_loop.recurrence(
     projected, recurrent, bias[:, 1, 2 * hidden :], recurrent_mask, pallas=implementation == "pallas"

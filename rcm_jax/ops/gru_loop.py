@@ -8,8 +8,8 @@ How the gradients stay flat under `vmap`. A `custom_vjp` whose arguments include
 the weights returns one weight gradient a stack, [B, H, 3H], and JAX sums them.
 Here the custom rule (`_attach`) returns only the gradient of the
 pre-activations, as two additive inputs; the recurrent one is fed by `_probe`, a
-function that is zero but has the derivative of h · U. Its transpose is a plain
-`dot_general` that `vmap` turns into one product over B · T.
+function that is zero but has the derivative of h · U. Its transpose is the
+gradient of a `flat_dot`: one product over B · T.
 
 How one loop serves stacks, directions and members. Arrays in the loops are
 [G, T, B, …]: G sets of weights (directions, members), B stacks that share
@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rcm_jax.ops import gru_pallas
+from rcm_jax.ops.flat_dot import flat_dot
 
 
 def recurrence(
@@ -206,6 +207,6 @@ def _probe(before, kernel, bias):
 def _probe_jvp(primals, tangents):
   before, kernel, bias = primals
   _, d_kernel, d_bias = tangents
-  products = jnp.stack([rows @ d for rows, d in zip(before, d_kernel)])
+  products = jnp.stack([flat_dot(rows, d) for rows, d in zip(before, d_kernel)])
   out = products.at[..., -bias.shape[-1] :].add(d_bias[:, None])
   return _probe(*primals), out

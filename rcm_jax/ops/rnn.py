@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rcm_jax.ops.flat_dot import flat_dot
 from rcm_jax.ops.gru import check_recurrent
 
 
@@ -22,7 +23,7 @@ def simple_rnn(
 ) -> Float[Array, "T H"]:
   """h' = tanh(x W + h U + b): params kernel [F, H], recurrent_kernel [H, H], bias [H]."""
   check_recurrent("simple_rnn", x, params, mask, recurrent_mask, gates=1)
-  x_proj = jnp.where(mask[:, None], x, 0) @ params["kernel"] + params["bias"]
+  x_proj = flat_dot(jnp.where(mask[:, None], x, 0), params["kernel"]) + params["bias"]
 
   def step(h, inputs):
     xp, real = inputs
@@ -44,7 +45,7 @@ def lstm(
 ) -> Float[Array, "T H"]:
   """Keras' LSTM, gates i, f, g, o: params kernel [F, 4H], recurrent_kernel [H, 4H], bias [4H]."""
   check_recurrent("lstm", x, params, mask, recurrent_mask, gates=4)
-  x_proj = jnp.where(mask[:, None], x, 0) @ params["kernel"] + params["bias"]
+  x_proj = flat_dot(jnp.where(mask[:, None], x, 0), params["kernel"]) + params["bias"]
 
   def step(carry, inputs):
     h, cell = carry
