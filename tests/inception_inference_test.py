@@ -73,6 +73,13 @@ def test_nothing_of_normalisation_is_left_and_siblings_are_one_product():
   assert program.count("dot_general[") == 12
 
 
+def test_inside_another_program_it_becomes_a_part_of_it():
+  extract = inception_inference.extract_fn(_trained(1))
+  features, logits = jax.eval_shape(extract, jax.ShapeDtypeStruct((4, 75, 75), jnp.uint8))
+  assert features.shape == (4, 256)
+  assert logits.shape == (4, 3)
+
+
 def test_wrong_images_are_refused():
   extract = inception_inference.extract_fn(_trained(1))
   with pytest.raises(ValueError, match="at least 75×75"):

@@ -194,6 +194,23 @@ class InceptionV3(nnx.Module):
     return self.classifier(self.dropout(nnx.relu(self.features(x))))
 
 
+@functools.cache
+def compiler_options(*, training: bool = False) -> dict[str, str]:
+  """Options for `jax.jit` of this network, empty but on a CPU.
+
+  By default XLA hands convolutions and products on a CPU to a library that runs those without
+  padding four times slower than XLA's own routines, and large ones on one core. Its reductions
+  are the better ones, and in training batch normalisation is made of them.
+  """
+  kinds = "LIBRARY_FUSION_TYPE_REDUCE" if training else ""
+  options = {"xla_cpu_experimental_ynn_fusion_type": kinds}
+  try:
+    jax.jit(lambda: 0, compiler_options=options).lower().compile()
+  except jax.errors.JaxRuntimeError:  # another version of XLA, without this option
+    return {}
+  return options if jax.default_backend() == "cpu" else {}
+
+
 def check_images(shape: tuple[int, ...], in_channels: int) -> None:
   """Raises ValueError unless `shape` is [B, H, W, in_channels] of a size the network can see."""
   if len(shape) != 4 or shape[3] != in_channels or min(shape[1:3]) < MIN_SIZE:

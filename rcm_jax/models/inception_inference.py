@@ -146,18 +146,29 @@ def extract_fn(
 
   Returns:
     Function of gray levels 0 to 255, [B, H, W] or [B, H, W, C], that returns the features (before
-    the added layer's non-linearity) and the logits, both float32.
+    the added layer's non-linearity) and the logits, both float32. It may be called inside another
+    compiled function and then becomes a part of it.
+
+  Raises (the returned function):
+    ValueError: images of less than 75 pixels a side, or of another number of channels.
   """
   params = fold(model, dtype)
   steps = model.table
 
-  @jax.jit
-  def extract(params: Params, images: Array) -> tuple[Array, Array]:
+  def compute(params: Params, images: Array) -> tuple[Array, Array]:
     inception.check_images(images.shape, model.in_channels)
     features = _dense(params["embed"], pooled(params, images, steps))
     return features, _dense(params["classifier"], jnp.maximum(features, 0))
 
-  return lambda images: extract(params, images if images.ndim == 4 else images[..., None])
+  compiled = jax.jit(compute, compiler_options=inception.compiler_options())
+
+  def extract(images: Array) -> tuple[Array, Array]:
+    images = images if images.ndim == 4 else images[..., None]
+    # XLA takes options for whole programs only.
+    part = compute if isinstance(images, jax.core.Tracer) else compiled
+    return part(params, images)
+
+  return extract
 
 
 def _dense(layer: dict[str, Array], x: Array) -> Array:
