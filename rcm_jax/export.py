@@ -6,7 +6,6 @@ Formats, each beside a model card (`model_card.md`):
 
 - stablehlo: CNN, heads and decoding in one program (`jax.export`) for CPU and CUDA, any number of
   stacks and slices. `examples/read_stack.py` runs it with nothing but JAX.
-- onnx: the same function for ONNX Runtime, one stack of any number of slices.
 - safetensors: the weights by name, and the description in the header's metadata.
 """
 

@@ -209,8 +209,9 @@ def cautions(
   low, _, high = training.step_um
   strange = steps[(steps < low / STEP_FACTOR) | (steps > high * STEP_FACTOR)]
   if strange.size:
-    text = f"slices lie {strange[0]:.3g} µm apart; the model was trained on {low:.3g} to {high:.3g}"
-    noted.append(Caution("step", f"{text} µm"))
+    known = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+    text = f"slices lie {strange[0]:.3g} µm apart; the model was trained on {known} µm"
+    noted.append(Caution("step", text))
   for column, (name, (low, high)) in enumerate(
     (("brightness", training.gray_mean), ("contrast", training.gray_spread))
   ):
