@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import ctypes
 import functools
+import importlib.util
 import statistics
 import time
 
@@ -66,3 +68,38 @@ def copy_bytes_per_second(megabytes: int | None = None) -> float:
   copy = jax.jit(lambda a: a + 1)
   best = alternate({"copy": lambda: copy(a)}, repeats=5)["copy"]["min"]
   return 2 * a.nbytes / best
+
+
+def row(
+  benchmark: str, case: str, implementation: str, timed: Mapping[str, float], floor: float | None
+) -> dict:
+  """One row of a benchmark's table and of its JSON file."""
+  return {
+    "benchmark": benchmark,
+    "case": case,
+    "implementation": implementation,
+    **{f"seconds_{k}": timed[k] for k in ("median", "min", "max")},
+    "floor_seconds": floor,
+  }
+
+
+def peer(name: str) -> bool:
+  """Whether a peer's package is installed; says so where it is not."""
+  if importlib.util.find_spec(name) is not None:
+    return True
+  print(f"{name}: not installed, left out (pip install -r requirements-bench.txt)")
+  return False
+
+
+def keep_freed_memory() -> None:
+  """Has glibc reuse freed memory, so that large results do not pay for page faults anew in every call.
+
+  Without it a copy of 64 MB measures the kernel's zeroing of pages, for every implementation alike.
+  """
+  try:
+    libc = ctypes.CDLL("libc.so.6")
+  except OSError:
+    return
+  trim_threshold, mmap_max = -1, -4
+  libc.mallopt(mmap_max, 0)
+  libc.mallopt(trim_threshold, 2**31 - 1)

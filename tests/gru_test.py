@@ -14,7 +14,7 @@ import pytest
 from rcm_jax.ops import gru
 
 B, T, F, H, M = 3, 9, 5, 4, 2
-FAST = ("auto", "scan", "pallas")
+FAST = ("scan", "pallas")
 MASK = jnp.array([[1] * 9, [1] * 5 + [0] * 4, [1, 0, 0, 1, 1, 0, 1, 0, 0]], bool)
 
 

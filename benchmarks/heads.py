@@ -1,0 +1,132 @@
+"""One epoch of head training as in the paper, per model: ours alone and in company, against PyTorch and Keras 3 on JAX.
+
+245 sequences × 71 × 256, batches of 4, bidirectional GRU with 64 units, masked
+cross-entropy, Adam, L1 on the recurrent weights, 10 % recurrent dropout (PyTorch's
+nn.GRU has none and trains without). Ours also counts the validation pass that
+chooses the snapshot, on one stack.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import gru, timing
+from rcm_jax import heads
+from rcm_jax.arrays import MAX_SLICES, NUM_STRATA, Features
+from rcm_jax.models.head import HeadSpec
+
+STACKS, BATCH, MEMBERS = 245, 4, 8
+L1, DROPOUT, RATE = 0.05, 0.1, 1e-3
+CASE = f"epoch of {STACKS} × {MAX_SLICES} × {gru.FEATURES}, batch {BATCH}, per model"
+
+
+def rows(peers: bool) -> list[dict]:
+  """Seconds an epoch and model."""
+  calls = {
+    "ours": _ours(1, "none"),
+    "ours/toeplitz D = 1": _ours(1, "toeplitz", 1),
+    "ours/toeplitz D = 7": _ours(1, "toeplitz", 7),
+    f"ours/{MEMBERS} members": _ours(MEMBERS, "none"),
+  }
+  if peers:
+    calls |= {"torch": _torch()} if timing.peer("torch") else {}
+    calls |= {"keras-jax": _keras()} if timing.peer("keras") else {}
+  timed = timing.alternate(calls, repeats=5, warmup=1, min_seconds=0)
+  floor = STACKS / BATCH * gru.flops(BATCH) / timing.matmul_flops_per_second()
+  out = []
+  for name, seconds in timed.items():
+    models = MEMBERS if "members" in name else 1
+    out.append(timing.row("heads", CASE, name, {k: v / models for k, v in seconds.items()}, floor))
+  return out
+
+
+def _features(stacks: int) -> Features:
+  rng = np.random.default_rng(0)
+  shape = (stacks, MAX_SLICES)
+  return Features(
+    values=jnp.asarray(rng.normal(size=(*shape, gru.FEATURES)), jnp.float32),
+    labels=jnp.asarray(rng.integers(0, NUM_STRATA, shape)),
+    depth_um=jnp.zeros(shape),
+    mask=jnp.ones(shape, bool),
+  )
+
+
+def _ours(members: int, attention: str, half_width: int = 0):
+  spec = HeadSpec(
+    num_features=gru.FEATURES,
+    hidden=gru.HIDDEN,
+    cell="gru",
+    bidirectional=True,
+    window=None,
+    attention=attention,
+    half_width=half_width,
+    boundary="zero",
+    units=gru.HIDDEN,
+    max_slices=MAX_SLICES,
+    decoder="dense",
+    feedback="none",
+  )
+  training = heads.make_train(
+    spec, _features(STACKS), _features(1), batch_size=BATCH, epochs=1, epochs_per_call=1
+  )
+  fill = lambda value: jnp.full(members, value)
+  who = heads.Member(jnp.arange(members), fill(half_width), fill(RATE), fill(L1), fill(DROPOUT))
+  over = heads.over_members if members > 1 else _alone
+  state = jax.jit(over(training.init))(who)
+  epoch = jnp.zeros(members, int)
+  run = jax.jit(over(lambda s, m, e: training.run(s, m, e))).lower(state, who, epoch).compile()
+  return functools.partial(run, state, who, epoch)
+
+
+def _alone(function):
+  """One member without the loop or the batch axis of many."""
+  first = functools.partial(jax.tree.map, lambda a: a[0])
+  return lambda *args: jax.tree.map(lambda a: a[None], function(*map(first, args)))
+
+
+def _torch():
+  import torch
+
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  data = _features(STACKS)
+  x, y, real = (torch.tensor(np.asarray(a), device=device) for a in (data.values, data.labels, data.mask))
+  layer = torch.nn.GRU(gru.FEATURES, gru.HIDDEN, batch_first=True, bidirectional=True).to(device)
+  head = torch.nn.Linear(2 * gru.HIDDEN, NUM_STRATA).to(device)
+  optimizer = torch.optim.Adam([*layer.parameters(), *head.parameters()], RATE)
+  recurrent = [p for name, p in layer.named_parameters() if "weight_hh" in name]
+
+  def epoch():
+    for rows_ in torch.randperm(STACKS, device=device).split(BATCH):
+      optimizer.zero_grad()
+      logits = head(layer(x[rows_])[0])
+      losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), y[rows_].long(), reduction="none")
+      loss = (losses * real[rows_]).sum() / real[rows_].sum()
+      (loss + L1 * sum(p.abs().mean() for p in recurrent)).backward()
+      optimizer.step()
+    if device == "cuda":
+      torch.cuda.synchronize()
+
+  return epoch
+
+
+def _keras():
+  import keras
+
+  weights = gru.HIDDEN * 3 * gru.HIDDEN
+  layer = keras.layers.GRU(
+    gru.HIDDEN,
+    return_sequences=True,
+    recurrent_dropout=DROPOUT,
+    recurrent_regularizer=keras.regularizers.L1(L1 / weights),
+  )
+  inputs = keras.Input((MAX_SLICES, gru.FEATURES))
+  encoded = keras.layers.Bidirectional(layer)(keras.layers.Masking()(inputs))
+  model = keras.Model(inputs, keras.layers.Dense(NUM_STRATA)(encoded))
+  model.compile(keras.optimizers.Adam(RATE), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+  data = _features(STACKS)
+  x, y = np.asarray(data.values), np.asarray(data.labels)
+  return lambda: model.fit(x, y, batch_size=BATCH, epochs=1, verbose=0)

@@ -1,0 +1,44 @@
+"""The benchmark command at a small size: its rows, its table, its file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import gru, run, timing, toeplitz
+
+
+@pytest.fixture
+def small(monkeypatch):
+  monkeypatch.setattr(toeplitz, "CASES", [(2, 12, 4, 1)])
+  monkeypatch.setattr(gru, "CASES", [(2, 1)])
+  monkeypatch.setattr(gru, "LENGTH", 6)
+  monkeypatch.setattr(timing, "matmul_flops_per_second", lambda: 1e9)
+  monkeypatch.setattr(timing, "copy_bytes_per_second", lambda: 1e9)
+
+
+@pytest.mark.parametrize("name", ["toeplitz", "gru"])
+def test_command_writes_what_it_shows(small, name, tmp_path, capsys):
+  file = tmp_path / "rows.json"
+  run.main([name, f"--json={file}"])
+  written = json.loads(file.read_text())
+  assert set(written) == {"machine", "rows"} and written["rows"]
+  keys = ["benchmark", "case", "implementation", "seconds_median", "seconds_min", "seconds_max", "floor_seconds"]
+  shown = capsys.readouterr().out
+  for row in written["rows"]:
+    assert list(row) == keys and row["benchmark"] == name
+    assert 0 < row["seconds_min"] <= row["seconds_median"] <= row["seconds_max"]
+    assert row["implementation"] in shown
+
+
+def test_absent_peer_is_said_to_be_absent(capsys):
+  assert not timing.peer("no_such_library")
+  assert "no_such_library: not installed" in capsys.readouterr().out
+
+
+def test_implementations_are_timed_strictly_in_turn():
+  order = []
+  calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
+  timing.alternate(calls, repeats=3, warmup=1, min_seconds=0)
+  assert "".join(order) == "ab" + "ab" * 3
