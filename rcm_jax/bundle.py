@@ -55,7 +55,7 @@ class Bundle:
   def see(self) -> Callable[[UInt8[Any, "B height width context"]], Float[Array, "B F"]]:
     """Compiled CNN: slices with their neighbours as channels → features."""
     extract = inception_inference.extract_fn(self.network)
-    return lambda images: extract(images)[0].astype(jnp.float32)
+    return lambda images: extract(jnp.asarray(images))[0]
 
   def features(
     self,
