@@ -79,12 +79,21 @@ def open_builder(source: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     )
   except ValueError as error:
     raise UserError(f"config.data.sources: '{source}': {str(error).splitlines()[0]}") from error
-  missing = [split for split in SPLITS if split not in builder.info.splits]
-  if missing:
+  if not builder.info.splits:
     option = f" --preset={preset}" if name == "rcm_phantom" and preset else ""
     raise UserError(
       f"{builder.data_dir}: dataset '{source}' is not prepared; run: "
       f"python -m tfds_rcm.prepare {name}{option} --data_dir={builder.data_dir_root}"
+    )
+  empty = [
+    split
+    for split in SPLITS
+    if split not in builder.info.splits or not builder.info.splits[split].num_examples
+  ]
+  if empty:
+    raise UserError(
+      f"{builder.data_dir}: split '{empty[0]}' of '{source}' has no stacks; every one of "
+      f"{', '.join(SPLITS)} needs some: divide the stacks anew and prepare the dataset again"
     )
   return builder
 
@@ -206,11 +215,6 @@ def decode(
             columns[key].append(value)
           done += 1
           advance(done, total)
-    if shape is None:
-      raise UserError(
-        f"split '{split}' of {', '.join(b.info.full_name for b in builders)} has no "
-        "stacks; every one of train, validation and test needs some"
-      )
     np.savez(
       directory / f"{split}.npz",
       shape=np.asarray(shape),

@@ -77,9 +77,10 @@ def graph_of(spec: HeadSpec) -> nnx.GraphDef:
 def recurrent_penalty(params: Any) -> Float[Array, ""]:
   """Sum over the recurrent matrices of their mean absolute weight.
 
-  The paper gives the coefficient, 0.05, but not the reduction. Keras would add up all
-  12,288 weights of a direction; at 0.05 each that outweighs the likelihood and leaves
-  no recurrence at all, so the mean is our reading.
+  The paper gives the coefficient, 0.05, but not the reduction; the mean is our reading. Keras
+  would add up all 12,288 weights of a direction. On the demo phantom that shrinks the weights
+  of the kept snapshots to a third (mean 0.056 to 0.019) and leaves accuracy as it is (0.872 to
+  0.873) or lowers it (0.854 to 0.834), by the CNN that the features come from.
   """
   leaves = jax.tree_util.tree_leaves_with_path(params)
   return sum(

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -213,8 +214,10 @@ def _method(config: ml_collections.ConfigDict, member: heads.Member) -> str:
   """Name of a member's row: the run's method, made exact where members differ in more than seed."""
   head = config.head
   name = config.method
-  if head.attention == "toeplitz" and len(head.half_widths) > 1:
-    name = f"toeplitz_d{member.half_width}"
+  if head.attention == "toeplitz":  # the name may go on behind the half-width
+    width = f"_d{member.half_width}"
+    name, found = re.subn(r"_d\d+(?=_|$)", width, name, count=1)
+    name += "" if found else width
   several = {"learning_rate": head.learning_rates, "l1": head.l1s, "dropout": head.dropouts}
   for field, values in several.items():
     if len(values) > 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -54,7 +55,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pat
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     writer = Writer(workdir)
     try:
-      source = _decode(config.data, cache_dir, writer)
+      source = _decode(config.data, workdir, cache_dir, writer)
       splits = data.load_slices(source)
       this = methods.Run(config, workdir, cache_dir, writer, source.name, splits)
       result = methods.METHODS[config.model](this)
@@ -75,7 +76,10 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pat
 
 
 def _decode(
-  wanted: ml_collections.ConfigDict, cache_dir: pathlib.Path, writer: Writer
+  wanted: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  cache_dir: pathlib.Path,
+  writer: Writer,
 ) -> pathlib.Path:
   for source in wanted.sources:
     name, _, preset = source.partition("/")
@@ -83,6 +87,10 @@ def _decode(
       with writer.progress(source) as advance:
         prepare.prepare_phantom(preset or "demo", wanted.data_dir, progress=advance)
   builders = [data.open_builder(source, wanted.data_dir) for source in wanted.sources]
+  for builder in builders:  # who was in which split belongs to the results
+    divided = pathlib.Path(builder.data_dir) / "splits.csv"
+    if divided.exists():
+      shutil.copyfile(divided, workdir / f"splits_{builder.name}.csv")
   spec = {
     "sources": [data.fingerprint(builder) for builder in builders],
     "image_size": wanted.image_size,
