@@ -19,10 +19,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 import numpy as np
 
+from rcm_jax.arrays import ArrayLike
 from rcm_jax.models import inception
 from rcm_jax.models import inception_table as table
 
 Params = dict[str, dict[str, Array]]
+Extractor = Callable[
+  [UInt8[ArrayLike, "B H W *C"]], tuple[Float[Array, "B 256"], Float[Array, "B classes"]]
+]
 
 
 def fold(model: inception.InceptionV3, dtype: DTypeLike = jnp.float32) -> Params:
@@ -135,9 +139,7 @@ def _convolve(x: Array, kernel: Array, spec: table.Conv) -> Array:
   )
 
 
-def extract_fn(
-  model: inception.InceptionV3, dtype: DTypeLike = jnp.float32
-) -> Callable[[UInt8[Array, "B H W *C"]], tuple[Float[Array, "B 256"], Float[Array, "B classes"]]]:
+def extract_fn(model: inception.InceptionV3, dtype: DTypeLike = jnp.float32) -> Extractor:
   """Compiled extractor of a trained network.
 
   Args:
@@ -162,7 +164,9 @@ def extract_fn(
 
   compiled = jax.jit(compute, compiler_options=inception.compiler_options())
 
-  def extract(images: Array) -> tuple[Array, Array]:
+  def extract(
+    images: UInt8[ArrayLike, "B H W *C"],
+  ) -> tuple[Float[Array, "B 256"], Float[Array, "B classes"]]:
     images = images if images.ndim == 4 else images[..., None]
     # XLA takes options for whole programs only.
     part = compute if isinstance(images, jax.core.Tracer) else compiled
