@@ -57,3 +57,10 @@ class Features:
       name: getattr(self, name)[:, :length] for name in ("values", "labels", "depth_um", "mask")
     }
     return dataclasses.replace(self, **first)
+
+  def first(self, count: int) -> Features:
+    """Keeps the first `count` stacks."""
+    kept = jax.tree.map(lambda x: x[:count], self)
+    return dataclasses.replace(
+      kept, stack_id=self.stack_id[:count], patient_id=self.patient_id[:count]
+    )

@@ -276,7 +276,7 @@ def train(
           "config.head.learning_rate"
         )
       for i in range(epoch, epoch + per_call):
-        loss, accuracy = curves[:, i].mean(0)
+        loss, accuracy = curves[:, i].mean(0).tolist()
         scalars(i, {"loss": loss, "validation_accuracy": accuracy})
       advance(epoch + per_call, epochs)
       checkpoints.save(
@@ -342,11 +342,17 @@ class Trained:
       taps.setdefault(width, []).append(middle[margin : len(middle) - margin])
     return {width: np.stack(rows) for width, rows in taps.items()}
 
-  def attention_weights(self, values: Float[Array, "T F"], mask: Any) -> Float[np.ndarray, "M T T"]:
-    """Attention map of one stack, by member (Figure 4)."""
+  def attention_weights(self, features: Features) -> Float[np.ndarray, "M N T T"]:
+    """Attention map of every stack, by member (Figure 4)."""
     graph = graph_of(self.spec)
+
+    def one(params, half_width):
+      model = nnx.merge(graph, params)
+      return jax.vmap(lambda x, m: model.attention_weights(x, m, half_width))(
+        jnp.asarray(features.values), jnp.asarray(features.mask)
+      )
+
     half_widths = jnp.array([m.half_width for m in self.members])
-    one = lambda params, d: nnx.merge(graph, params).attention_weights(values, mask, d)
     return np.asarray(jax.jit(over_members(one))(self.params, half_widths))
 
 

@@ -340,11 +340,12 @@ def _show_heads(run: Run, trained: heads.Trained, test: Features) -> None:
       taps[name, int(member.seed)] = next(rows[int(member.half_width)])
   maps = {}
   if trained.spec.attention != "none":
-    for stack in range(min(MAPPED_STACKS, len(test))):
-      length = int(test.mask[stack].sum())
-      weights = trained.attention_weights(test.values[stack], test.mask[stack])
-      for name, member, rows in zip(names, trained.members, weights, strict=True):
-        maps[name, int(member.seed), test.stack_id[stack]] = rows[:length, :length]
+    shown = test.first(MAPPED_STACKS)
+    for name, member, weights in zip(
+      names, trained.members, trained.attention_weights(shown), strict=True
+    ):
+      for stack_id, rows, real in zip(shown.stack_id, weights, shown.mask, strict=True):
+        maps[name, int(member.seed), stack_id] = rows[: real.sum(), : real.sum()]
   study.write_attention(run.workdir, maps, taps)
 
 
