@@ -46,8 +46,14 @@ def _case(stacks: int, members: int, peers: bool) -> list[dict]:
 
 
 def _params(rng: np.random.Generator, *lead: int) -> dict[str, jax.Array]:
-  shapes = {"kernel": (FEATURES, 3 * HIDDEN), "recurrent_kernel": (HIDDEN, 3 * HIDDEN), "bias": (2, 3 * HIDDEN)}
-  return {k: jnp.asarray(rng.normal(size=(*lead, 2, *s)) / 16, jnp.float32) for k, s in shapes.items()}
+  shapes = {
+    "kernel": (FEATURES, 3 * HIDDEN),
+    "recurrent_kernel": (HIDDEN, 3 * HIDDEN),
+    "bias": (2, 3 * HIDDEN),
+  }
+  return {
+    k: jnp.asarray(rng.normal(size=(*lead, 2, *s)) / 16, jnp.float32) for k, s in shapes.items()
+  }
 
 
 def _ours(x: np.ndarray, members: int, implementation: str):
@@ -106,4 +112,6 @@ def _flax(x: np.ndarray):
   def loss(params, x):
     return nnx.merge(graph, params)(x, seq_lengths=lengths).sum()
 
-  return functools.partial(jax.jit(jax.value_and_grad(loss, allow_int=True)), params, jnp.asarray(x))
+  return functools.partial(
+    jax.jit(jax.value_and_grad(loss, allow_int=True)), params, jnp.asarray(x)
+  )

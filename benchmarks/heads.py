@@ -93,7 +93,9 @@ def _torch():
 
   device = "cuda" if torch.cuda.is_available() else "cpu"
   data = _features(STACKS)
-  x, y, real = (torch.tensor(np.asarray(a), device=device) for a in (data.values, data.labels, data.mask))
+  x, y, real = (
+    torch.tensor(np.asarray(a), device=device) for a in (data.values, data.labels, data.mask)
+  )
   layer = torch.nn.GRU(gru.FEATURES, gru.HIDDEN, batch_first=True, bidirectional=True).to(device)
   head = torch.nn.Linear(2 * gru.HIDDEN, NUM_STRATA).to(device)
   optimizer = torch.optim.Adam([*layer.parameters(), *head.parameters()], RATE)
@@ -103,7 +105,9 @@ def _torch():
     for rows_ in torch.randperm(STACKS, device=device).split(BATCH):
       optimizer.zero_grad()
       logits = head(layer(x[rows_])[0])
-      losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), y[rows_].long(), reduction="none")
+      losses = torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2), y[rows_].long(), reduction="none"
+      )
       loss = (losses * real[rows_]).sum() / real[rows_].sum()
       (loss + L1 * sum(p.abs().mean() for p in recurrent)).backward()
       optimizer.step()
@@ -126,7 +130,9 @@ def _keras():
   inputs = keras.Input((MAX_SLICES, gru.FEATURES))
   encoded = keras.layers.Bidirectional(layer)(keras.layers.Masking()(inputs))
   model = keras.Model(inputs, keras.layers.Dense(NUM_STRATA)(encoded))
-  model.compile(keras.optimizers.Adam(RATE), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+  model.compile(
+    keras.optimizers.Adam(RATE), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+  )
   data = _features(STACKS)
   x, y = np.asarray(data.values), np.asarray(data.labels)
   return lambda: model.fit(x, y, batch_size=BATCH, epochs=1, verbose=0)

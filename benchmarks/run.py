@@ -1,6 +1,6 @@
 """Speed side by side with the peers and with what the machine allows.
 
-    python -m benchmarks.run heads|toeplitz|gru|extract|pipeline [--peers] [--json=FILE]
+python -m benchmarks.run heads|toeplitz|gru|extract|pipeline [--peers] [--json=FILE]
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ def main(argv: list[str] | None = None) -> None:
     prog="python -m benchmarks.run", description="Speed against peers and the machine's limits."
   )
   parser.add_argument("benchmark", choices=BENCHMARKS)
-  parser.add_argument("--peers", action="store_true", help="time other libraries too (requirements-bench.txt)")
-  parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write machine and rows here")
+  parser.add_argument(
+    "--peers", action="store_true", help="time other libraries too (requirements-bench.txt)"
+  )
+  parser.add_argument(
+    "--json", type=pathlib.Path, metavar="FILE", help="also write machine and rows here"
+  )
   options = parser.parse_args(argv)
   os.environ.setdefault("KERAS_BACKEND", "jax")
   timing.keep_freed_memory()
@@ -67,7 +71,9 @@ def _processor() -> str:
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
   except OSError:
     return platform.processor()
-  return next((l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), platform.processor())
+  return next(
+    (l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), platform.processor()
+  )
 
 
 def show(machine: dict, rows: list[dict]) -> None:
@@ -78,24 +84,22 @@ def show(machine: dict, rows: list[dict]) -> None:
     f"{machine['matmul_gflops_per_second']} GFLOP/s matrix product, "
     f"{machine['copy_gigabytes_per_second']} GB/s copy (read + write)"
   )
-  table = Table("implementation")
-  for column in ("median", "min", "max", "floor", "of floor", "vs ours"):
-    table.add_column(column, justify="right")
   for case in dict.fromkeys(r["case"] for r in rows):
-    members = [r for r in rows if r["case"] == case]
-    ours = next((r["seconds_median"] for r in members if r["implementation"].startswith("ours")), None)
-    table.add_section()
-    table.add_row(f"[bold]{case}")
-    for r in members:
+    same = [r for r in rows if r["case"] == case]
+    ours = next((r["seconds_median"] for r in same if r["implementation"].startswith("ours")), None)
+    table = Table("implementation", title=case, title_justify="left")
+    for column in ("median", "min", "max", "floor", "of floor", "vs ours"):
+      table.add_column(column, justify="right")
+    for r in same:
       floor, median = r["floor_seconds"], r["seconds_median"]
       table.add_row(
-        "  " + r["implementation"],
+        r["implementation"],
         *(_seconds(r[f"seconds_{k}"]) for k in ("median", "min", "max")),
         _seconds(floor) if floor else "–",
         f"{floor / median:.0%}" if floor else "–",
         f"{median / ours:.2f}×" if ours else "–",
       )
-  console.print(table)
+    console.print(table)
 
 
 def _seconds(value: float) -> str:

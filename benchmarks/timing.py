@@ -1,4 +1,4 @@
-"""Timing that can be believed: implementations strictly in turn, medians with their spread, and the machine's own limits."""
+"""Timing that can be believed: implementations in turn, medians with spread, the machine's limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ import jax.numpy as jnp
 
 
 def alternate(
-  calls: Mapping[str, Callable[[], object]], *, repeats: int = 7, warmup: int = 2, min_seconds: float = 0.02
+  calls: Mapping[str, Callable[[], object]],
+  *,
+  repeats: int = 7,
+  warmup: int = 2,
+  min_seconds: float = 0.02,
 ) -> dict[str, dict[str, float]]:
   """Times callables in turn, so that drift of the machine hits all alike.
 
@@ -38,7 +42,8 @@ def alternate(
     for name, call in calls.items():
       samples[name].append(_seconds(call, inner[name]))
   return {
-    name: {"median": statistics.median(s), "min": min(s), "max": max(s)} for name, s in samples.items()
+    name: {"median": statistics.median(s), "min": min(s), "max": max(s)}
+    for name, s in samples.items()
   }
 
 

@@ -37,7 +37,11 @@ def _case(stacks: int, length: int, hidden: int, half: int, *, peers: bool) -> l
   if jax.default_backend() == "gpu":
     forms["ours/pallas"] = _ours("pallas")
   if peers:
-    forms |= {"lax.conv": _ours("conv"), "dense band": _ours("reference"), "blocked band": _ours("band")}
+    forms |= {
+      "lax.conv": _ours("conv"),
+      "dense band": _ours("reference"),
+      "blocked band": _ours("band"),
+    }
     if stacks * length**2 * 4 < 2**31:
       forms["jax.nn.dot_product_attention"] = _dot_product
   size = h.nbytes

@@ -1,6 +1,6 @@
 """Inception-V3 on single slices: the baseline whose features the sequence models see.
 
-    python -m rcm_jax.main --config=configs/inception_v3.py --workdir=runs/inception_v3
+python -m rcm_jax.main --config=configs/inception_v3.py --workdir=runs/inception_v3
 """
 
 from configs import base

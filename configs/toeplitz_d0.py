@@ -1,6 +1,6 @@
 """Toeplitz attention of width one, D = 0: a full-sequence GRU with class feedback.
 
-    python -m rcm_jax.main --config=configs/toeplitz_d0.py --workdir=runs/toeplitz_d0
+python -m rcm_jax.main --config=configs/toeplitz_d0.py --workdir=runs/toeplitz_d0
 """
 
 from configs import base

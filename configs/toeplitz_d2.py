@@ -1,6 +1,6 @@
 """Toeplitz attention over 5 slices, D = 2.
 
-    python -m rcm_jax.main --config=configs/toeplitz_d2.py --workdir=runs/toeplitz_d2
+python -m rcm_jax.main --config=configs/toeplitz_d2.py --workdir=runs/toeplitz_d2
 """
 
 from configs import base

@@ -1,6 +1,6 @@
 """Toeplitz attention over 7 slices, D = 3.
 
-    python -m rcm_jax.main --config=configs/toeplitz_d3.py --workdir=runs/toeplitz_d3
+python -m rcm_jax.main --config=configs/toeplitz_d3.py --workdir=runs/toeplitz_d3
 """
 
 from configs import base

@@ -1,6 +1,6 @@
 """Toeplitz attention over 11 slices, D = 5.
 
-    python -m rcm_jax.main --config=configs/toeplitz_d5.py --workdir=runs/toeplitz_d5
+python -m rcm_jax.main --config=configs/toeplitz_d5.py --workdir=runs/toeplitz_d5
 """
 
 from configs import base

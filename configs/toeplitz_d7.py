@@ -1,6 +1,6 @@
 """Toeplitz attention over 15 slices, D = 7.
 
-    python -m rcm_jax.main --config=configs/toeplitz_d7.py --workdir=runs/toeplitz_d7
+python -m rcm_jax.main --config=configs/toeplitz_d7.py --workdir=runs/toeplitz_d7
 """
 
 from configs import base

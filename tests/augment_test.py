@@ -7,7 +7,9 @@ import pytest
 
 from rcm_jax.augment import Augmentation, augment, view_matrix
 
-STILL = Augmentation(rotate_degrees=0.0, shear=0.0, zoom=1.0, stretch=1.0, flip=False, resampled=1.0)
+STILL = Augmentation(
+  rotate_degrees=0.0, shear=0.0, zoom=1.0, stretch=1.0, flip=False, resampled=1.0
+)
 KEYS = jax.random.split(jax.random.key(0), 500)
 
 
@@ -38,12 +40,14 @@ def test_rotation_keeps_lengths():
   np.testing.assert_allclose(
     m @ m.transpose(0, 2, 1), np.broadcast_to(np.eye(2), m.shape), atol=1e-5
   )
-  assert m[:, 0, 0].min() < -0.9 and m[:, 0, 0].max() > 0.9
+  assert m[:, 0, 0].min() < -0.9
+  assert m[:, 0, 0].max() > 0.9
 
 
 def test_zoom_only_magnifies():
   scale = matrices(zoom=1.5)[:, 0, 0]
-  assert scale.max() <= 1 + 1e-6 and scale.min() >= 1 / 1.5 - 1e-6
+  assert scale.max() <= 1 + 1e-6
+  assert scale.min() >= 1 / 1.5 - 1e-6
   assert scale.max() - scale.min() > 0.25
 
 
@@ -51,7 +55,8 @@ def test_stretch_keeps_area_and_shear_keeps_rows():
   stretched = matrices(stretch=1.3)
   np.testing.assert_allclose(np.linalg.det(stretched), 1, atol=1e-5)
   ratio = stretched[:, 0, 0] / stretched[:, 1, 1]
-  assert 1.2 < ratio.max() <= 1.3 + 1e-5 and 1 / 1.3 - 1e-5 <= ratio.min() < 1 / 1.2
+  assert 1.2 < ratio.max() <= 1.3 + 1e-5
+  assert 1 / 1.3 - 1e-5 <= ratio.min() < 1 / 1.2
   sheared = matrices(shear=0.2)
   np.testing.assert_allclose(sheared[:, 0], np.broadcast_to([1.0, 0.0], (500, 2)), atol=1e-6)
   assert 0.15 < np.abs(sheared[:, 1, 0]).max() <= 0.2

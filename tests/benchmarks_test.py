@@ -23,11 +23,21 @@ def test_command_writes_what_it_shows(small, name, tmp_path, capsys):
   file = tmp_path / "rows.json"
   run.main([name, f"--json={file}"])
   written = json.loads(file.read_text())
-  assert set(written) == {"machine", "rows"} and written["rows"]
-  keys = ["benchmark", "case", "implementation", "seconds_median", "seconds_min", "seconds_max", "floor_seconds"]
+  assert set(written) == {"machine", "rows"}
+  assert written["rows"]
+  keys = [
+    "benchmark",
+    "case",
+    "implementation",
+    "seconds_median",
+    "seconds_min",
+    "seconds_max",
+    "floor_seconds",
+  ]
   shown = capsys.readouterr().out
   for row in written["rows"]:
-    assert list(row) == keys and row["benchmark"] == name
+    assert list(row) == keys
+    assert row["benchmark"] == name
     assert 0 < row["seconds_min"] <= row["seconds_median"] <= row["seconds_max"]
     assert row["implementation"] in shown
 

@@ -79,9 +79,11 @@ def test_a_locked_directory_refuses_a_second_process_until_the_first_is_killed(t
   process.start()
   try:
     assert ready.wait(60)
-    with pytest.raises(UserError, match="another run is working here"):
-      with cache.locked(tmp_path, wait=False):
-        pass
+    with (
+      pytest.raises(UserError, match="another run is working here"),
+      cache.locked(tmp_path, wait=False),
+    ):
+      pass
   finally:
     process.kill()
     process.join()
@@ -91,9 +93,11 @@ def test_a_locked_directory_refuses_a_second_process_until_the_first_is_killed(t
 
 def test_an_unwritable_directory_is_named(tmp_path):
   (tmp_path / "file").write_text("")
-  with pytest.raises(UserError, match="file: cannot be written"):
-    with cache.locked(tmp_path / "file", wait=False):
-      pass
+  with (
+    pytest.raises(UserError, match="file: cannot be written"),
+    cache.locked(tmp_path / "file", wait=False),
+  ):
+    pass
 
 
 def test_write_text_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):

@@ -11,9 +11,7 @@ def _source(tmp_path):
 
 
 def check(source, tmp_path, *options, code=0):
-  found, out, err = studies.prepare(
-    "rcm_clinical", source, tmp_path / "data", "--check", *options
-  )
+  found, out, err = studies.prepare("rcm_clinical", source, tmp_path / "data", "--check", *options)
   assert found == code, err
   assert not list((tmp_path / "data").rglob("*.csv"))
   assert not list((tmp_path / "data").rglob("*record*"))

@@ -44,9 +44,7 @@ def check_records(tmp_path, num_stacks=4):
     for record in map(features.read_record, builder.as_data_source(split)):
       index = int(record.stack_id[-2:])
       found[index] = record
-      np.testing.assert_array_equal(
-        np.stack(record.slices)[..., 0], studies.volume(index)
-      )
+      np.testing.assert_array_equal(np.stack(record.slices)[..., 0], studies.volume(index))
       np.testing.assert_array_equal(record.labels, np.array(CLASSES) - 1)
   assert len(found) == num_stacks
   return found

@@ -19,11 +19,19 @@ def _normal(rng, *shape):
 
 
 def _dense_params(rng):
-  return {"kernel": _normal(rng, F, C), "feedback_kernel": _normal(rng, C, C), "bias": _normal(rng, C)}
+  return {
+    "kernel": _normal(rng, F, C),
+    "feedback_kernel": _normal(rng, C, C),
+    "bias": _normal(rng, C),
+  }
 
 
 def _gru_params(rng):
-  cell = {"kernel": _normal(rng, F + C, 3 * H), "recurrent_kernel": _normal(rng, H, 3 * H), "bias": _normal(rng, 2, 3 * H)}
+  cell = {
+    "kernel": _normal(rng, F + C, 3 * H),
+    "recurrent_kernel": _normal(rng, H, 3 * H),
+    "bias": _normal(rng, 2, 3 * H),
+  }
   return {"gru": cell, "kernel": _normal(rng, H, C), "bias": _normal(rng, C)}
 
 

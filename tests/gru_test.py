@@ -48,7 +48,7 @@ def _close(got, expected, **tolerance):
 
 
 @pytest.mark.parametrize("implementation", FAST)
-@pytest.mark.parametrize("dtype, tolerance", [(np.float32, 1e-5), (np.float64, 1e-13)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-13)])
 @pytest.mark.parametrize("dropout", [True, False])
 def test_fast_forms_equal_reference_with_nan_in_padding(implementation, dtype, tolerance, dropout):
   with jax.enable_x64(dtype == np.float64):
@@ -118,14 +118,17 @@ def test_equals_keras(dropout):
   variables = [v.value for v in layer.trainable_variables]
 
   def keras_loss(variables, x):
-    out, _ = layer.stateless_call(variables, [v.value for v in layer.non_trainable_variables], x, mask=mask,
-                                  training=dropout)
+    out, _ = layer.stateless_call(
+      variables, [v.value for v in layer.non_trainable_variables], x, mask=mask, training=dropout
+    )
     return jnp.vdot(out, weights), out
 
   if dropout:  # Keras draws its masks anew in each call of the layer; hold them
     for half in (layer.forward_layer, layer.backward_layer):
       half.cell.reset_recurrent_dropout_mask = lambda: None
-  (_, out), (d_variables, d_x) = jax.value_and_grad(keras_loss, argnums=(0, 1), has_aux=True)(variables, x)
+  (_, out), (d_variables, d_x) = jax.value_and_grad(keras_loss, argnums=(0, 1), has_aux=True)(
+    variables, x
+  )
   (_, got), (d_params, got_x) = _gradient(params, x, mask, dropped, weights, implementation="scan")
   _close(got * mask[:, :, None], out * mask[:, :, None], atol=1e-5)
   _close(got_x, d_x, atol=1e-5)
@@ -167,7 +170,9 @@ def _loop_bodies(text: str) -> list[str]:
   """Instructions of each while body of compiled HLO, without those that only name or address."""
   bodies = []
   for name in re.findall(r"while\(.*?body=%?([\w.\-]+)", text):
-    body = re.search(rf"^%?{re.escape(name)} .*?\{{\n(.*?)^\}}", text, re.MULTILINE | re.DOTALL).group(1)
+    body = re.search(
+      rf"^%?{re.escape(name)} .*?\{{\n(.*?)^\}}", text, re.MULTILINE | re.DOTALL
+    ).group(1)
     free = r" (parameter|get-tuple-element|tuple|bitcast|constant)\("
     bodies.append([line for line in body.splitlines() if not re.search(free, line)])
   return bodies
@@ -187,16 +192,19 @@ def test_loop_bodies_stay_short(members):
   text = jax.jit(step).lower(params, x).compile().as_text()
   bodies = _loop_bodies(text)
   assert len(bodies) == 2, "one loop forward and one backward serve both directions"
-  assert max(map(len, bodies)) <= 12 and min(map(len, bodies)) <= 9
+  assert max(map(len, bodies)) <= 12
+  assert min(map(len, bodies)) <= 9
   for body in bodies:
     products = [line for line in body if " dot(" in line or "kCustom" in line]
     assert len(products) == 1, "one matrix product a step"
   # Weight gradients are one product over all stacks and steps, not one a stack.
-  assert "f32[4,2,32,48]" not in text and "f32[2,4,32,48]" not in text.replace("f32[4,2,32,48]", "") or members
+  assert (
+    "f32[4,2,32,48]" not in text and "f32[2,4,32,48]" not in text.replace("f32[4,2,32,48]", "")
+  ) or members
 
 
 @pytest.mark.parametrize(
-  "change, message",
+  ("change", "message"),
   [
     ({"x": (9, 6)}, r"kernel must be \(6, 12\)"),
     ({"mask": (8,)}, r"x \(9, 5\) and mask \(8,\)"),

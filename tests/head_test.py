@@ -90,7 +90,8 @@ def test_attention_rows_sum_to_one_and_give_the_context(name, stack):
   else:
     inner = slice(None, -2)
   np.testing.assert_allclose(weights.sum(1)[inner], 1, atol=1e-6)
-  assert not np.any(weights[-2:]) and not np.any(weights[:, -2:])
+  assert not np.any(weights[-2:])
+  assert not np.any(weights[:, -2:])
   h = head.encode(x, mask)
   context = head.attention(h, mask)
   np.testing.assert_allclose(
@@ -138,7 +139,8 @@ def test_traced_half_width_equals_a_narrower_kernel(stack):
 def test_dropout_scales_what_it_keeps():
   head = make(GLOBAL)
   masks = jax.vmap(head.dropout_masks, (0, None))(jax.random.split(jax.random.key(0), 4000), 0.25)
-  assert masks.encoder.shape == (4000, 2, 5) and masks.decoder.shape == (4000, 5)
+  assert masks.encoder.shape == (4000, 2, 5)
+  assert masks.decoder.shape == (4000, 5)
   kept = np.asarray(masks.encoder)
   np.testing.assert_allclose(np.unique(kept), [0, 4 / 3], rtol=1e-6)
   np.testing.assert_allclose(kept.mean(), 1, atol=0.02)

@@ -58,7 +58,9 @@ def test_equals_keras_in_value_and_gradient_with_nan_in_padding(name):
   np.testing.assert_allclose(got * MASK[:, :, None], expected * MASK[:, :, None], atol=1e-5)
   np.testing.assert_allclose(got_x, d_x * MASK[:, :, None], atol=1e-5)
   for k, key in enumerate(("kernel", "recurrent_kernel", "bias")):
-    np.testing.assert_allclose(d_params[key], jnp.stack([d_variables[k], d_variables[3 + k]]), atol=1e-5)
+    np.testing.assert_allclose(
+      d_params[key], jnp.stack([d_variables[k], d_variables[3 + k]]), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -136,7 +136,9 @@ def test_links_that_loop_and_lead_nowhere(tmp_path, volume):
 
 def test_two_channels(tmp_path, volume):
   tifffile.imwrite(
-    tmp_path / "planar.tif", np.stack([volume[:3]] * 2, -1), photometric="minisblack",
+    tmp_path / "planar.tif",
+    np.stack([volume[:3]] * 2, -1),
+    photometric="minisblack",
     planarconfig="contig",
   )
   tifffile.imwrite(
@@ -150,10 +152,14 @@ def test_two_channels(tmp_path, volume):
     assert "2 channels" in message
 
 
-@pytest.mark.parametrize(("syntax", "package"), [
-  (uid.JPEG2000Lossless, "pylibjpeg-openjpeg"), (uid.JPEGLosslessSV1, "pylibjpeg-libjpeg"),
-  (uid.JPEGLSLossless, "pyjpegls"),
-])
+@pytest.mark.parametrize(
+  ("syntax", "package"),
+  [
+    (uid.JPEG2000Lossless, "pylibjpeg-openjpeg"),
+    (uid.JPEGLosslessSV1, "pylibjpeg-libjpeg"),
+    (uid.JPEGLSLossless, "pyjpegls"),
+  ],
+)
 def test_compressed_dicom_without_its_codec_names_the_package(
   tmp_path, volume, syntax, package, monkeypatch
 ):

@@ -50,7 +50,10 @@ def test_tiff_spacing_from_metadata(tmp_path, volume, kind):
   path = tmp_path / f"stack.{'ome.' if kind == 'ome' else ''}tif"
   if kind == "imagej":
     tifffile.imwrite(
-      path, volume, imagej=True, resolution=(2.0, 2.0),
+      path,
+      volume,
+      imagej=True,
+      resolution=(2.0, 2.0),
       metadata={"axes": "ZYX", "spacing": STEP_UM, "unit": "um"},
     )
   else:
@@ -155,9 +158,17 @@ def test_float_volume_is_scaled_and_clipped(tmp_path):
   assert (clipped[values > 1] == 255).all()
 
 
-@pytest.mark.parametrize(("suffix", "mode"), [
-  ("png", "RGB"), ("png", "RGBA"), ("bmp", "RGB"), ("png", "P"), ("tif", "RGB"), ("png", "LA"),
-])
+@pytest.mark.parametrize(
+  ("suffix", "mode"),
+  [
+    ("png", "RGB"),
+    ("png", "RGBA"),
+    ("bmp", "RGB"),
+    ("png", "P"),
+    ("tif", "RGB"),
+    ("png", "LA"),
+  ],
+)
 def test_colour_saved_by_mistake_becomes_the_same_gray(tmp_path, volume, suffix, mode):
   folder = write_images(tmp_path / "s", volume, suffix, mode)
   np.testing.assert_array_equal(stack_io.read_stack(folder, step_um=3).slices, volume)
@@ -180,10 +191,15 @@ def test_streamed_slices_are_those_of_the_whole_stack(tmp_path, volume):
       reader[T]
 
 
-@pytest.mark.parametrize("names", [
-  ["v8", "v9", "v10", "v11"], ["s2_z008", "s2_z009", "s2_z010"], ["z0", "z3", "z6"],
-  ["08-59_v1", "09-00_v2", "09-03_v3"],
-])
+@pytest.mark.parametrize(
+  "names",
+  [
+    ["v8", "v9", "v10", "v11"],
+    ["s2_z008", "s2_z009", "s2_z010"],
+    ["z0", "z3", "z6"],
+    ["08-59_v1", "09-00_v2", "09-03_v3"],
+  ],
+)
 def test_natural_order(tmp_path, names):
   paths = [tmp_path / f"{name}.bmp" for name in names]
   assert images.in_natural_order(sorted(paths, reverse=True)) == paths

@@ -14,7 +14,12 @@ import pytest
 from rcm_jax.ops import toeplitz
 
 FAST = ("shift", "band", "conv", "pallas")
-MASKS = {"full": [1] * 12, "padded": [1] * 7 + [0] * 5, "one slice": [1] + [0] * 11, "holes": [1, 0, 1, 1, 0, 0] * 2}
+MASKS = {
+  "full": [1] * 12,
+  "padded": [1] * 7 + [0] * 5,
+  "one slice": [1] + [0] * 11,
+  "holes": [1, 0, 1, 1, 0, 0] * 2,
+}
 
 
 def _case(length=12, hidden=5, half=2, dtype=jnp.float32, seed=0):
@@ -40,7 +45,9 @@ def test_reference_is_the_sum_it_says(mask, boundary):
       out[n] += float(weights[k + 2]) * np.asarray(h[n + k])
   if boundary == "renormalize":
     for n in range(12):
-      out[n] /= max(1e-9, sum(float(weights[k + 2]) for k in range(-2, 3) if 0 <= n + k < 12 and mask[n + k]))
+      out[n] /= max(
+        1e-9, sum(float(weights[k + 2]) for k in range(-2, 3) if 0 <= n + k < 12 and mask[n + k])
+      )
   got = toeplitz.toeplitz_attention(
     h, weights, jnp.asarray(mask, bool), boundary=boundary, implementation="reference"
   )
@@ -53,16 +60,21 @@ def test_reference_is_the_sum_it_says(mask, boundary):
 def test_fast_forms_equal_reference_with_nan_in_padding(mask, boundary, implementation):
   h, d_out, weights = _case()
   mask = jnp.asarray(mask, bool)
-  expected = _value_and_gradient(h, weights, mask, d_out, boundary=boundary, implementation="reference")
+  expected = _value_and_gradient(
+    h, weights, mask, d_out, boundary=boundary, implementation="reference"
+  )
   spoiled = jnp.where(mask[:, None], h, jnp.nan)
-  got = _value_and_gradient(spoiled, weights, mask, d_out, boundary=boundary, implementation=implementation)
+  got = _value_and_gradient(
+    spoiled, weights, mask, d_out, boundary=boundary, implementation=implementation
+  )
   for a, b in zip(got, expected):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-  assert not got[0][~mask].any() and not got[1][~mask].any()
+  assert not got[0][~mask].any()
+  assert not got[1][~mask].any()
 
 
 @pytest.mark.parametrize("implementation", FAST)
-@pytest.mark.parametrize("length, half", [(1, 3), (40, 0), (71, 15)])
+@pytest.mark.parametrize(("length", "half"), [(1, 3), (40, 0), (71, 15)])
 def test_every_length_and_half_width(length, half, implementation):
   h, d_out, weights = _case(length, 3, half)
   mask = jnp.arange(length) < max(1, length - 2)
@@ -72,7 +84,9 @@ def test_every_length_and_half_width(length, half, implementation):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 0.05), (jnp.float64, 1e-13)])
+@pytest.mark.parametrize(
+  ("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.05), (jnp.float64, 1e-13)]
+)
 @pytest.mark.parametrize("implementation", FAST)
 def test_dtypes(dtype, tolerance, implementation):
   with jax.enable_x64(dtype == jnp.float64):
@@ -119,13 +133,17 @@ def test_weights_are_convex_and_honor_traced_half_width():
   np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-6)
   for d, row in enumerate(weights):
     assert (np.asarray(row) > 0).sum() == 2 * d + 1
-    np.testing.assert_allclose(row[3 - d : 4 + d], toeplitz.toeplitz_weights(logits[3 - d : 4 + d]), rtol=1e-6)
+    np.testing.assert_allclose(
+      row[3 - d : 4 + d], toeplitz.toeplitz_weights(logits[3 - d : 4 + d]), rtol=1e-6
+    )
   gradient = jax.grad(lambda x: toeplitz.toeplitz_weights(x, 1)[2])(logits)
-  assert np.isfinite(gradient).all() and not gradient[:2].any() and not gradient[5:].any()
+  assert np.isfinite(gradient).all()
+  assert not gradient[:2].any()
+  assert not gradient[5:].any()
 
 
 @pytest.mark.parametrize(
-  "h, taps, mask, options, message",
+  ("h", "taps", "mask", "options", "message"),
   [
     ((6, 2), 4, 6, {}, "odd, got shape \\(4,\\)"),
     ((6, 2), 3, 5, {}, "h \\(6, 2\\) and mask \\(5,\\)"),
@@ -133,8 +151,12 @@ def test_weights_are_convex_and_honor_traced_half_width():
     ((6, 2), 3, 6, {"boundary": "wrap"}, "'wrap'"),
   ],
 )
-def test_wrong_arguments_are_named_at_trace_time(h, taps, mask, options, message, without_type_checks):
-  call = lambda: toeplitz.toeplitz_attention(jnp.zeros(h), jnp.zeros(taps), jnp.ones(mask, bool), **options)
+def test_wrong_arguments_are_named_at_trace_time(
+  h, taps, mask, options, message, without_type_checks
+):
+  call = lambda: toeplitz.toeplitz_attention(
+    jnp.zeros(h), jnp.zeros(taps), jnp.ones(mask, bool), **options
+  )
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(call)
 

@@ -234,8 +234,7 @@ def _stratum(row: Row, label_map: Mapping[str, int]) -> int:
   if text in _NAMES:
     return _NAMES[text]
   hint = (
-    f"say what it means, for example --label_map={row['label']}=epidermis"
-    if text else "fill it in"
+    f"say what it means, for example --label_map={row['label']}=epidermis" if text else "fill it in"
   )
   raise UserError(f"{row.place}: label {row['label']!r} is unknown; {hint}")
 

@@ -82,9 +82,7 @@ def run(name: str, args: argparse.Namespace, data_dir: pathlib.Path) -> None:
     _prepare(name, plan, args, data_dir)
 
 
-def _prepare(
-  name: str, plan: study.Plan, args: argparse.Namespace, data_dir: pathlib.Path
-) -> None:
+def _prepare(name: str, plan: study.Plan, args: argparse.Namespace, data_dir: pathlib.Path) -> None:
   # Here, because TFDS takes a second to import and the processes that decode do without.
   import tensorflow_datasets as tfds
 

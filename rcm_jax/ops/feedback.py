@@ -73,8 +73,11 @@ def gru_feedback(
   """A GRU over [context[n], p[n - 1]] and a dense layer on its state: the decoder of global attention.
 
   Args:
-    context, mask, labels, use_label: as for `class_feedback`.
+    context: as for `class_feedback`.
     params: "gru" with kernel [F + C, 3H], recurrent_kernel [H, 3H], bias [2, 3H]; kernel [H, C], bias [C].
+    mask: as for `class_feedback`.
+    labels: as for `class_feedback`.
+    use_label: as for `class_feedback`.
     recurrent_mask: recurrent dropout, as for `ops.gru.gru`.
 
   Returns:
@@ -92,7 +95,9 @@ def gru_feedback(
       f"gru_feedback: gru kernel must be [F + C, 3H] = {(features + classes, 3 * hidden)} and kernel [H, C] = "
       f"{(hidden, classes)}, got {cell['kernel'].shape} and {kernel.shape}"
     )
-  hoisted = flat_dot(jnp.where(mask[:, None], context, 0), cell["kernel"][:features]) + cell["bias"][0]
+  hoisted = (
+    flat_dot(jnp.where(mask[:, None], context, 0), cell["kernel"][:features]) + cell["bias"][0]
+  )
   told, forced = _told(labels, use_label, mask, hoisted.dtype, classes)
 
   def step(carry, inputs):
@@ -132,6 +137,8 @@ def _check(context, mask, labels, use_label, *, classes, name):
       f"{name}: context must be [T, F] and mask [T], got {context.shape} and {mask.shape}"
     )
   if labels is not None and labels.shape != (mask.shape[0], classes):
-    raise ValueError(f"{name}: labels must be [T, C] = {(mask.shape[0], classes)}, got {labels.shape}")
+    raise ValueError(
+      f"{name}: labels must be [T, C] = {(mask.shape[0], classes)}, got {labels.shape}"
+    )
   if use_label is not None and (labels is None or use_label.shape != mask.shape):
     raise ValueError(f"{name}: use_label must be [T] = {mask.shape} and needs labels")

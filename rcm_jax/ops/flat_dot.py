@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 
 def flat_dot(rows: Float[Array, "T I"], kernel: Float[Array, "I J"]) -> Float[Array, "T J"]:
-  """rows @ kernel; batched over rows only, it stays one flat product, forward and backward."""
+  """Rows @ kernel; batched over rows only, it stays one flat product, forward and backward."""
   return _flat_dot.bind(rows, kernel)
 
 
@@ -48,7 +48,9 @@ def _kernel_gradient(d_out, rows, kernel):
 _flat_dot = Primitive("flat_dot")
 _flat_dot.def_impl(jax.jit(_dot))
 _flat_dot.def_abstract_eval(
-  lambda rows, kernel: jax.core.ShapedArray((rows.shape[0], kernel.shape[1]), jnp.result_type(rows, kernel))
+  lambda rows, kernel: jax.core.ShapedArray(
+    (rows.shape[0], kernel.shape[1]), jnp.result_type(rows, kernel)
+  )
 )
 mlir.register_lowering(_flat_dot, mlir.lower_fun(_dot, multiple_results=False))
 ad.defbilinear(_flat_dot, _rows_gradient, _kernel_gradient)

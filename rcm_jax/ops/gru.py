@@ -106,11 +106,21 @@ def bidirectional_gru(
 
 
 def check_recurrent(
-  name: str, x, params, mask, recurrent_mask, *, gates: int, bias_rows: tuple[int, ...] = (), directions=()
+  name: str,
+  x,
+  params,
+  mask,
+  recurrent_mask,
+  *,
+  gates: int,
+  bias_rows: tuple[int, ...] = (),
+  directions=(),
 ) -> None:
   """Raises ValueError, naming arrays and shapes, unless a recurrent layer's arguments fit each other."""
   if x.ndim != 2 or mask.shape != x.shape[:1]:
-    raise ValueError(f"{name}: x must be [T, F] and mask [T], got x {x.shape} and mask {mask.shape}")
+    raise ValueError(
+      f"{name}: x must be [T, F] and mask [T], got x {x.shape} and mask {mask.shape}"
+    )
   hidden = params["recurrent_kernel"].shape[-1] // gates
   expected = {
     "kernel": (*directions, x.shape[1], gates * hidden),
@@ -128,14 +138,22 @@ def check_recurrent(
     )
 
 
-def _directions(x, params, mask, recurrent_mask, reverse: tuple[bool, ...], implementation: str) -> list[Array]:
+def _directions(
+  x, params, mask, recurrent_mask, reverse: tuple[bool, ...], implementation: str
+) -> list[Array]:
   """States [T, H] of each direction; every leaf of params has the directions as leading axis."""
   if implementation not in ("auto", "reference", "scan", "pallas"):
-    raise ValueError(f"gru: implementation {implementation!r} is not auto, reference, scan or pallas")
+    raise ValueError(
+      f"gru: implementation {implementation!r} is not auto, reference, scan or pallas"
+    )
   x = jnp.where(mask[:, None], x, 0)
   kernel, recurrent, bias = params["kernel"], params["recurrent_kernel"], params["bias"]
   if implementation == "reference":
-    dropped = jnp.ones((len(reverse), recurrent.shape[1]), x.dtype) if recurrent_mask is None else recurrent_mask
+    dropped = (
+      jnp.ones((len(reverse), recurrent.shape[1]), x.dtype)
+      if recurrent_mask is None
+      else recurrent_mask
+    )
     return [
       _reference(x @ kernel[d] + bias[d, 0], recurrent[d], bias[d, 1], dropped[d], mask, backwards)
       for d, backwards in enumerate(reverse)
@@ -145,10 +163,16 @@ def _directions(x, params, mask, recurrent_mask, reverse: tuple[bool, ...], impl
   # The recurrent bias of z and r only ever adds to the input's: one of them leaves the loop.
   hoisted = bias[:, 0] + jnp.where(gate < 2 * hidden, bias[:, 1], 0)
   closed = jnp.where(gate < hidden, jnp.asarray(_CLOSED, x.dtype), 0)
-  projected = [jnp.where(mask[:, None], flat_dot(x, k) + b, closed) for k, b in zip(kernel, hoisted)]
+  projected = [
+    jnp.where(mask[:, None], flat_dot(x, k) + b, closed) for k, b in zip(kernel, hoisted)
+  ]
   projected = jnp.stack([p[::-1] if backwards else p for p, backwards in zip(projected, reverse)])
   h = gru_loop.recurrence(
-    projected, recurrent, bias[:, 1, 2 * hidden :], recurrent_mask, pallas=implementation == "pallas"
+    projected,
+    recurrent,
+    bias[:, 1, 2 * hidden :],
+    recurrent_mask,
+    pallas=implementation == "pallas",
   )
   return [h[d, ::-1] if backwards else h[d] for d, backwards in enumerate(reverse)]
 

@@ -205,7 +205,7 @@ def _probe(before, kernel, bias):
 
 @_probe.defjvp
 def _probe_jvp(primals, tangents):
-  before, kernel, bias = primals
+  before, _, bias = primals
   _, d_kernel, d_bias = tangents
   products = jnp.stack([flat_dot(rows, d) for rows, d in zip(before, d_kernel)])
   out = products.at[..., -bias.shape[-1] :].add(d_bias[:, None])

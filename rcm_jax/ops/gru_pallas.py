@@ -1,4 +1,4 @@
-"""The GRU's recurrence as Pallas kernels with the time loop inside: one program a weight set, its recurrent matrix resident.
+"""The GRU's recurrence as Pallas kernels: the time loop inside, one program a weight set, its matrix resident.
 
 Same signatures as the two loops of `gru_loop`, which see a launch or a thunk for
 every operation of every step; here a step is a few vector instructions. One
@@ -25,7 +25,9 @@ def forward(
   projected, scale = stacks
   kernel, bias = weights
   hidden = kernel.shape[1]
-  return _call(_forward, (1, 2, 1, 1), hidden, (projected, _rows(scale, projected, hidden), kernel, bias))
+  return _call(
+    _forward, (1, 2, 1, 1), hidden, (projected, _rows(scale, projected, hidden), kernel, bias)
+  )
 
 
 def backward(
@@ -42,7 +44,9 @@ def _rows(scale: Array | None, like: Array, hidden: int) -> Array:
   return jnp.ones((groups, batch, hidden), like.dtype) if scale is None else scale
 
 
-def _call(kernel, gates: tuple[int, ...], hidden: int, args: tuple[Array, ...]) -> tuple[Array, ...]:
+def _call(
+  kernel, gates: tuple[int, ...], hidden: int, args: tuple[Array, ...]
+) -> tuple[Array, ...]:
   """Calls `kernel` once a group; it sees its group's block of every array. `gates`: widths of the outputs in H."""
 
   def block(shape: tuple[int, ...]) -> pl.BlockSpec:

@@ -21,7 +21,7 @@ def simple_rnn(
   reverse: bool = False,
   recurrent_mask: Float[Array, "H"] | None = None,
 ) -> Float[Array, "T H"]:
-  """h' = tanh(x W + h U + b): params kernel [F, H], recurrent_kernel [H, H], bias [H]."""
+  """H' = tanh(x W + h U + b): params kernel [F, H], recurrent_kernel [H, H], bias [H]."""
   check_recurrent("simple_rnn", x, params, mask, recurrent_mask, gates=1)
   x_proj = flat_dot(jnp.where(mask[:, None], x, 0), params["kernel"]) + params["bias"]
 

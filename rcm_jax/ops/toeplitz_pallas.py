@@ -29,7 +29,10 @@ def _apply_forward(h: Array, weights: Array):
 
 def _apply_backward(residuals, d_out: Array):
   h, weights = residuals
-  shapes = (jax.ShapeDtypeStruct(h.shape, h.dtype), jax.ShapeDtypeStruct(weights.shape, weights.dtype))
+  shapes = (
+    jax.ShapeDtypeStruct(h.shape, h.dtype),
+    jax.ShapeDtypeStruct(weights.shape, weights.dtype),
+  )
   return tuple(_call(_backward, shapes)(_padded(h, weights), _padded(d_out, weights), weights))
 
 
