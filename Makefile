@@ -22,6 +22,7 @@ DATA_DIR ?= runs/data
 ARGS ?=
 REQUIREMENTS ?= requirements.txt
 PYTEST_ARGS ?=
+WORKERS ?= 2
 
 # A stamp carries the Python version, so that choosing another Python makes the environment anew.
 RUN_READY = .venv/.ready-$(PYTHON_VERSION)-$(basename $(REQUIREMENTS))
@@ -39,7 +40,7 @@ run: $(RUN_READY)  ## run one configuration end to end (CONFIG=toeplitz_d1, ARGS
 	  --config.data.data_dir=$(DATA_DIR) $(ARGS)
 
 test: $(DEV_READY)  ## run the tests (PYTEST_ARGS='-k toeplitz')
-	.venv-dev/bin/python -m pytest $(PYTEST_ARGS)
+	.venv-dev/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(DEV_READY)  ## check style
 	.venv-dev/bin/ruff check .
