@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Num
 import numpy as np
 
 from rcm_jax.models import inception_table
+from rcm_jax.ops.batch_norm import batch_norm_relu
 
 MIN_SIZE = 75  # pixels a side: below it the last blocks have no pixel left
 NUM_FEATURES = 256
@@ -101,7 +102,15 @@ class ConvBlock(nnx.Module):
 
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
     x = self.conv(x)
-    return nnx.relu(self.bn(average_pool(x) if self.spec.average else x))
+    if self.spec.average:
+      x = average_pool(x)
+    bn = self.bn
+    if bn.use_running_average:
+      return nnx.relu(bn(x))
+    x, mean, var = batch_norm_relu(x, bn.bias[...], EPSILON)
+    bn.mean[...] = bn.momentum * bn.mean[...] + (1 - bn.momentum) * mean
+    bn.var[...] = bn.momentum * bn.var[...] + (1 - bn.momentum) * var
+    return x
 
 
 class InceptionV3(nnx.Module):
