@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 import re
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -52,6 +51,5 @@ def test_the_example_of_a_new_method_trains(monkeypatch, tmp_path, features):
   np.testing.assert_allclose(
     trained.probabilities(features)[:, features.mask].sum(-1), 1, rtol=1e-5
   )
-  x, mask = jnp.asarray(features.values[0]), jnp.asarray(features.mask[0])
-  maps = trained.attention_weights(x, mask)
-  np.testing.assert_allclose(maps.sum(-1), np.tile(mask, (2, 1)), rtol=1e-6)
+  maps = trained.attention_weights(features)
+  np.testing.assert_allclose(maps.sum(-1), np.tile(features.mask, (2, 1, 1)), rtol=1e-6)
