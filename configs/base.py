@@ -32,7 +32,7 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.cnn.width = 0.25 if demo else 1.0  # factor on Inception-V3's channels
   config.cnn.pretrained = config_dict.placeholder(str)  # file of ImageNet weights
   # The paper gives none of the following.
-  config.cnn.epochs = 10 if demo else 30
+  config.cnn.epochs = 16 if demo else 30
   config.cnn.batch_size = 32
   config.cnn.learning_rate = 2e-3 if demo else 1e-3  # Adam, one warm-up epoch, cosine decay
   config.cnn.dropout = 0.2
