@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pathlib
 from typing import Any
+import warnings
 
-from absl import logging
 import jax
 from orbax.checkpoint import v1 as ocp
 
@@ -44,10 +44,10 @@ class Checkpoints:
         state = self._checkpointer.load(step, jax.tree.map(_abstract, like))
         return step, state
       except Exception as error:  # Orbax raises many types for a damaged checkpoint
-        logging.error(
-          "checkpoint of step %d cannot be read (%s); trying the one before",
-          step,
-          str(error).split("\n")[0][:120],
+        reason = str(error).split("\n")[0][:120]
+        warnings.warn(
+          f"checkpoint of step {step} cannot be read ({reason}); trying the one before",
+          stacklevel=2,
         )
         self._checkpointer.delete(step)
     return None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import errno
+import os
 import pathlib
 import re
 import sys
+import threading
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -32,20 +34,38 @@ def main(argv: Sequence[str]) -> None:
     _fail(f"unexpected argument '{argv[1]}'; options begin with --")
   if _CONFIG.value is None or _WORKDIR.value is None:
     _fail("both --config=configs/METHOD.py and --workdir=DIR are needed")
-  logging.set_verbosity(logging.ERROR)  # TFDS and Orbax advise much
+  logging.set_verbosity(logging.FATAL)  # TFDS and Orbax advise much
+  threading.excepthook = _ignore_full_disk
   workdir = pathlib.Path(_WORKDIR.value)
   cache_dir = pathlib.Path(_CACHE_DIR.value) if _CACHE_DIR.value else workdir.parent / "cache"
   try:
     pipeline.run(_CONFIG.value, workdir, cache_dir)
   except UserError as error:
     _fail(str(error))
-  except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+  except Exception as error:  # Orbax tells of a full disk by a ValueError
+    if not _is_disks_fault(error):
       raise
-    _fail(
-      f"{error.filename or workdir}: {error.strerror}; make room or choose another directory, "
-      "then run the same command again: it goes on where it stopped"
+    where = getattr(error, "filename", None) or f"{workdir} or {cache_dir}"
+    print(
+      f"rcm_jax: {where}: cannot be written (disk full, or no permission); make room or choose "
+      "another directory, then run the same command again: it goes on where it stopped",
+      file=sys.stderr,
+      flush=True,
     )
+    os._exit(1)  # whatever else flushes at exit would fail in the same way, at length
+
+
+def _is_disks_fault(error: BaseException | None) -> bool:
+  return "No space left on device" in str(error) or (
+    isinstance(error, OSError)
+    and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+  )
+
+
+def _ignore_full_disk(failed: threading.ExceptHookArgs) -> None:
+  """Leaves it to the main thread, which meets the same disk, to tell of it."""
+  if not _is_disks_fault(failed.exc_value):
+    threading.__excepthook__(failed)
 
 
 def parse(argv: Sequence[str]) -> list[str]:
