@@ -73,11 +73,11 @@ def gru_feedback(
   """A GRU over [context[n], p[n - 1]] and a dense layer on its state: the decoder of global attention.
 
   Args:
-    context: as for `class_feedback`.
+    context: one vector a slice; padded rows may hold anything, NaN too.
     params: "gru" with kernel [F + C, 3H], recurrent_kernel [H, 3H], bias [2, 3H]; kernel [H, C], bias [C].
-    mask: as for `class_feedback`.
-    labels: as for `class_feedback`.
-    use_label: as for `class_feedback`.
+    mask: True on real slices.
+    labels: one-hot strata for teacher forcing, as for `class_feedback`.
+    use_label: the slices that are told the label, as for `class_feedback`.
     recurrent_mask: recurrent dropout, as for `ops.gru.gru`.
 
   Returns:

@@ -5,6 +5,8 @@ Conventions are those of `ops.gru`: a padded step carries the state through.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -21,7 +23,21 @@ def simple_rnn(
   reverse: bool = False,
   recurrent_mask: Float[Array, "H"] | None = None,
 ) -> Float[Array, "T H"]:
-  """H' = tanh(x W + h U + b): params kernel [F, H], recurrent_kernel [H, H], bias [H]."""
+  """States of the plain recurrent network h' = tanh(x W + h U + b).
+
+  Args:
+    x: inputs; padded rows may hold anything, NaN too.
+    params: kernel [F, H], recurrent_kernel [H, H], bias [H].
+    mask: True on real slices.
+    reverse: run from the deepest real slice up; outputs stay in slice order.
+    recurrent_mask: recurrent dropout, as for `ops.gru.gru`.
+
+  Returns:
+    States [T, H] in slice order.
+
+  Raises:
+    ValueError: shapes disagree.
+  """
   check_recurrent("simple_rnn", x, params, mask, recurrent_mask, gates=1)
   x_proj = flat_dot(jnp.where(mask[:, None], x, 0), params["kernel"]) + params["bias"]
 
@@ -43,7 +59,21 @@ def lstm(
   reverse: bool = False,
   recurrent_mask: Float[Array, "H"] | None = None,
 ) -> Float[Array, "T H"]:
-  """Keras' LSTM, gates i, f, g, o: params kernel [F, 4H], recurrent_kernel [H, 4H], bias [4H]."""
+  """States of an LSTM, gates in the order i, f, g, o.
+
+  Args:
+    x: inputs; padded rows may hold anything, NaN too.
+    params: kernel [F, 4H], recurrent_kernel [H, 4H], bias [4H].
+    mask: True on real slices.
+    reverse: run from the deepest real slice up; outputs stay in slice order.
+    recurrent_mask: recurrent dropout, as for `ops.gru.gru`.
+
+  Returns:
+    States [T, H] in slice order.
+
+  Raises:
+    ValueError: shapes disagree.
+  """
   check_recurrent("lstm", x, params, mask, recurrent_mask, gates=4)
   x_proj = flat_dot(jnp.where(mask[:, None], x, 0), params["kernel"]) + params["bias"]
 
@@ -62,14 +92,28 @@ def lstm(
 
 
 def bidirectional(
-  layer,
+  layer: Callable,
   x: Float[Array, "T F"],
   params: dict[str, Array],
   mask: Bool[Array, "T"],
   *,
   recurrent_mask: Float[Array, "2 H"] | None = None,
 ) -> Float[Array, "T twoH"]:
-  """Both directions of `simple_rnn` or `lstm`; every leaf of params has a leading axis of 2, shallow→deep first."""
+  """Both directions of `simple_rnn` or `lstm`, shallow→deep first in every leading axis of 2.
+
+  Args:
+    layer: `simple_rnn` or `lstm`.
+    x: inputs, as for the layer.
+    params: the layer's, each with a leading axis of 2.
+    mask: True on real slices.
+    recurrent_mask: one recurrent dropout mask a direction.
+
+  Returns:
+    States [T, 2H], the shallow→deep half first.
+
+  Raises:
+    ValueError: shapes disagree.
+  """
   halves = [
     layer(
       x,
