@@ -64,7 +64,8 @@ def toeplitz_attention(
     implementation: "reference" is the plain T × T band matrix. The others compute the same: "shift" as
       2 D + 1 shifted multiply-adds, which XLA fuses into one pass and into its neighbors; "band" as
       blocks of the band matrix; "conv" as XLA's convolution; "pallas" as one kernel whose backward
-      pass reads everything once. "auto" is "shift", the fastest at every D ≤ 15 and T ≤ 512 on a CPU.
+      pass reads everything once. "auto" is "shift", on a CPU the fastest at D = 1; where a wide kernel
+      is trained, a band product is faster (docs/performance.md).
 
   Returns:
     Context vectors [T, H], zero on padding.
