@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-import ctypes
 import functools
 import importlib.util
 import statistics
@@ -94,17 +93,3 @@ def peer(name: str) -> bool:
     return True
   print(f"{name}: not installed, left out (pip install -r requirements-bench.txt)")
   return False
-
-
-def keep_freed_memory() -> None:
-  """Has glibc reuse freed memory, so that large results do not pay for page faults anew in every call.
-
-  Without it a copy of 64 MB measures the kernel's zeroing of pages, for every implementation alike.
-  """
-  try:
-    libc = ctypes.CDLL("libc.so.6")
-  except OSError:
-    return
-  trim_threshold, mmap_max = -1, -4
-  libc.mallopt(mmap_max, 0)
-  libc.mallopt(trim_threshold, 2**31 - 1)

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 
+from array_record.python import array_record_module
 import numpy as np
 import pytest
+from tensorflow_datasets.proto import tf_example_pb2
 
 from tfds_rcm import features, prepare
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
@@ -182,3 +184,18 @@ def test_records_are_checked(change, what):
   features.stack_record(**fields)
   with pytest.raises(ValueError, match=what):
     features.stack_record(**{**fields, **change})
+
+
+@pytest.mark.parametrize("pixel_um", [None, 0.5])
+def test_shards_hold_what_tfds_would_write(tmp_path, pixel_um):
+  fields = {
+    "stack_id": "s", "patient_id": "Ørsted", "site": "arm", "slices": [b"one\0", b"two", b""],
+    "labels": [0, 1, 3], "depth_um": [0.0, 1.5, 3.1], "pixel_um": pixel_um,
+  }  # fmt: skip
+  path = tmp_path / "shard"
+  features.write_shard(path, [features.stack_record(**fields)] * 2)
+  assert features.is_whole_shard(path, 2)
+  assert not features.is_whole_shard(path, 3)
+  [written, _] = array_record_module.ArrayRecordReader(str(path)).read_all()
+  by_tfds = features.stack_features().serialize_example(features.stack_record(**fields))
+  assert tf_example_pb2.Example.FromString(written) == tf_example_pb2.Example.FromString(by_tfds)

@@ -1,4 +1,4 @@
-"""Staged stacks: the same whoever makes them, kept over a kill, remade when damaged."""
+"""Staged files: the same whoever makes them, kept over a kill, remade when damaged."""
 
 import io
 
@@ -9,51 +9,58 @@ import pytest
 from tfds_rcm import png, staging
 
 
-def make(job):
-  name, size = job
-  if size == 0:
-    raise ValueError(name)
-  pixels = np.random.default_rng(size).integers(0, 256, (size, size + 3)).astype(np.uint8)
-  return {"stack_id": name, "depth_um": [0.0, 1.5], "slices": [png.encode_png(pixels)] * 2}
+def make(job, path):
+  if job == 0:
+    path.write_bytes(b"half")
+    raise ValueError("bad")
+  path.write_bytes(bytes(job))
 
 
-JOBS = [(f"k{i}", (f"stack {i}", 5 + i)) for i in range(5)]
+def is_whole(job, path):
+  return path.stat().st_size == job
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (33, 64)])
-def test_png_is_lossless(shape):
+JOBS = [(f"k{i}", 5 + i) for i in range(5)]
+
+
+@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (300, 400)])
+def test_png_is_lossless(shape, compress):
   gray = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-  image = Image.open(io.BytesIO(png.encode_png(gray)))
-  image.verify()
-  np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png.encode_png(gray)))), gray)
+  encoded = png.encode_png(gray, compress=compress)
+  Image.open(io.BytesIO(encoded)).verify()
+  np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(encoded))), gray)
 
 
 def test_processes_make_what_one_makes_and_in_order(tmp_path):
-  alone = list(staging.staged(tmp_path / "a", JOBS, make, workers=1))
-  together = list(staging.staged(tmp_path / "b", JOBS, make, workers=2))
-  assert alone == together == [make(job) for _, job in JOBS]
+  for workers in (1, 2):
+    folder = tmp_path / str(workers)
+    paths = list(staging.finished(folder, JOBS, make, is_whole, workers=workers))
+    assert paths == [folder / key for key, _ in JOBS]
+    assert [path.stat().st_size for path in paths] == [size for _, size in JOBS]
 
 
 def test_a_second_run_makes_only_what_is_missing_or_damaged(tmp_path):
-  list(staging.staged(tmp_path, JOBS, make, workers=1))
-  (tmp_path / "k1.zip").unlink()
-  (tmp_path / "k3.zip").write_bytes((tmp_path / "k3.zip").read_bytes()[:200])
+  list(staging.finished(tmp_path, JOBS, make, is_whole, workers=1))
+  (tmp_path / "k1").unlink()
+  (tmp_path / "k3").write_bytes(b"cut")
   made = []
 
-  def counted(job):
-    made.append(job[0])
-    return make(job)
+  def counted(job, path):
+    made.append(job)
+    make(job, path)
 
-  assert list(staging.staged(tmp_path, JOBS, counted, workers=1)) == [make(j) for _, j in JOBS]
-  assert made == ["stack 1", "stack 3"]
+  paths = staging.finished(tmp_path, JOBS, counted, is_whole, workers=1)
+  assert [path.stat().st_size for path in paths] == [size for _, size in JOBS]
+  assert made == [6, 8]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_leaves_finished_stacks_and_nothing_half_written(tmp_path, workers):
-  jobs = [*JOBS[:3], ("bad", ("bad", 0))]
+def test_an_error_leaves_finished_files_and_nothing_half_written(tmp_path, workers):
+  jobs = [*JOBS[:3], ("bad", 0)]
   with pytest.raises(ValueError, match="bad"):
-    list(staging.staged(tmp_path, jobs, make, workers=workers))
-  assert sorted(p.name for p in tmp_path.iterdir()) == ["k0.zip", "k1.zip", "k2.zip"]
+    list(staging.finished(tmp_path, jobs, make, is_whole, workers=workers))
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["k0", "k1", "k2"]
 
 
 def test_few_jobs_are_ahead_of_the_reader(tmp_path):

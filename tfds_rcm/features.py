@@ -11,8 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import io
 import math
+import os
 from typing import Any
 
+from array_record.python import array_record_module
 from jaxtyping import Float, Int, UInt8
 import numpy as np
 import tensorflow_datasets as tfds
@@ -141,3 +143,37 @@ class StableWriter(tfds.core.ExampleWriter):
       for key, record in examples
     )
     return super().write(path, ordered)
+
+
+def write_shard(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> None:
+  """Writes a shard of what `stack_record` made; TFDS and StableWriter write the same records.
+
+  They take several times as long, above all to have ArrayRecord compress speckle once more.
+  """
+  writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
+  try:
+    for record in records:
+      writer.write(_example(record).SerializeToString(deterministic=True))
+  finally:
+    writer.close()
+
+
+def _example(record: Mapping[str, Any]) -> tf_example_pb2.Example:
+  example = tf_example_pb2.Example()
+  columns = example.features.feature
+  for name in ("stack_id", "patient_id", "site"):
+    columns[name].bytes_list.value.append(record[name].encode())
+  columns["slices"].bytes_list.value.extend(png.getvalue() for png in record["slices"])
+  columns["labels"].int64_list.value.extend(record["labels"])
+  columns["depth_um"].float_list.value.extend(record["depth_um"])
+  columns["pixel_um"].float_list.value.append(record["pixel_um"])
+  return example
+
+
+def is_whole_shard(path: str | os.PathLike[str], count: int) -> bool:
+  """Whether a shard is there with `count` records, all of which can be read."""
+  try:
+    reader = array_record_module.ArrayRecordReader(os.fspath(path))
+    return reader.num_records() == count and all(reader.read([i]) for i in range(count))
+  except (OSError, ValueError, RuntimeError, IndexError):  # ArrayRecord's for damaged files
+    return False

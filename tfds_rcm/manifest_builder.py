@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 import functools
 import itertools
+import os
 import pathlib
 import shutil
 from typing import Any
@@ -14,15 +15,15 @@ import tensorflow_datasets as tfds
 from tfds_rcm import check, features, splits, staging
 from tfds_rcm.study import Job, Plan, make_record
 
-# TFDS holds a shard in memory, some 35 MB a stack of 70 slices of 1 Mpx.
-_STACKS_PER_SHARD = 4
+_MAX_STACKS_PER_SHARD = 4  # some 70 MB each; what an interrupted process has to do again
+_MIN_SHARDS = 64  # so that small studies keep all cores busy, too
 
 
 class ManifestBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
   """Streams a study's stacks into TFDS, shard by shard; subclasses say which study.
 
-  Stacks are decoded by all cores and staged one by one beside the dataset, so memory
-  does not grow with their number and an interrupted run goes on where it was. With
+  All cores decode stacks and write shards, which wait beside the dataset until all are there:
+  memory does not grow with their number, and an interrupted run goes on where it was. With
   `use_beam`, and a `beam_runner` in TFDS's DownloadConfig, workers of Apache Beam decode
   them instead, without staging.
   """
@@ -44,7 +45,7 @@ class ManifestBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     Args:
       plan: the study; None to read a dataset that is already prepared.
-      workers: processes, see `staging.staged`.
+      workers: processes, see `staging.finished`.
       use_beam: decode by Apache Beam.
       file_format: TFDS's.
       **kwargs: TFDS's own arguments.
@@ -52,11 +53,12 @@ class ManifestBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     self._plan = plan
     self._workers = workers
     self._use_beam = use_beam
+    self._finished: Iterator[pathlib.Path] = iter(())
     super().__init__(file_format=file_format, **kwargs)
 
   @property
   def staging_dir(self) -> pathlib.Path:
-    """Where finished stacks wait for the rest."""
+    """Where finished shards wait for the rest."""
     return pathlib.Path(self._data_dir_root) / self.name / "staging"
 
   def prepare(self, download_config: tfds.download.DownloadConfig | None = None) -> bool:
@@ -68,7 +70,7 @@ class ManifestBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
       False if there was nothing to do.
 
     Raises:
-      UserError: if a stack cannot be read; no dataset is left then, finished stacks are.
+      UserError: if a stack cannot be read; no dataset is left then, finished shards are.
     """
     plan = self._plan
     folder = pathlib.Path(self.data_path)
@@ -116,30 +118,55 @@ class ManifestBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     del dl_manager
     shards = {}
     for split in splits.SPLITS:
-      jobs = list(self._plan.jobs(split))
-      starts = range(0, len(jobs), _STACKS_PER_SHARD)
-      if jobs:
-        shards[split] = [jobs[start : start + _STACKS_PER_SHARD] for start in starts]
-    if self._use_beam:
-      return {
-        split: [functools.partial(_decode, tuple(job for _, job in shard)) for shard in of_split]
-        for split, of_split in shards.items()
-      }
-    # TFDS asks for the shards in this order: one set of processes serves them all.
-    every_job = itertools.chain.from_iterable(itertools.chain.from_iterable(shards.values()))
-    records = staging.staged(self.staging_dir, every_job, make_record, workers=self._workers)
+      if jobs := tuple(self._plan.jobs(split)):
+        size = min(_MAX_STACKS_PER_SHARD, -(-len(jobs) // _MIN_SHARDS))
+        shards[split] = [jobs[start : start + size] for start in range(0, len(jobs), size)]
+    if not self._use_beam:
+      # TFDS asks for the shards in this order: one set of processes serves them all.
+      every = itertools.chain.from_iterable(shards.values())
+      named = ((staging.fingerprint([job.key for job in shard]), shard) for shard in every)
+      self._finished = staging.finished(
+        self.staging_dir, named, _make_shard, _is_whole, workers=self._workers
+      )
+    examples = _decode if self._use_beam else _names
     return {
-      split: [functools.partial(_take, records, len(shard)) for shard in of_split]
+      split: [functools.partial(examples, shard) for shard in of_split]
       for split, of_split in shards.items()
     }
 
-  def _example_writer(self) -> features.StableWriter:
-    return features.StableWriter(file_format=self.info.file_format)
+  def _example_writer(self) -> tfds.core.ExampleWriter:
+    if self._use_beam:
+      return features.StableWriter(file_format=self.info.file_format)
+    return _Linker(self)
 
 
-def _take(records: Iterator[staging.Fields], count: int) -> Iterator[tuple[str, dict[str, Any]]]:
-  for fields in itertools.islice(records, count):
-    yield fields["stack_id"], features.stack_record(**fields)
+class _Linker(tfds.core.ExampleWriter):
+  """Puts finished shards where TFDS would write them; they stay staged, too, until all are there."""
+
+  def __init__(self, builder: ManifestBuilder):
+    super().__init__(file_format=builder.info.file_format)
+    self._builder = builder
+
+  def write(self, path: Any, examples: Any) -> None:
+    del examples  # in the shard already
+    staged = next(self._builder._finished)
+    try:
+      os.link(staged, path)
+    except OSError:  # not every file system has links
+      shutil.copyfile(staged, path)
+
+
+def _make_shard(jobs: Sequence[Job], path: pathlib.Path) -> None:
+  features.write_shard(path, (example for _, example in _decode(jobs)))
+
+
+def _is_whole(jobs: Sequence[Job], path: pathlib.Path) -> bool:
+  return features.is_whole_shard(path, len(jobs))
+
+
+def _names(jobs: Sequence[Job]) -> Iterator[tuple[str, None]]:
+  """What TFDS counts the examples of a shard by."""
+  return ((job.stack.entry.stack_id, None) for job in jobs)
 
 
 def _decode(jobs: Sequence[Job]) -> Iterator[tuple[str, dict[str, Any]]]:

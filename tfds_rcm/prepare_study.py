@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
   add("--split_sizes", help="stacks in train,validation,test: counts or fractions")
   add("--seed", type=int, default=0, help="of the splits")
   add("--value_range", help="black,white in pixels deeper than 8 bit (default: the stack's own)")
+  add("--compression", choices=("fast", "small"), default="fast", help="of the slices on disk")
   add("--workers", type=int, help="processes (default: all cores)")
   add("--beam_options", help="decode by Apache Beam with these options, such as --runner=…")
   if name == "rcm_dryad":
@@ -74,6 +75,7 @@ def run(name: str, args: argparse.Namespace, data_dir: pathlib.Path) -> None:
       first_slice=args.first_slice,
     ),
     value_range=_numbers("value_range", args.value_range, 2),
+    compress=args.compression == "small",
   )
   plan = study.make_plan(options, decode=args.check, workers=args.workers)
   print(check.report(plan, note))

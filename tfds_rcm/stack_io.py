@@ -98,17 +98,28 @@ class StackReader:
   def __exit__(self, *_) -> None:
     self._raw.close()
 
-  def read_all(self) -> UInt8[np.ndarray, "T height width"]:
-    """All slices at once; deep ones are decoded once, not twice.
+  def once(self) -> Iterator[UInt8[np.ndarray, "height width"]]:
+    """All slices, each decoded once; memory holds a deep stack without a given range.
 
     Raises:
       UserError: as `read_stack`.
     """
     if self._first.dtype == np.uint8 or self._given_range:
-      return np.stack(list(self))
-    values = np.stack([self._values(t) for t in range(len(self))])
-    self.__dict__["_range"] = float(values.min()), float(values.max())
-    return np.stack([self._scale(slice_values) for slice_values in values])
+      return iter(self)
+    values = [self._values(t) for t in range(len(self))]
+    self.__dict__["_range"] = (
+      float(min(v.min() for v in values)),
+      float(max(v.max() for v in values)),
+    )
+    return map(self._scale, values)
+
+  def read_all(self) -> UInt8[np.ndarray, "T height width"]:
+    """All slices at once, each decoded once.
+
+    Raises:
+      UserError: as `read_stack`.
+    """
+    return np.stack(list(self.once()))
 
   @functools.cached_property
   def _range(self) -> Range:

@@ -1,8 +1,8 @@
-"""Finished stacks on disk, made by all cores, so that an interrupted run goes on where it was.
+"""Finished files on disk, made by all cores, so that an interrupted run goes on where it was.
 
-A stack's fields (the arguments of `features.stack_record`) are kept in one file, a
-zip of record.json and its PNG slices. A file is there complete or not at all. Memory
-holds a few stacks at a time, however many there are.
+A file is there complete or not at all. Memory holds a few stacks at a time, however many there
+are. `save` and `load` keep one stack's fields (the arguments of `features.stack_record`) in a
+zip of record.json and its PNG slices.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
+import ctypes
 import hashlib
 import itertools
 import json
@@ -57,32 +58,41 @@ def load(path: pathlib.Path) -> Fields | None:
     return None
 
 
-def staged(
+def keep_freed_memory() -> None:
+  """Has glibc reuse freed memory: the kernel's zeroing of fresh pages costs more than a copy does."""
+  try:
+    libc = ctypes.CDLL("libc.so.6")
+  except OSError:  # another system
+    return
+  trim_threshold, mmap_max = -1, -4
+  libc.mallopt(mmap_max, 0)
+  libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def finished(
   folder: pathlib.Path,
   jobs: Iterable[tuple[str, Job]],
-  make: Callable[[Job], Fields],
+  make: Callable[[Job, pathlib.Path], None],
+  is_whole: Callable[[Job, pathlib.Path], bool],
   *,
   workers: int | None = None,
-) -> Iterator[Fields]:
-  """Yields the fields of every job, in order, making those that `folder` does not hold.
+) -> Iterator[pathlib.Path]:
+  """Yields the file of every job, in order, making those that `folder` does not hold.
 
   Args:
-    folder: where finished stacks are kept.
-    jobs: a `fingerprint` of all that determines the stack, and what `make` is given.
-    make: a function of a module (it is sent to other processes).
-    workers: processes; all cores if None; 1 makes stacks in this process.
+    folder: where finished files are kept.
+    jobs: a `fingerprint` of all that determines the file, and what `make` is given.
+    make: writes a file; a function of a module, as `is_whole` (they are sent to other
+      processes).
+    is_whole: whether a file that an earlier run left can be used.
+    workers: processes; all cores if None; 1 makes files in this process.
 
   Raises:
-    Whatever `make` raises; stacks finished by then stay.
+    Whatever `make` raises; files finished by then stay.
   """
-  workers = num_cores() if workers is None else workers
-  tasks = ((make, job, folder / f"{key}.zip") for key, job in jobs)
-  paths = map(_finish, tasks) if workers <= 1 else _in_parallel(_finish, tasks, workers)
-  for path in paths:
-    fields = load(path)
-    if fields is None:
-      raise OSError(f"{path}: vanished or damaged right after it was written; is the disk full?")
-    yield fields
+  folder.mkdir(parents=True, exist_ok=True)
+  tasks = ((make, is_whole, job, folder / key) for key, job in jobs)
+  return in_parallel(_finish, tasks, workers=workers)
 
 
 def in_parallel(
@@ -93,10 +103,15 @@ def in_parallel(
   return map(function, jobs) if workers <= 1 else _in_parallel(function, jobs, workers)
 
 
-def _finish(task: tuple[Callable[[Job], Fields], Job, pathlib.Path]) -> pathlib.Path:
-  make, job, path = task
-  if load(path) is None:
-    save(path, make(job))
+def _finish(task: tuple[Callable, Callable, Any, pathlib.Path]) -> pathlib.Path:
+  make, is_whole, job, path = task
+  if not (path.exists() and is_whole(job, path)):
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+      make(job, partial)
+      os.replace(partial, path)
+    finally:
+      partial.unlink(missing_ok=True)
   return path
 
 
@@ -104,7 +119,9 @@ def _in_parallel(function: Callable, jobs: Iterable, workers: int) -> Iterator[A
   # Forking a process that runs threads (JAX, TFDS) can deadlock.
   context = multiprocessing.get_context("spawn")
   jobs = iter(jobs)
-  with futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+  with futures.ProcessPoolExecutor(
+    workers, mp_context=context, initializer=keep_freed_memory
+  ) as pool:
     try:
       waiting = deque(pool.submit(function, job) for job in itertools.islice(jobs, 2 * workers))
       while waiting:

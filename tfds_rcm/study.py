@@ -22,8 +22,8 @@ from tfds_rcm import stack_io, staging
 from tfds_rcm.errors import UserError
 from tfds_rcm.png import encode_png
 
-# Part of the staged stacks' names: to be raised when what is stored changes.
-_FORMAT = 1
+# Part of the staged shards' names: to be raised when what is stored changes.
+_FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Options:
     rules: how labels are to be understood.
     value_range: stored values that become black and white in pixels deeper than 8
       bit; each stack's own range if None.
+    compress: smaller records for more time, see `png.encode_png`.
   """
 
   folder: pathlib.Path
@@ -51,6 +52,7 @@ class Options:
   seed: int = 0
   rules: labels_lib.Rules = dataclasses.field(default_factory=labels_lib.Rules)
   value_range: stack_io.Range | None = None
+  compress: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,18 +103,17 @@ class Plan:
   problems: tuple[str, ...]
   warnings: tuple[str, ...]
 
-  def jobs(self, split: str) -> Iterator[tuple[str, Job]]:
-    """What `staging.staged` is to make for a split, by `make_record`."""
+  def jobs(self, split: str) -> Iterator[Job]:
+    """What `make_record` is to make for a split."""
     for stack in self.stacks:
       if self.split_of[stack.entry.stack_id] == split:
-        job = Job(stack, self.options.value_range)
-        yield job.key, job
+        yield Job(stack, self.options.value_range, self.options.compress)
 
   @functools.cached_property
   def fingerprint(self) -> str:
     """Names all that determines the dataset."""
     return staging.fingerprint([
-      [key, split] for split in splits_lib.SPLITS for key, _ in self.jobs(split)
+      [job.key, split] for split in splits_lib.SPLITS for job in self.jobs(split)
     ])  # fmt: skip
 
   def raise_problems(self) -> None:
@@ -133,6 +134,7 @@ class Job:
 
   stack: Examined
   value_range: stack_io.Range | None
+  compress: bool
 
   @functools.cached_property
   def key(self) -> str:
@@ -141,7 +143,8 @@ class Job:
     described = [entry.stack_id, entry.patient_id, entry.site, entry.step_um, stack.pixel_um]
     files = sorted(entry.path.iterdir()) if entry.path.is_dir() else [entry.path]
     stamps = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
-    return staging.fingerprint(_FORMAT, described, stack.labels, stamps, self.value_range)
+    how = (_FORMAT, self.value_range, self.compress)
+    return staging.fingerprint(how, described, stack.labels, stamps)
 
 
 def make_record(job: Job) -> dict[str, Any]:
@@ -152,8 +155,7 @@ def make_record(job: Job) -> dict[str, Any]:
   """
   entry = job.stack.entry
   with _at_row(entry), _open(entry, job.value_range) as reader:
-    # One stack in memory is the price of decoding deep pixels once, not twice.
-    slices = [encode_png(pixels) for pixels in reader.read_all()]
+    slices = [encode_png(pixels, compress=job.compress) for pixels in reader.once()]
   return {
     "stack_id": entry.stack_id,
     "patient_id": entry.patient_id,
