@@ -63,6 +63,8 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.head.feedback = (
     "none"  # none, own, teacher, scheduled; the paper does not say how it trains
   )
+  config.head.likelihood = "slices"  # or boundaries: the monotone model, see ops/boundaries.py
+  config.head.mae_weights = (0.0,)  # of the expected boundary error, per µm; with boundaries only
   config.head.max_slices = 71  # longer stacks are cut in training
   config.head.epochs = 200
   config.head.batch_size = 4

@@ -41,6 +41,7 @@ FOLDED = {
   "head.learning_rates": "learning_rate",
   "head.l1s": "l1",
   "head.dropouts": "dropout",
+  "head.mae_weights": "mae_weight",
 }
 UPSTREAM = ("data.", "cnn.", "augmentation.", "features.")  # what determines a head's features
 

@@ -48,13 +48,14 @@ class Calibration(NamedTuple):
     margin_um: by how much each boundary's posterior interval must grow (or may shrink), in µm;
       infinite with too few validation patients for the coverage.
     coverage: probability that an interval is meant to cover the true boundary with.
-    boundary_temperature: divides them where boundaries are inferred from a whole stack.
+    boundary_temperature: divides them where boundaries are inferred from a whole stack; None
+      for an ordered head, whose probabilities tell the boundaries by themselves.
   """
 
   temperature: float
   margin_um: tuple[float, float]
   coverage: float
-  boundary_temperature: float = 1.0
+  boundary_temperature: float | None = 1.0
 
 
 class Assessment(NamedTuple):
@@ -106,8 +107,7 @@ def boundary_intervals_um(
 
   Traceable and batched by `vmap`.
   """
-  log_probs = jnp.log(jnp.maximum(probabilities, _TINY)) / calibration.boundary_temperature
-  posterior = decode.boundary_posterior(log_probs, mask)
+  posterior = decode.posterior_of(probabilities, mask, calibration.boundary_temperature)
   tail = (1 - calibration.coverage) / 2
   levels = jnp.array([tail, 0.5, 1 - tail])
   low, median, high = decode.boundary_quantiles_um(posterior.probability, levels, depth_um, mask).T
@@ -149,7 +149,9 @@ def fit_temperature(probabilities: Float[np.ndarray, "n 3"], labels: Int[np.ndar
   return math.exp(found.x)
 
 
-def fit_boundary_temperature(validation: Sequence[predictions_lib.StackPrediction]) -> float:
+def fit_boundary_temperature(
+  validation: Sequence[predictions_lib.StackPrediction],
+) -> float | None:
   """Finds the temperature under which the true boundaries are most probable.
 
   The monotone model takes slices as independent witnesses, but neighbors err together, so that
@@ -159,11 +161,16 @@ def fit_boundary_temperature(validation: Sequence[predictions_lib.StackPredictio
   Args:
     validation: stacks, with or without both boundaries.
 
+  Returns:
+    The temperature; None for an ordered head, which has learned to weigh a stack's evidence.
+
   Raises:
     UserError: there are no stacks.
   """
   if not validation:
     raise errors.UserError("boundary temperature: no validation stacks; keep a validation split")
+  if validation[0].ordered:
+    return None
   padded = predictions_lib.pad(validation)
   stacks = padded.labels, padded.probabilities, padded.mask
   found = optimize.minimize_scalar(
@@ -233,7 +240,7 @@ def assess(calibration: Calibration, test: Sequence[predictions_lib.StackPredict
       width[boundary] = np.mean(upper - lower)
   scaled = scale(probabilities, calibration.temperature)
   return Assessment(
-    accuracy=float(np.mean(probabilities.argmax(-1) == labels)),
+    accuracy=float(np.mean(np.concatenate([p.predicted for p in test]) == labels)),
     temperature=calibration.temperature,
     error_before=expected_calibration_error(probabilities, labels),
     error_after=expected_calibration_error(scaled, labels),
@@ -302,8 +309,7 @@ def _bounds(predictions, calibration):
 @jax.jit
 def _boundary_loss(labels, probabilities, mask, temperature):
   def one(labels, probabilities, mask):
-    log_probs = jnp.log(jnp.maximum(probabilities, _TINY)) / temperature
-    posterior = decode.boundary_posterior(log_probs, mask).probability
+    posterior = decode.posterior_of(probabilities, mask, temperature).probability
     true = metrics.boundary_indices(labels, mask)
     return -jnp.sum(jnp.log(jnp.maximum(posterior[jnp.arange(2), true], _TINY)))
 

@@ -38,6 +38,25 @@ class BoundaryPosterior(NamedTuple):
   median: Int[Array, "*batch 2"]
 
 
+def strata_of(
+  probabilities: Float[arrays.ArrayLike, "*batch 3"], *, ordered: bool
+) -> Int[arrays.ArrayLike, "*batch"]:
+  """Returns each slice's predicted stratum.
+
+  Args:
+    probabilities: of the strata.
+    ordered: whether they are marginals of the monotone model. Then a slice's stratum is its
+      median one: the labelling whose boundaries are the posterior medians. It is always possible,
+      which the most probable strata need not be.
+
+  Returns:
+    Otherwise the most probable stratum; of equals the shallowest.
+  """
+  if not ordered:
+    return probabilities.argmax(-1)
+  return (probabilities[..., 0] <= 0.5).astype(int) + (probabilities[..., 2] >= 0.5)
+
+
 def median_then_max(
   strata: Int[arrays.ArrayLike, "T"], mask: Bool[arrays.ArrayLike, "T"]
 ) -> Int[Array, "T"]:
@@ -117,6 +136,43 @@ def boundary_posterior(
   probability = (probability / jnp.sum(probability, axis=0)).T
   median = jnp.sum(jnp.cumsum(probability, axis=1) < 0.5, axis=1)
   return BoundaryPosterior(probability, jnp.minimum(median, count))
+
+
+def marginal_posterior(
+  marginals: Float[arrays.ArrayLike, "T 3"], mask: Bool[arrays.ArrayLike, "T"]
+) -> BoundaryPosterior:
+  """Reads the distribution of both boundaries off marginals of the monotone model.
+
+  The first boundary lies at or above a slice if the slice is not epidermis, the second one if it
+  is dermis. The same holds for means of several models' marginals.
+
+  Args:
+    marginals: of each slice's strata; padding may hold anything.
+    mask: True on real slices.
+  """
+  passed = jnp.stack([1 - marginals[:, 0], marginals[:, 2]])
+  passed = jax.lax.cummax(jnp.where(mask, passed, 1.0), axis=1)  # rounding aside, it is one
+  probability = jnp.diff(passed, axis=1, prepend=0.0, append=1.0)
+  return BoundaryPosterior(probability, jnp.sum(passed < 0.5, axis=1))
+
+
+def posterior_of(
+  probabilities: Float[arrays.ArrayLike, "T 3"],
+  mask: Bool[arrays.ArrayLike, "T"],
+  temperature: Float[arrays.ArrayLike, ""] | float | None,
+) -> BoundaryPosterior:
+  """Infers both boundaries from a model's probabilities.
+
+  Args:
+    probabilities: of each slice's strata.
+    mask: True on real slices.
+    temperature: divides their logarithms; None for marginals of the monotone model, which hold
+      the whole stack's evidence already.
+  """
+  if temperature is None:
+    return marginal_posterior(probabilities, mask)
+  tiny = jnp.finfo(jnp.float32).tiny
+  return boundary_posterior(jnp.log(jnp.maximum(probabilities, tiny)) / temperature, mask)
 
 
 def boundary_quantiles_um(

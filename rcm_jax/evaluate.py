@@ -300,6 +300,7 @@ def _row(key, predictions, validation, train_seconds):
   return {
     "method": method,
     "input": predictions[0].input,
+    "ordered": predictions[0].ordered,
     "seed": seed,
     "accuracy": _number(measures.accuracy[raw]),
     "sensitivity": _named(arrays.STRATA, measures.sensitivity),

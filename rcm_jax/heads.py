@@ -22,8 +22,8 @@ from jaxtyping import Array, Float
 import numpy as np
 import optax
 
-from rcm_jax import cache, checkpoint, sharding
-from rcm_jax.arrays import NUM_STRATA, Features
+from rcm_jax import cache, checkpoint, decode, losses, sharding
+from rcm_jax.arrays import Features
 from rcm_jax.models.head import Head, HeadSpec
 from rcm_jax.ops.toeplitz import toeplitz_weights
 from tfds_rcm.errors import UserError
@@ -40,6 +40,8 @@ class Member(NamedTuple):
     learning_rate: Adam's, constant.
     l1: weight of the mean absolute recurrent weight in the loss.
     dropout: rate on the recurrent connections.
+    mae_weight: of the expected boundary error in the loss, per µm; with the likelihood of the
+      boundaries only.
   """
 
   seed: Any
@@ -47,6 +49,7 @@ class Member(NamedTuple):
   learning_rate: Any
   l1: Any
   dropout: Any
+  mae_weight: Any = 0.0
 
 
 class _State(NamedTuple):
@@ -105,7 +108,8 @@ def make_train(
     spec: the architecture.
     train: padded training stacks.
     validation: padded validation stacks; the snapshot that classifies most of their
-      slices correctly is kept.
+      slices correctly is kept. Where strata come from boundaries, a boundary that is off by k
+      slices makes k wrong strata, so that this is the one of least boundary error too.
     batch_size: stacks a step; the last step of an epoch may have fewer.
     epochs: in all, which scheduled sampling needs to know.
     epochs_per_call: that `run` trains.
@@ -115,14 +119,15 @@ def make_train(
   steps = -(-count // batch_size)
   adam = optax.scale_by_adam()
   # One all-masked stack stands in where an epoch's last batch has no more stacks.
-  values, labels, mask = (
-    jnp.concatenate([x, jnp.zeros((1, *x.shape[1:]), x.dtype)])
-    for x in (train.values, jax.nn.one_hot(train.labels, NUM_STRATA), train.mask)
+  values, targets = jax.tree.map(
+    lambda x: jnp.concatenate([x, jnp.zeros((1, *x.shape[1:]), x.dtype)]),
+    (train.values, losses.targets_of(train)),
   )
   tells_labels = spec.feedback in ("teacher", "scheduled")
 
   def loss_fn(params, member, rows, key, told):
-    x, y, real = values[rows], labels[rows], mask[rows]
+    x, truth = values[rows], jax.tree.map(lambda known: known[rows], targets)
+    real = truth.mask
     model = nnx.merge(graph, params)
     dropout_key, told_key = jax.random.split(key)
     dropout = jax.vmap(model.dropout_masks, (0, None))(
@@ -131,7 +136,7 @@ def make_train(
     use_label = jax.random.bernoulli(told_key, told, real.shape) if tells_labels else None
 
     def one(x, real, dropout, y, use_label):
-      return model(
+      return model.evidence(
         x,
         real,
         half_width=member.half_width,
@@ -140,9 +145,11 @@ def make_train(
         use_label=use_label,
       )
 
-    logits = jax.vmap(one)(x, real, dropout, y, use_label)
-    losses = optax.softmax_cross_entropy(logits, y)
-    loss = jnp.where(real, losses, 0).sum() / jnp.maximum(real.sum(), 1)
+    evidence = jax.vmap(one)(x, real, dropout, truth.labels, use_label)
+    if spec.ordered:
+      loss = losses.of_boundaries(evidence, truth, member.mae_weight)
+    else:
+      loss = losses.of_slices(evidence, truth)
     return loss + member.l1 * recurrent_penalty(params), loss
 
   def accuracy(params, member):
@@ -150,7 +157,8 @@ def make_train(
     logits = jax.vmap(lambda x, m: model(x, m, half_width=member.half_width))(
       jnp.asarray(validation.values), jnp.asarray(validation.mask)
     )
-    correct = (jnp.argmax(logits, -1) == validation.labels) & validation.mask
+    strata = decode.strata_of(jax.nn.softmax(logits), ordered=spec.ordered)
+    correct = (strata == validation.labels) & validation.mask
     return correct.sum() / validation.mask.sum()
 
   def init(member: Member) -> _State:
@@ -177,7 +185,7 @@ def make_train(
         params = jax.tree.map(lambda p, u: p - member.learning_rate * u, params, updates)
         return (params, opt_state), loss
 
-      (params, opt_state), losses = jax.lax.scan(
+      (params, opt_state), step_losses = jax.lax.scan(
         step,
         (state.params, state.optimizer),
         (order.reshape(steps, batch_size), jax.random.split(step_key, steps)),
@@ -189,7 +197,7 @@ def make_train(
         (params, now),
         (state.best_params, state.best_accuracy),
       )
-      return _State(params, opt_state, *best), jnp.stack([losses.mean(), now])
+      return _State(params, opt_state, *best), jnp.stack([step_losses.mean(), now])
 
     return jax.lax.scan(epoch, state, first_epoch + jnp.arange(epochs_per_call))
 

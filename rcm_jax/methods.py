@@ -109,6 +109,7 @@ def _by_stack(
   sees: str,
   splits: Mapping[str, data.Slices],
   probabilities: Mapping[str, Iterable[np.ndarray]],
+  ordered: bool = False,
 ) -> list[StackPrediction]:
   """Puts probabilities, one array [n, 3] a stack and split, beside what is known of the stacks."""
   return [
@@ -122,6 +123,7 @@ def _by_stack(
       depth_um=splits[name].depth_um[splits[name].rows(stack)][: len(classified)],
       labels=splits[name].labels[splits[name].rows(stack)][: len(classified)].astype(np.int32),
       probabilities=classified,
+      ordered=ordered,
     )
     for name, by_stack in probabilities.items()
     for stack, classified in enumerate(by_stack)
@@ -201,12 +203,11 @@ def _cnn(run: Run) -> Result:
 
 
 def _members(config: ml_collections.ConfigDict) -> list[heads.Member]:
-  head = config.head
+  """Every combination of the tuples under `config.head` and of the seeds, which vary fastest."""
+  values = [config.head[f"{name}s"] for name in heads.Member._fields if name != "seed"]
   return [
-    heads.Member(seed, half_width, learning_rate, l1, dropout)
-    for half_width, learning_rate, l1, dropout, seed in itertools.product(
-      head.half_widths, head.learning_rates, head.l1s, head.dropouts, config.seeds
-    )
+    heads.Member(seed, *hyperparameters)
+    for *hyperparameters, seed in itertools.product(*values, config.seeds)
   ]
 
 
@@ -214,13 +215,13 @@ def _method(config: ml_collections.ConfigDict, member: heads.Member) -> str:
   """Name of a member's row: the run's method, made exact where members differ in more than seed."""
   head = config.head
   name = config.method
-  if head.attention == "toeplitz":  # the name may go on behind the half-width
+  # The name may go on behind the half-width.
+  if head.attention == "toeplitz" and (len(head.half_widths) > 1 or head.likelihood == "slices"):
     width = f"_d{member.half_width}"
     name, found = re.subn(r"_d\d+(?=_|$)", width, name, count=1)
     name += "" if found else width
-  several = {"learning_rate": head.learning_rates, "l1": head.l1s, "dropout": head.dropouts}
-  for field, values in several.items():
-    if len(values) > 1:
+  for field in ("learning_rate", "l1", "dropout", "mae_weight"):
+    if len(head[f"{field}s"]) > 1:
       name += f"_{field}={getattr(member, field):g}"
   return name
 
@@ -241,6 +242,7 @@ def _head_spec(config: ml_collections.ConfigDict, features: Mapping[str, Feature
     max_slices=min(head.max_slices, longest),
     decoder=head.decoder,
     feedback=head.feedback,
+    likelihood=head.likelihood,
   )
 
 
@@ -286,7 +288,9 @@ def _head(run: Run) -> Result:
     for member, padded in zip(members, trained.probabilities(seen), strict=True):
       by_stack = [rows[real] for rows, real in zip(padded, seen.mask, strict=True)]
       method, seed = _method(config, member), int(member.seed)
-      predictions = _by_stack(method, seed, _sees(spec.window), run.splits, {name: by_stack})
+      predictions = _by_stack(
+        method, seed, _sees(spec.window), run.splits, {name: by_stack}, spec.ordered
+      )
       result += Result(predictions, {(method, seed): trained.history["seconds"]})
   _show_heads(run, trained, features["test"].cut(spec.max_slices))
   _keep_model(run, classifier, trained, result.predictions)

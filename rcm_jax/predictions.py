@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 import csv
 import dataclasses
 import io
@@ -14,7 +14,7 @@ import pathlib
 from jaxtyping import Float, Int
 import numpy as np
 
-from rcm_jax import arrays, cache
+from rcm_jax import arrays, cache, decode
 from tfds_rcm import errors
 
 COLUMNS = (
@@ -50,6 +50,8 @@ class StackPrediction:
     depth_um: depth of each slice in µm, shallow to deep.
     labels: true stratum of each slice.
     probabilities: of epidermis, DEJ and dermis, by slice.
+    ordered: whether they are marginals of the monotone model (an ordered head). Belongs to the
+      method, too.
   """
 
   method: str
@@ -61,11 +63,12 @@ class StackPrediction:
   depth_um: Float[np.ndarray, "n"]
   labels: Int[np.ndarray, "n"]
   probabilities: Float[np.ndarray, "n 3"]
+  ordered: bool = False
 
   @property
   def predicted(self) -> Int[np.ndarray, "n"]:
-    """Most probable stratum of each slice; of equals the shallowest."""
-    return self.probabilities.argmax(axis=-1)
+    """Stratum of each slice, by `decode.strata_of`."""
+    return decode.strata_of(self.probabilities, ordered=self.ordered)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +120,16 @@ def write_csv(path: str | os.PathLike, predictions: Iterable[StackPrediction]) -
 
 
 def read_csv(
-  path: str | os.PathLike, inputs: Mapping[str, str] | None = None
+  path: str | os.PathLike,
+  inputs: Mapping[str, str] | None = None,
+  ordered: Collection[str] = (),
 ) -> list[StackPrediction]:
   """Reads what `write_csv` wrote; one item a run and stack, in the order of the file.
 
   Args:
     path: the file.
     inputs: method → what it sees ("whole stack", …); methods not named get "".
+    ordered: methods whose probabilities are marginals of the monotone model.
 
   Raises:
     UserError: the file is missing or a line does not say what it should; names file, row
@@ -131,7 +137,7 @@ def read_csv(
   """
   try:
     with open(path, newline="", encoding="utf-8") as f:
-      return _parse(path, csv.reader(f), inputs or {})
+      return _parse(path, csv.reader(f), inputs or {}, ordered)
   except FileNotFoundError as error:
     raise errors.UserError(
       f"{path}: no such file; predictions are written at the end of a run of rcm_jax.main"
@@ -155,13 +161,13 @@ def _rows(p: StackPrediction):
   head = (p.method, int(p.seed), p.split, p.stack_id, p.patient_id)
   depths = p.depth_um.astype(np.float32)
   probabilities = p.probabilities.astype(np.float32)
-  predicted = probabilities.argmax(-1)
+  predicted = decode.strata_of(probabilities, ordered=p.ordered)
   for i in range(n):
     strata = (arrays.STRATA[p.labels[i]], arrays.STRATA[predicted[i]])
     yield (*head, i, str(depths[i]), *strata, *map(str, probabilities[i]))
 
 
-def _parse(path, reader, inputs):
+def _parse(path, reader, inputs, ordered):
   header = next(reader, None)
   if header != list(COLUMNS):
     raise errors.UserError(f"{path}, row 1: the header must be {','.join(COLUMNS)}, not {header}")
@@ -170,7 +176,8 @@ def _parse(path, reader, inputs):
   for key, group in itertools.groupby(numbered, key=lambda item: tuple(item[1][:5])):
     group = list(group)
     first = group[0][0]
-    parsed = [_parse_row(path, number, row) for number, row in group]
+    is_ordered = key[0] in ordered
+    parsed = [_parse_row(path, number, row, is_ordered) for number, row in group]
     if key in seen:
       raise errors.UserError(
         f"{path}, row {first}: stack {key[3]} of {key[0]}, seed {key[1]}, comes a second time;"
@@ -195,12 +202,13 @@ def _parse(path, reader, inputs):
         depth_um=np.array(depth, np.float32),
         labels=np.array(label, np.int32),
         probabilities=np.array(probabilities, np.float32),
+        ordered=is_ordered,
       )
     )
   return out
 
 
-def _parse_row(path, number, row):
+def _parse_row(path, number, row, ordered):
   def fail(column, expected):
     value = row[COLUMNS.index(column)]
     raise errors.UserError(f"{path}, row {number}, column {column}: {value!r} is not {expected}")
@@ -228,9 +236,10 @@ def _parse_row(path, number, row):
   for column, value in zip(COLUMNS[-3:], probabilities):
     if not -1e-6 <= value <= 1 + 1e-6:
       fail(column, "a probability (0 to 1)")
-  best = int(np.argmax(np.array(probabilities, np.float32)))
+  best = int(decode.strata_of(np.array([probabilities], np.float32), ordered=ordered)[0])
   if _STRATUM[row[8]] != best:
-    fail("predicted", f"the most probable stratum of its row, {arrays.STRATA[best]}")
+    kind = "median" if ordered else "most probable"
+    fail("predicted", f"the {kind} stratum of its row, {arrays.STRATA[best]}")
   return (
     parse("slice", int, "a whole number"),
     parse("seed", int, "a whole number"),

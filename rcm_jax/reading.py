@@ -32,7 +32,8 @@ class Reading(NamedTuple):
 
   Attributes:
     probabilities: calibrated, by slice and stratum.
-    strata: the most probable labelling among possible ones.
+    strata: the most probable labelling among possible ones; of an ordered head, the one with the
+      median boundaries, which is possible too.
     boundary_um: lower end, median and upper end of both boundaries' depths; ends are
       infinite where the model has no intervals.
     in_stack: probability that the stack shows each boundary.
@@ -62,9 +63,14 @@ def read(
   logits = jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny))
   log_probs = jax.nn.log_softmax(logits / calibration.temperature)
   boundary_um = calibrate.boundary_intervals_um(probabilities, depth_um, mask, calibration)
-  posterior = decode.boundary_posterior(logits / calibration.boundary_temperature, mask).probability
+  temperature = calibration.boundary_temperature
+  posterior = decode.posterior_of(probabilities, mask, temperature).probability
   outside = posterior[:, 0] + jnp.take(posterior, jnp.sum(mask), axis=1)
-  return Reading(jnp.exp(log_probs), decode.monotone(log_probs, mask), boundary_um, 1 - outside)
+  if temperature is None:
+    strata = jnp.where(mask, decode.strata_of(probabilities, ordered=True), 0)
+  else:
+    strata = decode.monotone(log_probs, mask)
+  return Reading(jnp.exp(log_probs), strata, boundary_um, 1 - outside)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,18 +40,25 @@ class StackScores:
 
 
 def score(
-  predictions: Sequence[predictions_lib.StackPrediction], boundary_temperature: float = 1.0
+  predictions: Sequence[predictions_lib.StackPrediction],
+  boundary_temperature: float | None = 1.0,
 ) -> StackScores:
   """Scores stacks of one run, all in one compiled call.
 
   Args:
     predictions: of the stacks.
-    boundary_temperature: what posterior medians are computed at.
+    boundary_temperature: what posterior medians are computed at, unless the probabilities tell
+      the boundaries by themselves.
   """
   padded = predictions_lib.pad(predictions)
+  ordered = predictions[0].ordered
   confusion, inconsistent, error_um, counted = jax.device_get(
     _score_stacks(
-      padded.labels, padded.probabilities, padded.depth_um, padded.mask, boundary_temperature
+      padded.labels,
+      padded.probabilities,
+      padded.depth_um,
+      padded.mask,
+      None if ordered else boundary_temperature,
     )
   )
   return StackScores(
@@ -65,11 +72,11 @@ def score(
 
 
 def _score_stack(labels, probabilities, depth_um, mask, boundary_temperature):
-  log_probs = jnp.log(probabilities)
-  raw = jnp.argmax(probabilities, axis=-1)
-  labellings = (raw, decode.median_then_max(raw, mask), decode.monotone(log_probs, mask))
+  raw = decode.strata_of(probabilities, ordered=boundary_temperature is None)
+  most_probable = decode.monotone(jnp.log(probabilities), mask)
+  labellings = (raw, decode.median_then_max(raw, mask), most_probable)
   errors = [metrics.boundary_errors_um(labels, x, depth_um, mask)[0] for x in labellings[1:]]
-  median = decode.boundary_posterior(log_probs / boundary_temperature, mask).median
+  median = decode.posterior_of(probabilities, mask, boundary_temperature).median
   true = metrics.boundary_indices(labels, mask)
   error, counted = metrics.index_errors_um(median, true, depth_um, mask)
   return (

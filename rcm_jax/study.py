@@ -117,7 +117,8 @@ def _add_run(studies, folder):
   inputs = {name: row.input for name, row in paper_results.METHODS.items()}
   inputs |= {row["method"]: row["input"] for row in results["rows"]}
   runs: dict[tuple[str, int], list] = {}
-  for p in predictions_lib.read_csv(folder / PREDICTIONS, inputs):
+  ordered = {row["method"] for row in results["rows"] if row.get("ordered")}
+  for p in predictions_lib.read_csv(folder / PREDICTIONS, inputs, ordered):
     runs.setdefault((p.method, p.seed), []).append(p)
   maps, taps = _read_attention(folder / ATTENTION)
   study = studies.setdefault(dataset, Study(dataset, {}, {}, {}))

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Key
 from rcm_jax.models.attention import GlobalAttention, HalfWidth, NoAttention, ToeplitzAttention
 from rcm_jax.models.decoders import DenseDecoder, GruDecoder
 from rcm_jax.models.encoders import CELLS, RecurrentEncoder, encode_windows
+from rcm_jax.ops import boundaries
 from tfds_rcm.errors import UserError
 
 
@@ -34,6 +35,9 @@ class HeadSpec:
     feedback: what the decoder is told of the previous slice: "none", its own
       probabilities ("own"), or in training the label always ("teacher") or less and
       less often ("scheduled").
+    likelihood: of a stack's labels: "slices" takes each slice by itself, as the paper does;
+      "boundaries" makes the decoder's outputs evidence in the monotone model of
+      `ops.boundaries`, and the head's probabilities its marginals.
   """
 
   num_features: int
@@ -48,6 +52,7 @@ class HeadSpec:
   max_slices: int
   decoder: str
   feedback: str
+  likelihood: str = "slices"
 
   def __post_init__(self):
     choices = {
@@ -56,6 +61,7 @@ class HeadSpec:
       "boundary": ("zero", "renormalize"),
       "decoder": tuple(DECODERS),
       "feedback": ("none", "own", "teacher", "scheduled"),
+      "likelihood": ("slices", "boundaries"),
     }
     for name, allowed in choices.items():
       if getattr(self, name) not in allowed:
@@ -76,6 +82,11 @@ class HeadSpec:
         "config.head.decoder: the 'gru' decoder lives from feedback; set "
         "config.head.feedback to own, teacher or scheduled"
       )
+
+  @property
+  def ordered(self) -> bool:
+    """Whether the probabilities are marginals of the monotone model."""
+    return self.likelihood == "boundaries"
 
 
 # A new kind of attention or decoder is one entry here.
@@ -140,6 +151,17 @@ class Head(nnx.Module):
     return encode_windows(self.encoder, x, mask, self.spec.window, recurrent_mask)
 
   def __call__(
+    self, x: Float[Array, "T F"], mask: Bool[Array, "T"], *, half_width: HalfWidth = None
+  ) -> Float[Array, "T C"]:
+    """Classifies the slices of one stack.
+
+    Returns:
+      Logits, zero on padding; with the likelihood of the boundaries, logarithms of the marginals.
+    """
+    evidence = self.evidence(x, mask, half_width=half_width)
+    return boundaries.log_marginals(evidence, mask) if self.spec.ordered else evidence
+
+  def evidence(
     self,
     x: Float[Array, "T F"],
     mask: Bool[Array, "T"],
@@ -149,7 +171,7 @@ class Head(nnx.Module):
     labels: Float[Array, "T C"] | None = None,
     use_label: Bool[Array, "T"] | None = None,
   ) -> Float[Array, "T C"]:
-    """Classifies the slices of one stack.
+    """What the decoder says of each slice, which training sees.
 
     Args:
       x: features; padding may hold anything.
@@ -160,7 +182,7 @@ class Head(nnx.Module):
       use_label: slices that are told the label; None means all, if labels are given.
 
     Returns:
-      Logits, zero on padding.
+      Logits of the slices, each by itself; zero on padding.
     """
     context = self.attention(self.encode(x, mask, dropout), mask, half_width)
     return self.decoder(

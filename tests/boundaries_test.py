@@ -1,0 +1,148 @@
+"""The monotone model against brute force over all labellings that skin can have."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcm_jax import decode, metrics
+from rcm_jax.ops import boundaries
+
+LENGTHS = (1, 2, 3, 7, 12)
+
+
+def labellings(length):
+  """All labellings with steps 0 or +1, grown slice by slice."""
+  paths = [[s] for s in range(3)]
+  for _ in range(length - 1):
+    paths = [[*path, s] for path in paths for s in (path[-1], path[-1] + 1) if s < 3]
+  return np.array(paths)
+
+
+def evidence(length, seed=0, scale=3.0):
+  return np.random.default_rng(seed).normal(scale=scale, size=(length, 3))
+
+
+def pairs(paths):
+  return np.stack([(paths < 1).sum(1), (paths < 2).sum(1)], 1)
+
+
+def scores(e, paths):
+  """Score of every labelling; differentiable."""
+  return e[jnp.arange(paths.shape[1]), paths].sum(-1)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_likelihood_is_that_of_all_labellings_in_value_and_gradient(length):
+  paths, e = labellings(length), evidence(length)
+  with jax.enable_x64(True):
+    whole = jnp.ones(length, bool)
+    for row in np.linspace(0, len(paths) - 1, 6).astype(int):
+      slow = jax.value_and_grad(lambda e, row=row: jax.nn.log_softmax(scores(e, paths))[row])
+      fast = jax.value_and_grad(boundaries.log_likelihood)
+      value, gradient = fast(jnp.asarray(e), whole, jnp.asarray(pairs(paths)[row]))
+      expected, expected_gradient = slow(jnp.asarray(e))
+      assert value.dtype == jnp.float64
+      np.testing.assert_allclose(value, expected, rtol=1e-12, atol=1e-12)
+      np.testing.assert_allclose(gradient, expected_gradient, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_marginals_are_those_of_all_labellings_in_value_and_gradient(length):
+  paths, e = labellings(length), evidence(length, 1)
+  weight = evidence(length, 2, 1.0)
+
+  def slow(e):
+    marginals = jnp.einsum("p,ptc->tc", jax.nn.softmax(scores(e, paths)), jnp.eye(3)[paths])
+    return (weight * marginals).sum(), marginals
+
+  def fast(e):
+    marginals = jnp.exp(boundaries.log_marginals(e, jnp.ones(length, bool)))
+    return (weight * marginals).sum(), marginals
+
+  with jax.enable_x64(True):
+    gradient, marginals = jax.grad(fast, has_aux=True)(jnp.asarray(e))
+    expected_gradient, expected = jax.grad(slow, has_aux=True)(jnp.asarray(e))
+    np.testing.assert_allclose(marginals, expected, atol=1e-12)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_expected_error_is_the_mean_over_all_labellings(length):
+  paths, e = labellings(length), evidence(length, 3)
+  depth = np.cumsum(np.random.default_rng(0).uniform(1, 5, length))
+  mask = np.ones(length, bool)
+  every = np.stack([metrics.boundary_depths_um(p, depth, mask) for p in pairs(paths)])
+  weights = jax.nn.softmax(scores(e, paths))
+  marginal = boundaries.log_marginals(jnp.asarray(e, jnp.float32), jnp.asarray(mask))
+  for row in np.linspace(0, len(paths) - 1, 5).astype(int):
+    expected = weights @ np.abs(every - every[row])
+    found = boundaries.expected_error_um(
+      marginal, jnp.asarray(pairs(paths)[row]), jnp.asarray(depth), jnp.asarray(mask)
+    )
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-4)
+
+
+def test_marginals_tell_both_boundaries_and_their_medians_are_a_possible_labelling():
+  rng = np.random.default_rng(5)
+  mask = jnp.arange(9) < 7
+  marginals = jax.jit(lambda e: jnp.exp(boundaries.log_marginals(e, mask)))
+  posterior = jax.jit(lambda e: decode.boundary_posterior(e, mask))
+  for scale in (0.01, 0.3, 1.0, 3.0, 10.0):
+    for _ in range(20):
+      e = jnp.asarray(rng.normal(scale=scale, size=(9, 3)), jnp.float32)
+      p = np.asarray(marginals(e))
+      passed = np.stack([1 - p[:7, 0], p[:7, 2]])
+      expected = posterior(e)
+      np.testing.assert_allclose(passed, np.cumsum(expected.probability, axis=1)[:, :7], atol=2e-5)
+
+
+def test_padding_equals_truncation_in_value_and_gradient():
+  e, depth = jnp.asarray(evidence(8), jnp.float32), jnp.arange(8.0)
+  true = jnp.array([2, 5])
+
+  def total(e, depth, mask):
+    marginal = boundaries.log_marginals(e, mask)
+    error = boundaries.expected_error_um(marginal, true, depth, mask)
+    loss = error.sum() - boundaries.log_likelihood(e, mask, true) + (marginal**2).sum()
+    return loss, (marginal, error)
+
+  gradient = jax.jit(jax.grad(total, has_aux=True))
+  found, (marginal, error) = gradient(e, depth, jnp.ones(8, bool))
+  padded = jnp.pad(e, ((0, 3), (0, 0)), constant_values=jnp.nan)
+  padded_depth = jnp.pad(depth, (0, 3), constant_values=jnp.nan)
+  longer, (longer_marginal, longer_error) = gradient(padded, padded_depth, jnp.arange(11) < 8)
+  np.testing.assert_allclose(longer[:8], found, rtol=2e-5, atol=1e-5)  # sums in another order
+  assert not np.any(longer[8:])
+  np.testing.assert_allclose(longer_marginal[:8], marginal, atol=1e-5)
+  assert not np.any(longer_marginal[8:])
+  np.testing.assert_allclose(longer_error, error, atol=1e-5)
+
+
+def test_a_stack_of_padding_alone_has_finite_loss_and_no_gradient():
+  mask, none = jnp.zeros(4, bool), jnp.zeros(2, int)
+  value, gradient = jax.value_and_grad(boundaries.log_likelihood)(
+    jnp.full((4, 3), jnp.nan), mask, none
+  )
+  assert np.isfinite(value)
+  assert not np.any(gradient)
+
+
+def test_vmapped_equals_single():
+  e = jnp.asarray(evidence(5 * 9).reshape(5, 9, 3), jnp.float32)
+  mask = jnp.arange(9) < jnp.array([9, 1, 4, 6, 0])[:, None]
+  true = jnp.array([[2, 5], [0, 0], [4, 4], [0, 6], [0, 0]])
+  for function, more in ((boundaries.log_likelihood, (true,)), (boundaries.log_marginals, ())):
+    batched = jax.jit(jax.vmap(function))(e, mask, *more)
+    for i in range(5):
+      alone = function(e[i], mask[i], *(x[i] for x in more))
+      np.testing.assert_allclose(batched[i], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_strong_evidence_stays_finite():
+  e = jnp.tile(jnp.array([[80.0, -80.0, 0.0], [-80.0, 0.0, 80.0]]), (35, 1))
+  value, gradient = jax.value_and_grad(boundaries.log_likelihood)(
+    e, jnp.ones(70, bool), jnp.array([10, 60])
+  )
+  assert np.isfinite(value)
+  assert np.isfinite(gradient).all()
