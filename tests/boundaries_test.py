@@ -8,7 +8,7 @@ import pytest
 from rcm_jax import decode, metrics
 from rcm_jax.ops import boundaries
 
-LENGTHS = (1, 2, 3, 7, 12)
+LENGTHS = (1, 2, 12)
 
 
 def labellings(length):
@@ -37,14 +37,12 @@ def test_likelihood_is_that_of_all_labellings_in_value_and_gradient(length):
   paths, e = labellings(length), evidence(length)
   with jax.enable_x64(True):
     whole = jnp.ones(length, bool)
-    for row in np.linspace(0, len(paths) - 1, 6).astype(int):
-      slow = jax.value_and_grad(lambda e, row=row: jax.nn.log_softmax(scores(e, paths))[row])
-      fast = jax.value_and_grad(boundaries.log_likelihood)
-      value, gradient = fast(jnp.asarray(e), whole, jnp.asarray(pairs(paths)[row]))
-      expected, expected_gradient = slow(jnp.asarray(e))
-      assert value.dtype == jnp.float64
-      np.testing.assert_allclose(value, expected, rtol=1e-12, atol=1e-12)
-      np.testing.assert_allclose(gradient, expected_gradient, atol=1e-12)
+    fast = jax.vmap(jax.value_and_grad(boundaries.log_likelihood), (None, None, 0))
+    value, gradient = jax.jit(fast)(jnp.asarray(e), whole, jnp.asarray(pairs(paths)))
+    slow = lambda e: jax.nn.log_softmax(scores(e, paths))
+    assert value.dtype == jnp.float64
+    np.testing.assert_allclose(value, slow(jnp.asarray(e)), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(gradient, jax.jit(jax.jacobian(slow))(jnp.asarray(e)), atol=1e-12)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -61,8 +59,8 @@ def test_marginals_are_those_of_all_labellings_in_value_and_gradient(length):
     return (weight * marginals).sum(), marginals
 
   with jax.enable_x64(True):
-    gradient, marginals = jax.grad(fast, has_aux=True)(jnp.asarray(e))
-    expected_gradient, expected = jax.grad(slow, has_aux=True)(jnp.asarray(e))
+    gradient, marginals = jax.jit(jax.grad(fast, has_aux=True))(jnp.asarray(e))
+    expected_gradient, expected = jax.jit(jax.grad(slow, has_aux=True))(jnp.asarray(e))
     np.testing.assert_allclose(marginals, expected, atol=1e-12)
     np.testing.assert_allclose(gradient, expected_gradient, atol=1e-12)
 
@@ -72,15 +70,16 @@ def test_expected_error_is_the_mean_over_all_labellings(length):
   paths, e = labellings(length), evidence(length, 3)
   depth = np.cumsum(np.random.default_rng(0).uniform(1, 5, length))
   mask = np.ones(length, bool)
-  every = np.stack([metrics.boundary_depths_um(p, depth, mask) for p in pairs(paths)])
+  every = np.asarray(
+    jax.vmap(metrics.boundary_depths_um, (0, None, None))(pairs(paths), depth, mask)
+  )
   weights = jax.nn.softmax(scores(e, paths))
   marginal = boundaries.log_marginals(jnp.asarray(e, jnp.float32), jnp.asarray(mask))
-  for row in np.linspace(0, len(paths) - 1, 5).astype(int):
-    expected = weights @ np.abs(every - every[row])
-    found = boundaries.expected_error_um(
-      marginal, jnp.asarray(pairs(paths)[row]), jnp.asarray(depth), jnp.asarray(mask)
-    )
-    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-4)
+  found = jax.jit(jax.vmap(boundaries.expected_error_um, (None, 0, None, None)))(
+    marginal, jnp.asarray(pairs(paths)), jnp.asarray(depth, jnp.float32), jnp.asarray(mask)
+  )
+  expected = [weights @ np.abs(every - row) for row in every]
+  np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-4)
 
 
 def test_marginals_tell_both_boundaries_and_their_medians_are_a_possible_labelling():
@@ -88,13 +87,18 @@ def test_marginals_tell_both_boundaries_and_their_medians_are_a_possible_labelli
   mask = jnp.arange(9) < 7
   marginals = jax.jit(lambda e: jnp.exp(boundaries.log_marginals(e, mask)))
   posterior = jax.jit(lambda e: decode.boundary_posterior(e, mask))
+  read = jax.jit(lambda p: decode.marginal_posterior(p, mask))
   for scale in (0.01, 0.3, 1.0, 3.0, 10.0):
-    for _ in range(20):
+    for _ in range(10):
       e = jnp.asarray(rng.normal(scale=scale, size=(9, 3)), jnp.float32)
-      p = np.asarray(marginals(e))
-      passed = np.stack([1 - p[:7, 0], p[:7, 2]])
-      expected = posterior(e)
-      np.testing.assert_allclose(passed, np.cumsum(expected.probability, axis=1)[:, :7], atol=2e-5)
+      p = marginals(e).at[7:].set(jnp.nan)
+      found, expected = read(p), posterior(e)
+      np.testing.assert_allclose(found.probability, expected.probability, atol=2e-5)
+      if np.abs(np.cumsum(expected.probability, axis=1) - 0.5).min() > 1e-4:
+        np.testing.assert_array_equal(found.median, expected.median)
+      strata = decode.strata_of(p, ordered=True)
+      np.testing.assert_array_equal(metrics.boundary_indices(strata, mask), found.median)
+      assert not np.any(metrics.inconsistent_transitions(strata, mask))
 
 
 def test_padding_equals_truncation_in_value_and_gradient():
@@ -112,7 +116,7 @@ def test_padding_equals_truncation_in_value_and_gradient():
   padded = jnp.pad(e, ((0, 3), (0, 0)), constant_values=jnp.nan)
   padded_depth = jnp.pad(depth, (0, 3), constant_values=jnp.nan)
   longer, (longer_marginal, longer_error) = gradient(padded, padded_depth, jnp.arange(11) < 8)
-  np.testing.assert_allclose(longer[:8], found, rtol=2e-5, atol=1e-5)  # sums in another order
+  np.testing.assert_allclose(longer[:8], found, rtol=1e-4, atol=1e-4)
   assert not np.any(longer[8:])
   np.testing.assert_allclose(longer_marginal[:8], marginal, atol=1e-5)
   assert not np.any(longer_marginal[8:])

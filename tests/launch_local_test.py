@@ -110,7 +110,8 @@ def test_an_interrupted_sweep_lets_its_jobs_save(how, args):
     "events.write('saved\\n'), sys.exit(0))); events.write('ready\\n'); time.sleep(60)"
   )
   program = textwrap.dedent(f"""
-    import argparse, sys
+    import argparse, signal, sys
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     sys.path[:0] = [{os.getcwd()!r}, {os.path.dirname(__file__)!r}]
     from launch import jobs
     from launch_local_test import stand
