@@ -74,11 +74,14 @@ def _ours(members: int, attention: str, half_width: int = 0):
     spec, _features(STACKS), _features(1), batch_size=BATCH, epochs=1, epochs_per_call=1
   )
   fill = lambda value: jnp.full(members, value)
-  who = heads.Member(jnp.arange(members), fill(half_width), fill(RATE), fill(L1), fill(DROPOUT))
-  over = heads.over_members if members > 1 else _alone
-  state = jax.jit(over(training.init))(who)
+  settings = (half_width, RATE, L1, DROPOUT, 0.0)
+  who = heads.Member(jnp.arange(members), *map(fill, settings))
+  state = jax.jit(heads.over_members(training.init))(who)
   epoch = jnp.zeros(members, int)
-  run = jax.jit(over(lambda s, m, e: training.run(s, m, e))).lower(state, who, epoch).compile()
+  if members > 1:
+    run = heads.compile_run(training, state, who, epoch)
+  else:
+    run = jax.jit(_alone(training.run)).lower(state, who, epoch).compile()
   return functools.partial(run, state, who, epoch)
 
 

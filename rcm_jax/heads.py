@@ -2,12 +2,13 @@
 
 A member is one training: its seed and its hyperparameters. `make_train` builds
 `init` and `run` for one member from plain arrays; `train` maps them over all members,
-spreads members over devices, and talks to the host once every few epochs.
+spreads members over devices (on a CPU, over threads), and talks to the host once every few epochs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 import dataclasses
 import json
 import pathlib
@@ -27,6 +28,7 @@ from rcm_jax.arrays import Features
 from rcm_jax.models.head import Head, HeadSpec
 from rcm_jax.ops.toeplitz import toeplitz_weights
 from tfds_rcm.errors import UserError
+from tfds_rcm.staging import num_cores
 
 EPOCHS_PER_CALL = 20  # between two visits of the host: progress, checkpoint, a look for NaN
 
@@ -215,6 +217,28 @@ def over_members(function: Callable) -> Callable:
   return jax.vmap(function)
 
 
+def compile_run(training: Training, *args: Any) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
+  """Compiles `training.run` over members, for arguments like `args`, each with a member axis.
+
+  A step of one member gives a second core of a CPU little to do. There, every member runs by
+  itself, as many at a time as there are cores, and the program is compiled for one.
+  """
+  if jax.default_backend() != "cpu" or jax.device_count() > 1:
+    run = over_members(lambda state, member, epoch: training.run(state, member, epoch))
+    return jax.jit(run).lower(*args).compile()
+  one = lambda args, i: jax.tree.map(lambda leaf: leaf[i], args)
+  program = jax.jit(training.run).lower(*one(jax.device_get(args), 0)).compile()
+
+  def run(*args):
+    args = jax.device_get(args)
+    alone = lambda i: jax.block_until_ready(program(*one(args, i)))
+    with futures.ThreadPoolExecutor(num_cores()) as pool:
+      found = list(pool.map(alone, range(len(jax.tree.leaves(args)[0]))))
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
+
+  return run
+
+
 def train(
   spec: HeadSpec,
   members: Sequence[Member],
@@ -260,7 +284,6 @@ def train(
     sharding.split_leading(mesh) if len(members) % mesh.size == 0 else sharding.replicated(mesh)
   )
   stacked = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *members), spread)
-  run = jax.jit(over_members(lambda s, m, e: training.run(s, m, e)), donate_argnums=0)
   state = jax.device_put(jax.jit(over_members(training.init))(stacked), spread)
   started = time.perf_counter()
   curves = np.full((len(members), epochs, 2), np.nan, np.float32)
@@ -271,8 +294,9 @@ def train(
       first, tree = found
       state, curves, seconds = tree["state"], np.array(tree["curves"]), float(tree["seconds"])
     resumed(first)
+    run = compile_run(training, state, stacked, np.full(len(members), first, np.int32))
     for epoch in range(first, epochs, per_call):
-      epoch_numbers = jnp.full(len(members), epoch)
+      epoch_numbers = np.full(len(members), epoch, np.int32)
       state, now = run(state, stacked, epoch_numbers)
       curves[:, epoch : epoch + per_call] = now
       bad = np.argwhere(~np.isfinite(curves[:, epoch : epoch + per_call, 0]))
