@@ -1,6 +1,11 @@
 """Staged files: the same whoever makes them, kept over a kill, remade when damaged."""
 
 import io
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 from PIL import Image
@@ -75,3 +80,27 @@ def test_few_jobs_are_ahead_of_the_reader(tmp_path):
   assert next(results) == 0
   assert len(taken) <= 6
   results.close()
+
+
+def test_workers_of_a_killed_run_end(tmp_path):
+  run = (
+    "import os, pathlib, signal, sys; from tests import staging_test as t;"
+    "from tfds_rcm import staging; pids = staging.in_parallel(t.pid, range(4), workers=2);"
+    "pathlib.Path(sys.argv[1]).write_text(str(next(pids)));"
+    "os.kill(os.getpid(), signal.SIGKILL)"
+  )
+  subprocess.run([sys.executable, "-c", run, tmp_path / "pid"])
+  worker = int((tmp_path / "pid").read_text())
+  deadline = time.monotonic() + 20
+  while time.monotonic() < deadline:
+    try:
+      os.kill(worker, 0)
+    except ProcessLookupError:
+      return
+    time.sleep(0.02)
+  os.kill(worker, signal.SIGKILL)
+  raise AssertionError(f"worker {worker} was still there")
+
+
+def pid(_):
+  return os.getpid()

@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import threading
 from typing import Any, TypeVar
 import zipfile
 
@@ -115,12 +116,23 @@ def _finish(task: tuple[Callable, Callable, Any, pathlib.Path]) -> pathlib.Path:
   return path
 
 
+def _start_worker() -> None:
+  keep_freed_memory()
+  threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+  """Ends this process when a killed parent cannot: else it would wait for work for ever."""
+  multiprocessing.parent_process().join()
+  os._exit(1)
+
+
 def _in_parallel(function: Callable, jobs: Iterable, workers: int) -> Iterator[Any]:
   # Forking a process that runs threads (JAX, TFDS) can deadlock.
   context = multiprocessing.get_context("spawn")
   jobs = iter(jobs)
   with futures.ProcessPoolExecutor(
-    workers, mp_context=context, initializer=keep_freed_memory
+    workers, mp_context=context, initializer=_start_worker
   ) as pool:
     try:
       waiting = deque(pool.submit(function, job) for job in itertools.islice(jobs, 2 * workers))
