@@ -31,6 +31,10 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.cnn.context = 1  # slices seen at once; 3 in IV3-Context
   config.cnn.width = 0.25 if demo else 1.0  # factor on Inception-V3's channels
   config.cnn.pretrained = config_dict.placeholder(str)  # file of ImageNet weights
+  # Only with such a file, for fine-tuning:
+  config.cnn.pretrained_input = "symmetric"  # its images: [−1, 1], or imagenet (mean, deviation)
+  config.cnn.frozen_epochs = 1  # in which only the new layers learn
+  config.cnn.body_rate = 0.1  # the other layers' share of the learning rate afterwards
   # The paper gives none of the following.
   config.cnn.epochs = 16 if demo else 30
   config.cnn.batch_size = 32

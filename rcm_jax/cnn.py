@@ -39,7 +39,13 @@ class CnnSpec:
     learning_rate: Adam's peak rate; it rises over the first epoch and falls as a cosine.
     dropout: share of the 256 units dropped before the classifier.
     bn_momentum: share of the running statistics that survives a step.
-    pretrained: file of ImageNet weights to start from, or None.
+    pretrained: file of ImageNet weights to start from, or None. Its convolutions keep its
+      batch statistics, as is usual in fine-tuning: a new network's head would spoil them at
+      first, and torchvision's scales are folded into the kernels with them.
+    pretrained_input: what its images were like, see `inception_weights.load`.
+    frozen_epochs: epochs in which only the new layers learn, if pretrained.
+    body_rate: the convolutions' share of the learning rate afterwards, if pretrained; it rises
+      over one epoch.
     augmentation: ranges of the random views.
     seed: of initialisation, order and views.
   """
@@ -52,6 +58,9 @@ class CnnSpec:
   dropout: float
   bn_momentum: float
   pretrained: str | None
+  pretrained_input: str
+  frozen_epochs: int
+  body_rate: float
   augmentation: Augmentation
   seed: int
 
@@ -73,6 +82,43 @@ _CURVES = ("loss", "accuracy", "validation_accuracy", "seconds")
 
 def _compute_dtype() -> jnp.dtype:
   return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+
+
+def start(spec: CnnSpec) -> inception.InceptionV3:
+  """Returns the network that training begins with.
+
+  Raises:
+    UserError: the file of weights cannot be read or does not fit.
+  """
+  model = spec.build()
+  if spec.pretrained:
+    inception_weights.load(model, spec.pretrained, rgb_input=spec.pretrained_input)
+    for block in model.named_blocks().values():
+      block.eval()
+  return model
+
+
+def make_optimizer(spec: CnnSpec, epoch_steps: int) -> optax.GradientTransformation:
+  """Returns Adam with the schedules of `CnnSpec`, for the parameters of `start`."""
+  steps = epoch_steps * spec.epochs
+  adam = optax.adam(
+    optax.warmup_cosine_decay_schedule(0.0, spec.learning_rate, min(epoch_steps, steps // 2), steps)
+  )
+  if not spec.pretrained:
+    return adam
+  share = optax.linear_schedule(0.0, spec.body_rate, epoch_steps, spec.frozen_epochs * epoch_steps)
+
+  def update(updates, state, params=None):
+    del params
+    updates = jax.tree_util.tree_map_with_path(
+      lambda path, leaf: leaf * share(state.count) if path[0].key == "blocks" else leaf, updates
+    )
+    return updates, optax.ScaleByScheduleState(state.count + 1)
+
+  slower = optax.GradientTransformation(
+    lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update
+  )
+  return optax.chain(adam, slower)
 
 
 class _State(NamedTuple):
@@ -111,13 +157,8 @@ def train(
   data, validation = splits["train"], splits["validation"]
   epoch_steps = -(-len(data) // spec.batch_size)
   steps = epoch_steps * spec.epochs
-  model = spec.build()
-  if spec.pretrained:
-    inception_weights.load(model, spec.pretrained)
-  graph, params, stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-  optimizer = optax.adam(
-    optax.warmup_cosine_decay_schedule(0.0, spec.learning_rate, min(epoch_steps, steps // 2), steps)
-  )
+  graph, params, stats, rest = nnx.split(start(spec), nnx.Param, nnx.BatchStat, ...)
+  optimizer = make_optimizer(spec, epoch_steps)
   mesh = sharding.device_mesh()
   state = jax.device_put(
     _State(

@@ -148,10 +148,13 @@ def _classify_slices(run: Run, seed: int) -> tuple[_Classifier, Result]:
   spec = cnn.CnnSpec(
     **{**config.cnn, "seed": seed}, augmentation=Augmentation(**config.augmentation)
   )
-  weights = spec.pretrained and cache.file_digest(pathlib.Path(spec.pretrained))
-  described = {
-    **dataclasses.asdict(spec),
-    "pretrained": weights,
+  described = dataclasses.asdict(spec)
+  if spec.pretrained:
+    described["pretrained"] = cache.file_digest(pathlib.Path(spec.pretrained))
+  else:  # what follows only from it determines nothing
+    for name in ("pretrained_input", "frozen_epochs", "body_rate"):
+      del described[name]
+  described |= {
     "source": run.source,
     "backend": jax.default_backend(),
   }

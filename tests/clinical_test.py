@@ -8,8 +8,12 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
+from configs import base
+from rcm_jax import data, pipeline
+from rcm_jax import writer as writer_lib
 from tests import studies
 from tfds_rcm import features, manifest_builder, study
+from tfds_rcm.errors import UserError
 from tfds_rcm.rcm_clinical import rcm_clinical_dataset_builder as clinical
 from tfds_rcm.splits import SPLITS
 
@@ -339,3 +343,28 @@ def test_the_dataset_is_found_by_its_name(source, tmp_path):
   prepare(source, tmp_path / "data")
   builder = tfds.builder("rcm_clinical", data_dir=tmp_path / "data", file_format="array_record")
   assert sum(split.num_examples for split in builder.info.splits.values()) == 6
+
+
+def test_a_study_and_the_phantom_mix_in_one_run(source, tmp_path):
+  data_dir, phantom = tmp_path / "data", "rcm_phantom/demo+stacks=2,1,1+size_px=20+depth_step_um=9"
+  prepare(source, data_dir, "--split_sizes=2,2,2")
+  wanted = base.get_config().data
+  wanted.sources, wanted.data_dir = ("rcm_clinical", phantom), str(data_dir)
+  writer = writer_lib.Writer(tmp_path)
+  with pytest.raises(UserError, match=r"20, 20\) pixels, others of .*set config.data.image_size"):
+    pipeline._decode(wanted, tmp_path, tmp_path / "cache", writer)
+  wanted.image_size = 16
+  splits = data.load_slices(pipeline._decode(wanted, tmp_path, tmp_path / "cache", writer))
+  writer.close()
+  for split, count in (("train", 4), ("validation", 3), ("test", 3)):
+    mixed = splits[split]
+    assert len(mixed.stack_id) == count
+    assert mixed.slices.shape == (mixed.lengths.sum(), 16, 16)
+    study = [i for i, name in enumerate(mixed.stack_id) if name in {f"s{n}" for n in range(6)}]
+    assert len(study) == 2
+    for stack in study:
+      rows = mixed.rows(stack)
+      assert mixed.labels[rows].tolist() == [0, 0, 1, 1, 2, 2]
+      original = studies.volume(int(mixed.stack_id[stack][1:]))
+      np.testing.assert_array_equal(mixed.slices[rows][3], data.resize(original[3], 16))
+  assert (tmp_path / "splits_rcm_clinical.csv").is_file()

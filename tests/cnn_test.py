@@ -23,6 +23,9 @@ SPEC = cnn.CnnSpec(
   dropout=0.2,
   bn_momentum=0.5,
   pretrained=None,
+  pretrained_input="symmetric",
+  frozen_epochs=1,
+  body_rate=0.1,
   augmentation=Augmentation(),
   seed=0,
 )
@@ -111,3 +114,26 @@ def test_a_loss_that_is_no_number_names_the_stacks(tmp_path):
   spec = dataclasses.replace(SPEC, learning_rate=float("inf"), epochs=1)
   with pytest.raises(UserError, match=r"loss of the CNN is nan at step \d+ \(stacks stack\d"):
     cnn.train(spec, SPLITS, tmp_path)
+
+
+def test_pretrained_layers_are_frozen_first_and_slower_then():
+  spec = dataclasses.replace(SPEC, epochs=20, pretrained="a file", frozen_epochs=2)
+  params = {"blocks": {"stem": jnp.zeros(3)}, "embed": {"kernel": jnp.zeros(3)}}
+  optimizer = cnn.make_optimizer(spec, epoch_steps=4)
+  state, ratios = optimizer.init(params), []
+  for _ in range(16):
+    updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+    ratios.append(updates["blocks"]["stem"][0] / updates["embed"]["kernel"][0])
+  np.testing.assert_allclose(ratios[1:9], 0)  # in the first step the rate itself is 0
+  np.testing.assert_allclose(ratios[9:13], [0.025, 0.05, 0.075, 0.1], rtol=1e-5)
+  np.testing.assert_allclose(ratios[13:], 0.1, rtol=1e-5)
+
+
+def test_training_from_scratch_has_one_rate():
+  params = {"blocks": {"stem": jnp.zeros(3)}, "embed": {"kernel": jnp.zeros(3)}}
+  optimizer = cnn.make_optimizer(SPEC, epoch_steps=4)
+  state = optimizer.init(params)
+  for _ in range(3):
+    updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+  np.testing.assert_array_equal(updates["blocks"]["stem"], updates["embed"]["kernel"])
+  assert updates["embed"]["kernel"][0] < 0

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from rcm_jax import cnn
+from rcm_jax.augment import Augmentation
 from rcm_jax.models import inception, inception_weights
 from tfds_rcm.errors import UserError
 
@@ -248,6 +250,36 @@ def test_torchvision_names_cover_every_layer(tmp_path):
   inception_weights.load(model, tmp_path / "net.safetensors")
   source.embed, source.classifier = model.embed, model.classifier
   _assert_same(model, source)
+
+
+def test_fine_tuning_starts_from_the_file_and_keeps_its_statistics(tmp_path):
+  source = _narrow(1)
+  source.eval()
+  state = _torchvision_state(source)
+  state |= {key: np.ones_like(value) for key, value in state.items() if key.endswith("bn.weight")}
+  safetensors.numpy.save_file(state, tmp_path / "net.safetensors")
+  spec = cnn.CnnSpec(
+    context=1,
+    width=0.1,
+    epochs=1,
+    batch_size=2,
+    learning_rate=1e-3,
+    dropout=0.5,
+    bn_momentum=0.5,
+    pretrained=str(tmp_path / "net.safetensors"),
+    pretrained_input="symmetric",
+    frozen_epochs=1,
+    body_rate=0.1,
+    augmentation=Augmentation(),
+    seed=0,
+  )
+  model = cnn.start(spec)
+  x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 80, 80, 1)), jnp.float32)
+  conv, theirs = model.blocks["stem"]["conv1a"], source.blocks["stem"]["conv1a"]
+  mean = np.array(conv.bn.mean)
+  np.testing.assert_allclose(conv(x), theirs(x), atol=1e-5)
+  np.testing.assert_array_equal(conv.bn.mean, mean)
+  assert not model.dropout.deterministic
 
 
 def test_every_mismatch_is_listed_and_nothing_is_loaded(tmp_path):

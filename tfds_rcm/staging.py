@@ -131,9 +131,7 @@ def _in_parallel(function: Callable, jobs: Iterable, workers: int) -> Iterator[A
   # Forking a process that runs threads (JAX, TFDS) can deadlock.
   context = multiprocessing.get_context("spawn")
   jobs = iter(jobs)
-  with futures.ProcessPoolExecutor(
-    workers, mp_context=context, initializer=_start_worker
-  ) as pool:
+  with futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
     try:
       waiting = deque(pool.submit(function, job) for job in itertools.islice(jobs, 2 * workers))
       while waiting:
