@@ -180,6 +180,8 @@ def decode(
 ) -> None:
   """Decodes prepared datasets, one after the other in each split, into `directory`.
 
+  Of several datasets, each puts its name before those of its stacks and patients.
+
   Args:
     builders: prepared TFDS builders.
     directory: gets `SPLIT.u8`, the gray levels, and `SPLIT.npz`, all else.
@@ -213,6 +215,9 @@ def decode(
           file.write(slices.tobytes())
           for key, value in record.items():
             columns[key].append(value)
+          if len(builders) > 1:  # two studies may each have a patient 1
+            for key in ("stack_id", "patient_id"):
+              columns[key][-1] = f"{builder.name}/{columns[key][-1]}"
           done += 1
           advance(done, total)
     np.savez(

@@ -33,6 +33,7 @@ def builder(records: dict[str, list]) -> mock.NonCallableMock:
   made = mock.NonCallableMock(spec=tfds.core.DatasetBuilder)
   splits = {name: types.SimpleNamespace(num_examples=len(rows)) for name, rows in records.items()}
   made.info = types.SimpleNamespace(splits=splits, full_name="fake/1")
+  made.name = "fake"
   made.data_dir = "somewhere"
   made.as_data_source = records.__getitem__
   return made
@@ -72,8 +73,12 @@ def test_decoding_keeps_pixels_and_merges_corneum_into_epidermis(tmp_path):
 
 
 def test_sources_are_mixed_split_by_split(tmp_path):
-  splits = decoded(tmp_path, builder(records()), builder(records()))
-  assert len(splits["test"].stack_id) == 4
+  other = builder(records())
+  other.name = "other"
+  splits = decoded(tmp_path, builder(records()), other)
+  names = ("fake/test0", "fake/test1", "other/test0", "other/test1")
+  assert splits["test"].stack_id == names
+  assert splits["test"].patient_id == ("fake/patient-test",) * 2 + ("other/patient-test",) * 2
   assert list(splits["test"].stack) == [0, 0, 0, 1, 2, 2, 2, 3]
 
 
