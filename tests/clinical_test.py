@@ -1,6 +1,6 @@
-"""A folder and a spreadsheet become a dataset; whatever is wrong with them is told in one line."""
+"""A folder and a spreadsheet become a dataset."""
 
-import os
+import sys
 import zipfile
 
 import numpy as np
@@ -56,12 +56,6 @@ def assert_nothing_registered(data_dir):
   builder = clinical.Builder(data_dir=data_dir)
   assert not builder.is_prepared()
   assert not list(data_dir.glob("rcm_clinical/*1.0.0*"))
-
-
-def error(source, data_dir, *options):
-  line = studies.fail("rcm_clinical", source, data_dir, *options)
-  assert_nothing_registered(data_dir)
-  return line
 
 
 def test_a_study_becomes_a_dataset(source, tmp_path):
@@ -214,108 +208,6 @@ def test_compression_changes_the_size_alone(tmp_path, compression):
   assert stored == (compression == "fast")
 
 
-BAD = {
-  "truncated image": (
-    lambda s: _cut(s / "p0/arm/VivaStack #0/v0000002.bmp", 200), "v0000002.bmp", "row 2"),
-  "zero-byte image": (
-    lambda s: _cut(s / "p0/arm/VivaStack #0/v0000002.bmp", 0), "v0000002.bmp", "empty"),
-  "unequal sizes": (
-    lambda s: Image.new("L", (9, 9)).save(s / "p0/arm/VivaStack #0/v0000002.bmp"),
-    "9 x 9", "row 2"),
-  "gap": (
-    lambda s: (s / "p0/arm/VivaStack #0/v0000002.bmp").unlink(), "number 2 is missing", "row 2"),
-  "symlink loop": (
-    lambda s: _loop(s / "p0/arm/VivaStack #0"), "VivaStack #0", "row 2"),
-  "NaN": (lambda s: _nan(s), "holds NaN", "row 2"),
-  "label of a slice that is not there": (
-    lambda s: studies.edit(s / "labels.csv", "s0,5,", "s0,6,"),
-    "labels.csv, row 7", "first_slice=1"),
-  "unlabelled slice": (
-    lambda s: studies.edit(s / "labels.csv", "s0,5,dermis\n", ""),
-    "slices 5 have no label", "row 2"),
-  "labelled twice": (
-    lambda s: studies.edit(s / "labels.csv", "s0,5,", "s0,4,"), "row 7", "has a label already"),
-  "labels of a stranger": (
-    lambda s: studies.edit(s / "labels.csv", "s5,5,dermis", "s9,5,dermis"), "row 37", "'s9'"),
-  "duplicate stack": (
-    lambda s: studies.edit(s / "manifest.csv", "s1,", "s0,"), "manifest.csv, row 3", "in row 2"),
-  "duplicate path": (
-    lambda s: studies.edit(s / "manifest.csv", "p1/arm/VivaStack #1", "p0/arm/VivaStack #0"),
-    "manifest.csv, row 3", "path"),
-  "missing path": (
-    lambda s: studies.edit(s / "manifest.csv", "VivaStack #2", "VivaStack #20"),
-    "row 4", "no such file"),
-  "no step": (
-    lambda s: studies.edit(s / "manifest.csv", "#0,3,", "#0,,"), "row 2", "step_um"),
-  "negative step": (
-    lambda s: studies.edit(s / "manifest.csv", "#0,3,", "#0,-3,"), "row 2", "step_um"),
-  "text for a number": (
-    lambda s: studies.edit(s / "manifest.csv", "#0,3,", "#0,three,"), "row 2", "'three'"),
-  "no patient": (
-    lambda s: studies.edit(s / "manifest.csv", "s1,p1", "s1,"), "row 3", "patient_id is empty"),
-  "no column": (
-    lambda s: studies.edit(s / "manifest.csv", "patient_id", "who"), "row 1", "patient_id"),
-  "numbers without a map": (
-    lambda s: studies.edit(s / "labels.csv", "s0,0,stratum_corneum", "s0,0,7"),
-    "row 2", "--label_map=7=epidermis"),
-}  # fmt: skip
-
-
-def _cut(path, keep):
-  path.write_bytes(path.read_bytes()[:keep])
-
-
-def _loop(folder):
-  for path in folder.iterdir():
-    path.unlink()
-  folder.rmdir()
-  os.symlink(folder, folder)
-
-
-def _nan(source):
-  values = studies.volume(0).astype(np.float32)
-  values[3, 1, 1] = np.nan
-  np.save(source / "nan.npy", values)
-  studies.edit(source / "manifest.csv", "p0/arm/VivaStack #0", "nan.npy")
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_told_in_one_line(source, tmp_path, name):
-  damage, *expected = BAD[name]
-  damage(source)
-  message = error(source, tmp_path / "data")
-  for part in expected:
-    assert part in message
-
-
-def test_zip_that_climbs_out(source, tmp_path):
-  packed = tmp_path / "study.zip"
-  for member in ("../evil.txt", "/evil.txt", "a/../../evil.txt", "..\\evil.txt", "C:/evil.txt"):
-    with zipfile.ZipFile(packed, "w") as archive:
-      archive.writestr("manifest.csv", "stack_id")
-      archive.writestr(member, "x")
-    assert "leads out of the folder" in error(packed, tmp_path / "data")
-    assert not list(tmp_path.rglob("evil.txt"))
-    assert not list((tmp_path / "data").rglob("manifest.csv"))
-
-
-def test_zips_with_links_or_damage_and_other_files(source, tmp_path):
-  packed = tmp_path / "study.zip"
-  link = zipfile.ZipInfo("link")
-  link.external_attr = 0o120777 << 16
-  with zipfile.ZipFile(packed, "w") as archive:
-    archive.writestr(link, "/etc/passwd")
-  assert "symbolic link" in error(packed, tmp_path / "data")
-  with zipfile.ZipFile(packed, "w") as archive:
-    archive.writestr("a", np.random.default_rng(0).bytes(5000))
-  data = bytearray(packed.read_bytes())
-  data[2000] ^= 1
-  packed.write_bytes(data)
-  assert "study.zip: cannot be decoded" in error(packed, tmp_path / "data")
-  packed.write_bytes(b"Rar!")
-  assert "neither a folder nor a zip" in error(packed, tmp_path / "data")
-
-
 def test_a_zip_in_a_zip_is_unpacked(source, tmp_path):
   inner = tmp_path / "inner.zip"
   with zipfile.ZipFile(inner, "w") as archive:
@@ -328,15 +220,19 @@ def test_a_zip_in_a_zip_is_unpacked(source, tmp_path):
   check_records(tmp_path / "data")
 
 
-def test_beam_runs_or_says_what_is_missing(source, tmp_path):
-  try:
-    import apache_beam  # noqa: F401
-  except ImportError:
-    message = error(source, tmp_path / "data", "--beam_options=--runner=DirectRunner")
-    assert "pip install apache-beam" in message
-  else:
-    prepare(source, tmp_path / "data", "--beam_options=--runner=DirectRunner")
-    check_records(tmp_path / "data")
+def test_without_beam_it_is_said_what_to_install(source, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "apache_beam", None)
+  message = studies.fail(
+    "rcm_clinical", source, tmp_path / "data", "--beam_options=--runner=DirectRunner"
+  )
+  assert "pip install apache-beam" in message
+  assert_nothing_registered(tmp_path / "data")
+
+
+def test_beam_gives_the_same_dataset(source, tmp_path):
+  pytest.importorskip("apache_beam", reason="Beam asks for an older protobuf than we pin")
+  prepare(source, tmp_path / "data", "--beam_options=--runner=DirectRunner")
+  check_records(tmp_path / "data")
 
 
 def test_the_dataset_is_found_by_its_name(source, tmp_path):

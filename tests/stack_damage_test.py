@@ -11,7 +11,7 @@ from pydicom import uid
 import pytest
 import tifffile
 
-from tests.studies import write_dicom, write_images
+from tests.studies import compress_badly, write_dicom, write_images
 from tfds_rcm import stack_io
 from tfds_rcm.errors import UserError
 
@@ -164,12 +164,7 @@ def test_compressed_dicom_without_its_codec_names_the_package(
   tmp_path, volume, syntax, package, monkeypatch
 ):
   path = write_dicom(tmp_path / "s.dcm", volume[:1])
-  ds = pydicom.dcmread(path)
-  ds.file_meta.TransferSyntaxUID = syntax
-  ds.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f\xff\x51"])
-  ds["PixelData"].VR = "OB"
-  ds["PixelData"].is_undefined_length = True
-  ds.save_as(path)
+  compress_badly(path, syntax)
   decoder = type(pydicom.pixels.get_decoder(syntax))
   monkeypatch.setattr(decoder, "is_available", False)
   message = _error(path)

@@ -90,6 +90,17 @@ def write_dicom(path, frames, depth_mm=None, number=None, **tags):
   return path
 
 
+def compress_badly(path: pathlib.Path, syntax: uid.UID) -> uid.UID:
+  """Has a DICOM file claim a compression whose codec may be missing; returns which."""
+  ds = pydicom.dcmread(path)
+  ds.file_meta.TransferSyntaxUID = syntax
+  ds.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f\xff\x51"])
+  ds["PixelData"].VR = "OB"
+  ds["PixelData"].is_undefined_length = True
+  ds.save_as(path)
+  return syntax
+
+
 def edit(path: pathlib.Path, old: str, new: str, count: int = 1):
   text = path.read_text(encoding="utf-8")
   assert old in text
