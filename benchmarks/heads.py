@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import gru, timing
-from rcm_jax import heads
+from rcm_jax import members as members_lib
 from rcm_jax.arrays import MAX_SLICES, NUM_STRATA, Features
 from rcm_jax.models.head import HeadSpec
 
@@ -70,16 +70,16 @@ def _ours(members: int, attention: str, half_width: int = 0):
     decoder="dense",
     feedback="none",
   )
-  training = heads.make_train(
+  training = members_lib.make_train(
     spec, _features(STACKS), _features(1), batch_size=BATCH, epochs=1, epochs_per_call=1
   )
   fill = lambda value: jnp.full(members, value)
   settings = (half_width, RATE, L1, DROPOUT, 0.0)
-  who = heads.Member(jnp.arange(members), *map(fill, settings))
-  state = jax.jit(heads.over_members(training.init))(who)
+  who = members_lib.Member(jnp.arange(members), *map(fill, settings))
+  state = jax.jit(members_lib.over_members(training.init))(who)
   epoch = jnp.zeros(members, int)
   if members > 1:
-    run = heads.compile_run(training, state, who, epoch)
+    run = members_lib.compile_run(training, state, who, epoch)
   else:
     run = jax.jit(_alone(training.run)).lower(state, who, epoch).compile()
   return functools.partial(run, state, who, epoch)

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from rcm_jax import cache, data, evaluate, figures, methods
+from rcm_jax import cache, data, evaluate, figures, methods, stages
 from rcm_jax.writer import Writer
 from tfds_rcm import prepare
 from tfds_rcm.errors import UserError
@@ -57,7 +57,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pat
     try:
       source = _decode(config.data, workdir, cache_dir, writer)
       splits = data.load_slices(source)
-      this = methods.Run(config, workdir, cache_dir, writer, source.name, splits)
+      this = stages.Run(config, workdir, cache_dir, writer, source.name, splits)
       result = methods.METHODS[config.model](this)
     finally:
       writer.close()
@@ -95,7 +95,7 @@ def _decode(
     "sources": [data.fingerprint(builder) for builder in builders],
     "image_size": wanted.image_size,
   }
-  return methods.stage(
+  return stages.stage(
     cache_dir,
     writer,
     "decode",

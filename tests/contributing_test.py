@@ -12,6 +12,7 @@ import pytest
 from launch import sweep
 from rcm_jax import heads
 from rcm_jax.arrays import Features
+from rcm_jax.members import Member
 from rcm_jax.models import attention, head
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +45,7 @@ def test_the_example_of_a_new_method_trains(monkeypatch, tmp_path, features):
   given = {"num_features": 6, "half_width": 0, "max_slices": 5}
   names = [field.name for field in dataclasses.fields(head.HeadSpec)]
   spec = head.HeadSpec(**{n: given[n] if n in given else fields[f"head.{n}"] for n in names})
-  members = [heads.Member(seed, 0, 1e-3, 0.05, 0.1) for seed in (0, 1)]
+  members = [Member(seed, 0, 1e-3, 0.05, 0.1) for seed in (0, 1)]
   heads.train(spec, members, features, features, tmp_path, epochs=1, batch_size=2)
   trained = heads.load(spec, members, tmp_path)
 

@@ -9,6 +9,7 @@ import pytest
 
 from rcm_jax import heads
 from rcm_jax.arrays import Features
+from rcm_jax.members import Member, make_train, recurrent_penalty
 from rcm_jax.models.head import HeadSpec
 from tfds_rcm.errors import UserError
 
@@ -27,7 +28,7 @@ SPEC = HeadSpec(
   feedback="own",
 )
 MEMBERS = [
-  heads.Member(seed, half_width, rate, 0.05, 0.1)
+  Member(seed, half_width, rate, 0.05, 0.1)
   for seed, half_width, rate in ((0, 0, 3e-2), (1, 2, 3e-2), (0, 1, 2e-2))
 ]
 
@@ -82,7 +83,7 @@ def test_member_in_company_equals_member_alone(together, tmp_path):
 
 
 def test_vmapped_members_equal_members_in_turn():
-  training = heads.make_train(SPEC, TRAIN, VALIDATION, batch_size=4, epochs=4, epochs_per_call=4)
+  training = make_train(SPEC, TRAIN, VALIDATION, batch_size=4, epochs=4, epochs_per_call=4)
 
   def once(member):
     return training.run(training.init(member), member, 0)
@@ -172,4 +173,4 @@ def test_penalty_counts_recurrent_weights_of_both_directions():
     "encoder": {"recurrent_kernel": jnp.stack([jnp.full((2, 6), 1.0), jnp.full((2, 6), -3.0)])},
     "kernel": jnp.full((4, 3), 100.0),
   }
-  assert heads.recurrent_penalty(params) == pytest.approx(1.0 + 3.0)
+  assert recurrent_penalty(params) == pytest.approx(1.0 + 3.0)

@@ -1,0 +1,58 @@
+"""Sequence heads of a configuration: architecture, members, and the names of their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import itertools
+import re
+
+import ml_collections
+
+from rcm_jax.arrays import Features
+from rcm_jax.members import Member
+from rcm_jax.models.head import HeadSpec
+
+
+def members(config: ml_collections.ConfigDict) -> list[Member]:
+  """Every combination of the tuples under `config.head` and of the seeds, which vary fastest."""
+  values = [config.head[f"{name}s"] for name in Member._fields if name != "seed"]
+  return [
+    Member(seed, *hyperparameters)
+    for *hyperparameters, seed in itertools.product(*values, config.seeds)
+  ]
+
+
+def method(config: ml_collections.ConfigDict, member: Member) -> str:
+  """Name of a member's row: the run's method, made exact where members differ in more than seed."""
+  head = config.head
+  name = config.method
+  # The name may go on behind the half-width.
+  if head.attention == "toeplitz" and (len(head.half_widths) > 1 or head.likelihood == "slices"):
+    width = f"_d{member.half_width}"
+    name, found = re.subn(r"_d\d+(?=_|$)", width, name, count=1)
+    name += "" if found else width
+  for field in ("learning_rate", "l1", "dropout", "mae_weight"):
+    if len(head[f"{field}s"]) > 1:
+      name += f"_{field}={getattr(member, field):g}"
+  return name
+
+
+def spec(config: ml_collections.ConfigDict, features: Mapping[str, Features]) -> HeadSpec:
+  """Returns the architecture that `config.head` describes for these features, by split."""
+  head = config.head
+  longest = max(features[name].mask.shape[1] for name in ("train", "validation"))
+  return HeadSpec(
+    num_features=features["train"].values.shape[-1],
+    hidden=head.hidden,
+    cell=head.cell,
+    bidirectional=head.bidirectional,
+    window=head.window,
+    attention=head.attention,
+    half_width=max(head.half_widths),
+    boundary=head.boundary,
+    units=head.units,
+    max_slices=min(head.max_slices, longest),
+    decoder=head.decoder,
+    feedback=head.feedback,
+    likelihood=head.likelihood,
+  )
