@@ -6,6 +6,8 @@ Formats, each beside a model card (`model_card.md`):
 
 - stablehlo: CNN, heads and decoding in one program (`jax.export`) for CPU and CUDA, any number of
   stacks and slices. `examples/read_stack.py` runs it with nothing but JAX.
+- onnx: the same, one stack at a time, for ONNX Runtime (`examples/read_stack_onnx.py`) and whatever
+  else reads ONNX. Writing it needs the package onnx.
 - safetensors: the weights by name, and the description in the header's metadata.
 """
 
@@ -99,6 +101,21 @@ def stablehlo(bundle: bundle_lib.Bundle) -> bytes:
   return bytes(exported.serialize())
 
 
+def onnx(bundle: bundle_lib.Bundle) -> bytes:
+  """Returns the model as an ONNX file's content; see `onnx_export.model`.
+
+  Raises:
+    UserError: the package onnx is not installed.
+  """
+  try:
+    from rcm_jax.onnx_export import model
+  except ModuleNotFoundError as error:
+    if error.name != "onnx":
+      raise
+    raise UserError("--format=onnx: needs the package onnx; run `pip install onnx`") from error
+  return model.serialize(bundle)
+
+
 def safetensors(bundle: bundle_lib.Bundle) -> bytes:
   """Returns the weights by name, with the description as the one entry of the metadata."""
   return to_safetensors(
@@ -108,6 +125,7 @@ def safetensors(bundle: bundle_lib.Bundle) -> bytes:
 
 FORMATS = {
   "stablehlo": (stablehlo, "model.stablehlo"),
+  "onnx": (onnx, "model.onnx"),
   "safetensors": (safetensors, "model.safetensors"),
 }
 

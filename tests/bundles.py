@@ -60,6 +60,11 @@ def heads_of(spec: HeadSpec, seeds: tuple[int, ...]):
   return jax.tree.map(lambda *leaves: jnp.stack([3 * leaf for leaf in leaves]), *made)
 
 
+def head_of(spec: HeadSpec, params) -> Head:
+  """The module with one member's parameters."""
+  return nnx.merge(nnx.split(nnx.eval_shape(lambda: Head(spec, nnx.Rngs(0))))[0], params)
+
+
 @functools.cache
 def made(context: int = 1) -> bundle.Bundle:
   """A model with random weights, made once a process and compiled once."""

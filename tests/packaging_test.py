@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("rcm_jax", "tfds_rcm", "launch", "benchmarks", "configs")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-PEERS = {"torch", "onnx", "onnxruntime"}  # benchmarks import them where they are installed
 
 
 def pins(filename: str) -> dict[str, str]:
@@ -62,7 +61,7 @@ def test_every_import_is_a_declared_dependency():
     canonicalize_name(Requirement(text).name)
     for texts in (PROJECT["dependencies"], *EXTRAS.values())
     for text in texts
-  } | PEERS
+  }
   owners = metadata.packages_distributions()
   undeclared = set()
   for package in PACKAGES:

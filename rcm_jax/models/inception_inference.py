@@ -42,7 +42,7 @@ def fold(model: inception.InceptionV3, dtype: DTypeLike = jnp.float32) -> Params
   params = {}
   for block, steps in model.table.items():
     layers = {
-      spec.name: _folded(model.blocks[block][spec.name])
+      spec.name: folded(model.blocks[block][spec.name])
       for spec, _ in table.convolutions(steps, model.in_channels)
     }
     if block == "stem":
@@ -65,8 +65,8 @@ def fold(model: inception.InceptionV3, dtype: DTypeLike = jnp.float32) -> Params
   return params
 
 
-def _folded(layer: inception.ConvBlock) -> dict[str, np.ndarray]:
-  """(conv(x) − mean) / σ + bias as one convolution with a bias."""
+def folded(layer: inception.ConvBlock) -> dict[str, np.ndarray]:
+  """Returns (conv(x) − mean) / σ + bias as one convolution's "kernel" and "bias"."""
   scale = 1 / np.sqrt(np.asarray(layer.bn.var[...], np.float64) + inception.EPSILON)
   return {
     "kernel": np.asarray(layer.conv.kernel[...]) * scale,

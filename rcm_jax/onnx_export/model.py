@@ -1,0 +1,43 @@
+"""All of a trained model as one ONNX graph: CNN, heads, ensemble, calibration and decoding."""
+
+from __future__ import annotations
+
+from flax import nnx
+import jax
+import numpy as np
+import onnx
+
+from rcm_jax import bundle as bundle_lib
+from rcm_jax import model_card
+from rcm_jax.onnx_export import cnn, head, reading
+from rcm_jax.onnx_export.graph import Graph
+
+
+def serialize(bundle: bundle_lib.Bundle) -> bytes:
+  """Returns the model as an ONNX file's content.
+
+  Inputs are one stack's `slices`, uint8 [slices, height, width], shallow first, and `depth_um`,
+  float32 [slices]; outputs are those of `export.serving_fn` without the axis of stacks and without
+  padding. Its metadata are the bundle's description.
+  """
+  description = bundle.description
+  graph = Graph()
+  features = cnn.features(bundle.network, graph.input("slices"))
+  members = []
+  for place, half_width in enumerate(description.half_widths):
+    params = jax.tree.map(lambda leaf, place=place: np.asarray(leaf[place]), bundle.heads)
+    params = nnx.to_pure_dict(params)
+    members.append(head.evidence(description.head, params, half_width, features))
+  found = reading.read(members, graph.input("depth_um"), description.calibration)
+  model = graph.model(
+    description.method,
+    inputs={
+      "slices": (np.uint8, ("slices", *description.image_shape)),
+      "depth_um": (np.float32, ("slices",)),
+    },
+    outputs=reading.outputs(found),
+    about=f"Skin strata in a stack of RCM slices. {model_card.RESEARCH_USE}",
+    metadata={"bundle": description.to_json()},
+  )
+  onnx.checker.check_model(model, full_check=True)
+  return model.SerializeToString()

@@ -1,0 +1,242 @@
+"""The ONNX graph says what the model says, for every kind of head and in a program without JAX."""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+
+import bundles
+from flax import nnx
+import jax
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+import pytest
+
+from rcm_jax import bundle, export, reading
+from rcm_jax.calibrate import Calibration
+from rcm_jax.onnx_export import graph, head
+from rcm_jax.onnx_export import reading as onnx_reading
+from rcm_jax.ops import boundaries
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LENGTHS = (1, 2, 7, 40)
+LONGEST = 30
+NAMES = onnx_reading.Reading._fields
+
+# A program of its own: reads arrays, runs the artefact, writes what it found.
+CONSUMER = """
+import sys
+import numpy as np
+import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+model = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+names = [output.name for output in model.get_outputs()]
+for count in sys.argv[1:]:
+  given = dict(np.load(f"given{count}.npz"))
+  np.savez(f"found{count}.npz", **dict(zip(names, model.run(None, given), strict=True)))
+theirs = {"jax", "rcm_jax", "tfds_rcm", "flax", "onnx"} & {name.split(".")[0] for name in sys.modules}
+assert not theirs, theirs
+"""
+
+
+def session(made: graph.Graph, inputs, outputs):
+  model = made.model("tested", inputs, outputs)
+  onnx.checker.check_model(model, full_check=True)
+  return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+  """A model that sees three slices at once, exported by the command line."""
+  root = tmp_path_factory.mktemp("onnx")
+  made = bundles.made(3)
+  bundle.save(root / "run" / "model", made.description, made.network, made.heads)
+  arguments = [f"--checkpoint={root / 'run'}", "--format=onnx", f"--out={root / 'out'}"]
+  assert export.main(arguments) == 0
+  return root / "out"
+
+
+def assert_same(found, ours):
+  np.testing.assert_array_equal(found["strata"], ours.strata)
+  np.testing.assert_allclose(found["probabilities"], ours.probabilities, atol=1e-4)
+  np.testing.assert_allclose(found["boundary_um"], ours.boundary_um[:, 1], atol=1e-3)
+  np.testing.assert_allclose(found["interval_um"], ours.boundary_um[:, ::2], atol=1e-3)
+  np.testing.assert_allclose(found["in_stack"], ours.in_stack, atol=1e-4)
+
+
+def test_a_process_without_jax_finds_what_predict_finds(exported):
+  depth = {n: np.cumsum(np.linspace(2, 4, n, dtype=np.float32)) for n in LENGTHS}
+  for n in LENGTHS:
+    np.savez(exported / f"given{n}.npz", slices=bundles.slices(n), depth_um=depth[n])
+  command = [sys.executable, "-c", CONSUMER, *map(str, LENGTHS)]
+  environment = {**os.environ, "PYTHONPATH": ""}
+  done = subprocess.run(command, cwd=exported, env=environment, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  for n in LENGTHS:
+    found = np.load(exported / f"found{n}.npz")
+    assert tuple(found) == NAMES
+    assert_same(found, bundles.reader(3).predict(bundles.slices(n), depth[n]).reading)
+
+
+def test_the_example_reads_a_stack(exported):
+  source = (ROOT / "examples" / "read_stack_onnx.py").read_text()
+  assert len(source.splitlines()) - source.split('"""')[1].count("\n") <= 20
+  np.save(exported / "slices.npy", bundles.slices(4))
+  command = [sys.executable, str(ROOT / "examples" / "read_stack_onnx.py"), "model.onnx"]
+  done = subprocess.run([*command, "slices.npy", "3"], cwd=exported, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  lines = done.stdout.splitlines()
+  assert len(lines) == 6
+  assert lines[3].split()[:2] == ["9.0", "µm"]
+  assert lines[-1].startswith("dej-dermis:")
+
+
+def test_the_file_tells_what_it_is(exported):
+  model = onnx.load(exported / "model.onnx")
+  description = bundles.made(3).description
+  assert {p.key: p.value for p in model.metadata_props} == {"bundle": description.to_json()}
+  assert "not a medical device" in model.doc_string
+  assert (exported / export.CARD).exists()
+  sizes = {
+    i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim]
+    for i in model.graph.input
+  }
+  assert sizes == {"slices": ["slices", bundles.SIZE, bundles.SIZE], "depth_um": ["slices"]}
+
+
+HEADS = {
+  "toeplitz": {},
+  "toeplitz, renormalized": {"half_width": 3, "boundary": "renormalize"},
+  "one direction, no attention": {"bidirectional": False, "attention": "none"},
+  "rnn": {"cell": "rnn", "feedback": "none"},
+  "lstm": {"cell": "lstm"},
+  "windows": {"window": 5, "attention": "none"},
+  "windows of an lstm in one direction": {"window": 3, "cell": "lstm", "bidirectional": False},
+  "additive": {"attention": "additive", "decoder": "gru"},
+  "location": {"attention": "location", "decoder": "gru", "feedback": "teacher"},
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_gives_the_same_evidence(name):
+  spec = dataclasses.replace(bundles.HEAD, num_features=5, max_slices=20, **HEADS[name])
+  params = jax.tree.map(lambda leaf: leaf[0], bundles.heads_of(spec, (3,)))
+  # Biases and taps start from zero, which would hide mistakes.
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda leaf: leaf + rng.normal(size=leaf.shape).astype("f"), params)
+  made = graph.Graph()
+  features = made.input("features")
+  values = nnx.to_pure_dict(jax.tree.map(np.asarray, params))
+  found = head.evidence(spec, values, 1, features)
+  run = session(
+    made,
+    {"features": (np.float32, ("slices", 5))},
+    {"evidence": (np.float32, ("slices", 3), found)},
+  )
+  evidence = jax.jit(bundles.head_of(spec, params).evidence)
+  x = rng.normal(size=(20, 5)).astype(np.float32)
+  for count in (1, 2, 4, 20):
+    expected = evidence(x, np.arange(20) < count, half_width=1)[:count]
+    [given] = run.run(None, {"features": x[:count]})
+    np.testing.assert_allclose(given, expected, atol=1e-5, rtol=1e-5)
+  if spec.attention == "location":
+    with pytest.raises(Fail, match="mismatch"):
+      run.run(None, {"features": np.zeros((21, 5), np.float32)})
+
+
+@functools.cache
+def decoder(calibration: Calibration, members: int):
+  made = graph.Graph()
+  evidence = made.input("evidence")
+  each = [evidence.rows(m, m + 1).squeeze(0) for m in range(members)]
+  found = onnx_reading.read(each, made.input("depth_um"), calibration)
+  return session(
+    made,
+    {
+      "evidence": (np.float32, (members, "slices", 3)),
+      "depth_um": (np.float32, ("slices",)),
+    },
+    onnx_reading.outputs(found),
+  )
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def reference(evidence, depth_um, mask, calibration):
+  if calibration.boundary_temperature is None:
+    evidence = jax.vmap(boundaries.log_marginals, (0, None))(evidence, mask)
+  return reading.read(jax.nn.softmax(evidence).mean(0), depth_um, mask, calibration)
+
+
+CALIBRATIONS = {
+  "slices": Calibration(1.3, (2.0, 3.0), 0.9, 4.0),
+  "narrow": Calibration(0.8, (-50.0, 3.0), 0.5, 1.0),
+  "no intervals": Calibration(1.0, (np.inf, np.inf), 0.9, 1.0),
+  "ordered": Calibration(1.3, (2.0, 3.0), 0.9, None),
+}
+
+
+@pytest.mark.parametrize("name", CALIBRATIONS)
+def test_decoding_is_the_same(name):
+  calibration = CALIBRATIONS[name]
+  run = decoder(calibration, 2)
+  rng = np.random.default_rng(0)
+  for count in (1, 2, 3, LONGEST):
+    for scale in (0.3, 3.0, 30.0):
+      evidence = scale * rng.normal(size=(2, count, 3)).astype(np.float32)
+      order = np.arange(3) - 3 * np.linspace(-0.3, 1, count)[:, None]
+      evidence -= (scale * order**2).astype(np.float32)
+      check(run, evidence, calibration, 5 + np.cumsum(rng.uniform(1, 6, count)))
+
+
+def check(run, evidence, calibration, depth_um):
+  count = len(depth_um)
+  depth_um = depth_um.astype(np.float32)
+  padding = LONGEST - count
+  padded = np.pad(evidence, ((0, 0), (0, padding), (0, 0))), np.pad(depth_um, (0, padding))
+  ours = jax.device_get(reference(*padded, np.arange(LONGEST) < count, calibration))
+  ours = ours._replace(strata=ours.strata[:count], probabilities=ours.probabilities[:count])
+  found = run.run(None, {"evidence": evidence, "depth_um": depth_um})
+  assert_same(dict(zip(NAMES, found, strict=True)), ours)
+
+
+def test_of_equal_labellings_the_same_one_is_taken():
+  calibration = CALIBRATIONS["slices"]
+  run = decoder(calibration, 1)
+  sure = np.array([5, 0, 0, 5, 0, 0, 0, 5])  # the others may be anything
+  for strata in (
+    [0] * 8,
+    [0, 9, 9, 1, 9, 9, 9, 2],
+    [9] * 8,
+    [9, 9, 9, 1, 9, 9, 9, 1],
+    [2] + [9] * 7,
+  ):
+    wanted = np.array(strata)
+    evidence = np.where(np.arange(3) == wanted[:, None], sure.max(), 0).astype(np.float32)
+    check(run, evidence[None], calibration, np.arange(8.0))
+
+
+def test_without_onnx_one_line_says_how_to_get_it(tmp_path, capsys, monkeypatch):
+  for name in [name for name in sys.modules if name.split(".")[:2] == ["rcm_jax", "onnx_export"]]:
+    monkeypatch.delitem(sys.modules, name)
+  real = builtins.__import__
+
+  def without(name, *rest):
+    if name.split(".")[0] == "onnx":
+      raise ModuleNotFoundError("No module named 'onnx'", name="onnx")
+    return real(name, *rest)
+
+  made = bundles.made()
+  bundle.save(tmp_path / "model", made.description, made.network, made.heads)
+  monkeypatch.setattr(builtins, "__import__", without)
+  out = tmp_path / "out"
+  assert export.main([f"--checkpoint={tmp_path}", "--format=onnx", f"--out={out}"]) == 1
+  [line] = capsys.readouterr().err.splitlines()
+  assert "pip install onnx" in line
+  assert not out.exists()
