@@ -18,7 +18,8 @@ class _Source:
 
 
 _SOURCES = {
-  "rcm_phantom/demo": _Source(32, 28, 112),
+  "rcm_phantom/demo": _Source(32, 28, 80),
+  "rcm_phantom/paper_small": _Source(245, 259, 80),
   "rcm_phantom/paper": _Source(245, 259, 299),
 }
 
@@ -49,7 +50,10 @@ class Job(Protocol):
 def seconds(job: Job, device: str) -> float:
   """Estimates a job's time on one device; what another job leaves in the cache costs nothing."""
   fields, rates = job.fields, _DEVICES[device]
-  sources = [_SOURCES.get(name, _SOURCES["rcm_phantom/paper"]) for name in fields["data.sources"]]
+  sources = [
+    _SOURCES.get(name.split("+")[0], _SOURCES["rcm_phantom/paper"])
+    for name in fields["data.sources"]
+  ]
   train, others = sum(s.train for s in sources), sum(s.others for s in sources)
   pixels = fields["data.image_size"] or max(s.pixels for s in sources)
   total = rates.start_seconds

@@ -221,8 +221,8 @@ def _after(job: jobs.Job, all_jobs: Sequence[jobs.Job]) -> jobs.Job:
   return job if first is job or not features(job) else dataclasses.replace(job, after=first.name)
 
 
-def _values(text: str) -> tuple[str, tuple[Any, ...]]:
-  """Parses `field=value,value`; a value is a Python literal, or else a string."""
+def values_of(text: str) -> tuple[str, tuple[Any, ...]]:
+  """Parses `field=value,value` of a command line; a value is a Python literal, or else a string."""
   name, equals, values = text.partition("=")
   if not (name and equals and values):
     raise argparse.ArgumentTypeError(f"'{text}' is not FIELD=VALUE,VALUE,…")
@@ -241,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--config", help="config file, and behind a colon its preset")
   parser.add_argument(
     "--grid",
-    type=_values,
+    type=values_of,
     action="append",
     default=[],
     metavar="FIELD=V,V,…",
@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   )
   parser.add_argument(
     "--zip",
-    type=_values,
+    type=values_of,
     action="append",
     default=[],
     metavar="FIELD=V,V,…",

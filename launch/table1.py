@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
     prog="python -m launch.table1", description=__doc__.split("\n")[0]
   )
-  parser.add_argument("--preset", default="demo", help="of every config: demo or paper")
+  parser.add_argument("--preset", default="demo", help="of every config, see configs/base.py")
   parser.add_argument("--seeds", type=int, default=3)
   jobs.add_arguments(parser)
   args = parser.parse_args(argv)

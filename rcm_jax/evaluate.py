@@ -51,6 +51,7 @@ _COLUMNS = (  # heading of a printed column, its width
   ("MAE µm\nE-DEJ", 6),
   ("\nDEJ-D", 5),
 )
+_RAW = scores_lib.LABELLINGS.index("raw")
 
 
 def summarize(
@@ -163,22 +164,8 @@ def write_study(study: study_lib.Study, out: str | os.PathLike) -> list[dict[str
   """
   out = pathlib.Path(out)
   out.mkdir(parents=True, exist_ok=True)
-  scores = {
-    method: [
-      _score(test, validation)
-      for test, validation in zip(
-        study.of_split(method, "test"), study.of_split(method, "validation")
-      )
-    ]
-    for method in study.predictions
-  }
-  methods = [
-    paper_tables.Method(
-      method, study.of_split(method, "test")[0][0].input, resampling.estimate(runs)
-    )
-    for method, runs in scores.items()
-  ]
-  methods.sort(key=lambda m: -m.estimate.mean.accuracy[0])
+  scores = _score_methods(study)
+  methods = _estimate(study, scores)
   comparisons = resampling.compare({m.name: scores[m.name] for m in methods})
   builders = (paper_tables.table1, paper_tables.table2, paper_tables.table3)
   built = [build(methods, study.dataset) for build in (*builders, paper_tables.decoding_table)]
@@ -198,6 +185,11 @@ def write_study(study: study_lib.Study, out: str | os.PathLike) -> list[dict[str
   _draw(study, [m.name for m in methods], out / "figures")
   runs = (p for seeds in study.predictions.values() for run in seeds.values() for p in run)
   return summarize(list(runs))
+
+
+def estimate_methods(study: study_lib.Study) -> list[paper_tables.Method]:
+  """Returns every method's measures on the test split, the most accurate first."""
+  return _estimate(study, _score_methods(study))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -228,6 +220,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     return 1
   return 0
+
+
+def _score_methods(study):
+  return {
+    method: [
+      _score(test, validation)
+      for test, validation in zip(
+        study.of_split(method, "test"), study.of_split(method, "validation")
+      )
+    ]
+    for method in study.predictions
+  }
+
+
+def _estimate(study, scores):
+  methods = [
+    paper_tables.Method(
+      method, study.of_split(method, "test")[0][0].input, resampling.estimate(runs)
+    )
+    for method, runs in scores.items()
+  ]
+  return sorted(methods, key=lambda m: -m.estimate.mean.accuracy[_RAW])
 
 
 def _assess(study, methods):
@@ -296,18 +310,17 @@ def _row(key, predictions, validation, train_seconds):
       labelling = scores_lib.LABELLINGS.index(rule)
       decoding[rule]["accuracy"] = _number(measures.accuracy[labelling])
       decoding[rule]["inconsistent"] = int(totals.inconsistent[labelling].sum())
-  raw = scores_lib.LABELLINGS.index("raw")
   return {
     "method": method,
     "input": predictions[0].input,
     "ordered": predictions[0].ordered,
     "seed": seed,
-    "accuracy": _number(measures.accuracy[raw]),
+    "accuracy": _number(measures.accuracy[_RAW]),
     "sensitivity": _named(arrays.STRATA, measures.sensitivity),
     "specificity": _named(arrays.STRATA, measures.specificity),
     "inconsistent": {
-      **dict(zip(metrics.INCONSISTENT_TRANSITIONS, totals.inconsistent[raw].tolist())),
-      "total": int(totals.inconsistent[raw].sum()),
+      **dict(zip(metrics.INCONSISTENT_TRANSITIONS, totals.inconsistent[_RAW].tolist())),
+      "total": int(totals.inconsistent[_RAW].sum()),
     },
     "boundary_mae_um": decoding["median_then_max"]["boundary_mae_um"],
     "boundary_n": dict(zip(metrics.BOUNDARIES, totals.boundary_n.tolist())),

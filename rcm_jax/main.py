@@ -18,7 +18,7 @@ from rcm_jax import pipeline
 from tfds_rcm.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "A file of configs/, and behind a colon its preset: demo or paper."
+  "config", None, "A file of configs/, and behind a colon its preset, see configs/base.py."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run's results.")
 _CACHE_DIR = flags.DEFINE_string(

@@ -171,6 +171,32 @@ def comparison_table(comparisons: Sequence[resampling.Comparison], measured_on: 
   return Table("table5_paired", title, columns, rows, rules, notes)
 
 
+def settings_table(
+  name: str, title: str, found: Sequence[tuple[str, str, Sequence[Method]]]
+) -> Table:
+  """What some methods reach under each setting of a sweep.
+
+  Args:
+    name: stem of its files.
+    title: what the sweep asks.
+    found: setting, dataset of the test stacks, and methods.
+  """
+  columns = [("", "Setting"), ("", "Tested on"), ("", "Method"), ("", "Seeds"), ("", "Accuracy, %")]
+  columns += [("", "Impossible transitions"), *(("MAE, µm", b) for b in _BOUNDARIES)]
+  rows, rules = [], []
+  for setting, dataset, methods in found:
+    rules.append(len(rows))
+    for m in methods:
+      cells = [
+        Cell(m.estimate.seeds, decimals=0),
+        *_cells(m.estimate, lambda x: x.accuracy[_RAW : _RAW + 1], 2, 100),
+        *_cells(m.estimate, lambda x: x.inconsistent[_RAW, -1:], 1),
+        *_cells(m.estimate, lambda x: x.mae_um[_PAPER_RULE], 2),
+      ]
+      rows.append([setting, dataset, paper_results.display_name(m.name), *cells])
+  return Table(name, title, columns, rows, rules, _notes()[:1])
+
+
 def uncertainty_table(
   assessed: Sequence[tuple[str, int, Sequence[calibrate.Assessment]]], measured_on: str
 ) -> Table:

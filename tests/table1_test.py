@@ -20,7 +20,7 @@ def test_the_methods_are_the_papers():
   assert len(table1.METHODS) == 13
 
 
-@pytest.mark.parametrize("preset", ["demo", "paper"])
+@pytest.mark.parametrize("preset", ["demo", "paper_small", "paper"])
 def test_every_method_has_a_config_that_names_it(preset):
   for method in table1.METHODS:
     fields = sweep.resolve({"config": f"configs/{method}.py:{preset}"})

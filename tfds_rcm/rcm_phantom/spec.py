@@ -8,7 +8,7 @@ import dataclasses
 from tfds_rcm.errors import UserError
 
 # Raised whenever a phantom's images or labels change.
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 
 # Site: (stratum corneum, whole epidermis) as ((mean, SD), (mean, SD)) in µm. Forearm, shoulder and
 # buttock: Sandby-Møller 2003; leg: the mean of 11 sites by OCT (10.1111/srt.12021).
@@ -90,10 +90,17 @@ class Phantom:
         raise UserError(f"phantom: {name}={getattr(self, name)} is out of range, see spec.Phantom")
 
 
+# A field of 192 µm: a few papillae, the smallest in which the strata can still be named; in pixels
+# that just resolve cells.
+_SMALL = {"size_px": 80, "pixel_um": 2.4}
+
 PRESETS = {
-  # A field of 190 µm: a few papillae, the smallest in which the strata can still be named.
-  "demo": Phantom(stacks=(32, 8, 20), stacks_per_patient=(1, 4), size_px=112, pixel_um=1.7),
-  # The paper's numbers of stacks and Inception-V3's own input size on the full 500 µm field.
+  "demo": Phantom(stacks=(32, 8, 20), stacks_per_patient=(1, 4), **_SMALL),
+  # The paper's numbers of stacks.
+  "paper_small": Phantom(
+    stacks=(245, 61, 198), stacks_per_patient=(1, 8), overlong_stack=True, **_SMALL
+  ),
+  # The same with Inception-V3's own input size on the full 500 µm field.
   "paper": Phantom(
     stacks=(245, 61, 198),
     stacks_per_patient=(1, 8),

@@ -1,0 +1,101 @@
+r"""How hard the phantom is: what single-slice methods reach on its validation stacks.
+
+    python -m launch.difficulty --workdir=runs/difficulty --preset=paper_small \
+      --grid texture_contrast=0.8,1.0 --grid reader_disagreement=0.8,1.0
+
+Its two knobs are set by this table alone, before anybody looks at a sequence method or at a test
+stack: Inception-V3 and Hames should come near what the paper reports on its test stacks.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import rich.box
+import rich.console
+import rich.table
+
+from launch import jobs, sweep
+from rcm_jax import paper_results, study
+from tfds_rcm.errors import UserError
+
+METHODS = ("inception_v3", "hames")
+
+
+def points(preset: str, knobs: sweep.Sweep) -> sweep.Sweep:
+  """Returns both methods, one seed, on a phantom for each setting of its fields."""
+  sources = [
+    "+".join([f"rcm_phantom/{preset}", *(f"{name}={value}" for name, value in knob.items())])
+    for knob in knobs
+  ]
+  return [
+    {
+      "config": f"configs/{method}.py:{preset}",
+      "method": method,  # not made longer by what the dataset's name says
+      "data.sources": source,
+      "seeds": 0,
+    }
+    for source in sources
+    for method in METHODS
+  ]
+
+
+def validation_accuracy(runs: Path) -> list[tuple[str, dict[str, float]]]:
+  """Returns each dataset's name, and method → share of its validation slices that are right.
+
+  Raises:
+    UserError: there is no finished run at or below `runs`.
+  """
+  table = []
+  for found in study.gather(runs)[0]:
+    accuracies = {}
+    for method in found.predictions:
+      stacks = found.of_split(method, "validation")[0]
+      right = sum(int((p.predicted == p.labels).sum()) for p in stacks)
+      accuracies[method] = right / sum(len(p.labels) for p in stacks)
+    table.append((found.dataset, accuracies))
+  return table
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the jobs that the command line describes, then prints the table."""
+  parser = argparse.ArgumentParser(
+    prog="python -m launch.difficulty", description=__doc__.split("\n")[0]
+  )
+  parser.add_argument("--preset", default="paper_small", help="of configs and phantom")
+  parser.add_argument(
+    "--grid",
+    type=sweep.values_of,
+    action="append",
+    default=[],
+    metavar="FIELD=V,V,…",
+    help="fields of the phantom, see tfds_rcm/rcm_phantom/spec.py",
+  )
+  jobs.add_arguments(parser)
+  args = parser.parse_args(argv)
+  with jobs.told_in_one_line("launch.difficulty"):
+    if args.on == "slurm":
+      raise UserError("--on=slurm: this is a matter of minutes and runs here; use --on=local")
+    jobs.launch(sweep.fold(points(args.preset, sweep.grid(dict(args.grid)))), args)
+    if not args.dry_run:
+      _print(validation_accuracy(Path(args.workdir)))
+
+
+def _print(measured: Sequence[tuple[str, dict[str, float]]]) -> None:
+  table = rich.table.Table(title="Accuracy on validation stacks, %", box=rich.box.SIMPLE_HEAD)
+  table.add_column("Phantom")
+  for method in METHODS:
+    table.add_column(paper_results.display_name(method), justify="right")
+  for name, accuracies in measured:
+    table.add_row(
+      name, *(f"{100 * accuracies[m]:.1f}" if m in accuracies else "-" for m in METHODS)
+    )
+  paper = [f"{paper_results.METHODS[method].accuracy:.1f}" for method in METHODS]
+  table.add_row(f"{paper_results.MEASURED_ON}, test stacks", *paper)
+  rich.console.Console().print(table)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,131 @@
+r"""The study: the paper's tables at the paper's scale, on the phantom, and what lies around them.
+
+    python -m launch.study --workdir=runs/study --out=docs/study [--preset=gpu] [--seed=1]
+
+Trains all 13 methods of Table 1 and the ordered head, writes tables, figures and findings, then one
+table for each ablation. Whatever ended before is not done again when the command is repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+import dataclasses
+from pathlib import Path
+import time
+
+from launch import ablations, findings, jobs, sweep, table1
+from rcm_jax import cache, evaluate, paper_tables, study, tables
+from tfds_rcm.errors import UserError
+from tfds_rcm.rcm_phantom import spec
+
+PRESETS = {"cpu": "paper_small", "gpu": "paper"}  # presets of the configs
+CORE = "table"
+_ONCE_A_CNN = ("inception_v3", "iv3_context", "hames", "kaur")
+
+
+def core(preset: str, seeds: int, cnn_seeds: int) -> sweep.Sweep:
+  """Returns the methods of Table 1 and the ordered head, each with its seeds."""
+  return [
+    {"config": f"configs/{method}.py:{preset}", "seeds": seed}
+    for method in (*table1.METHODS, "ordered")
+    for seed in range(cnn_seeds if method in _ONCE_A_CNN else seeds)
+  ]
+
+
+def on_phantom(points: sweep.Sweep, source: str, seed: int) -> sweep.Sweep:
+  """Returns the points on another phantom of the same kind, and with other seeds of training."""
+  if not seed:
+    return points
+  moved = []
+  for point in points:
+    change = {"data.sources": (source,), "cnn.seed": 1000 * seed, **point}
+    moved.append(change | {"seeds": 1000 * seed + point["seeds"], "method": _method(point)})
+  return moved
+
+
+def _method(point: sweep.Point) -> str:
+  return point.get("method") or sweep.load(point["config"]).method
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the parts of the study that the command line names."""
+  parser = argparse.ArgumentParser(
+    prog="python -m launch.study", description=__doc__.split("\n")[0]
+  )
+  parser.add_argument("--preset", choices=PRESETS, default="cpu")
+  parser.add_argument("--out", default="docs/study", help="directory of tables and figures")
+  parser.add_argument("--seeds", type=int, default=5, help="of sequence heads")
+  parser.add_argument("--cnn_seeds", type=int, default=3, help="of CNNs and texture classifiers")
+  parser.add_argument("--seed", type=int, default=0, help="of the phantom and of all training")
+  parser.add_argument(
+    "--parts", nargs="+", default=[CORE, *ablations.ABLATIONS], choices=[CORE, *ablations.ABLATIONS]
+  )
+  jobs.add_arguments(parser)
+  args = parser.parse_args(argv)
+  with jobs.told_in_one_line("launch.study"):
+    if min(args.seeds, args.cnn_seeds) < 1:
+      raise UserError("--seeds and --cnn_seeds: each must be 1 or more")
+    if args.on == "slurm":
+      raise UserError("--on=slurm: the study gathers what it starts; use launch.sweep there")
+    preset = PRESETS[args.preset]
+    source = f"rcm_phantom/{spec.with_seed(preset, args.seed)}"
+    for part in args.parts:
+      _run(part, preset, source, args)
+
+
+def _run(part: str, preset: str, source: str, args: argparse.Namespace) -> None:
+  if part == CORE:
+    points = core(preset, args.seeds, args.cnn_seeds)
+  else:
+    points = ablations.ABLATIONS[part](preset, source)
+  folded = [
+    dataclasses.replace(
+      job, name=f"{part}/{job.name}", after=f"{part}/{job.after}" if job.after else None
+    )
+    for job in sweep.fold(on_phantom(points, source, args.seed))
+  ]
+  print(f"{part}: ", end="")
+  started = time.monotonic()
+  jobs.launch(folded, args)
+  if args.dry_run:
+    return
+  print(f"{part}: {time.monotonic() - started:.0f} s", flush=True)
+  workdir, out = Path(args.workdir), Path(args.out)
+  if part == CORE:
+    (found,), _ = study.gather(workdir / CORE)
+    rows = evaluate.write_study(found, out)
+    evaluate.print_table(rows, title=found.dataset)
+    cache.write_text(out / "findings.md", findings.to_markdown(rows, found.dataset))
+  else:
+    _write_ablation(part, folded, workdir, out)
+
+
+def _write_ablation(part: str, folded: Sequence[jobs.Job], workdir: Path, out: Path) -> None:
+  """Writes one table, a block a job."""
+  found = []
+  for job in folded:
+    (run,), _ = study.gather(workdir / job.name)
+    found.append((_setting(job), run.dataset, evaluate.estimate_methods(run)))
+  title = (ablations.ABLATIONS[part].__doc__ or part).split("\n")[0]
+  table = paper_tables.settings_table(part, title, found)
+  folder = out / "ablations"
+  folder.mkdir(parents=True, exist_ok=True)
+  cache.write_text(folder / f"{part}.md", tables.to_markdown(table))
+  cache.write_text(folder / f"{part}.csv", tables.to_csv(table))
+  print(f"{folder / part}.md is written", flush=True)
+
+
+def _setting(job: jobs.Job) -> str:
+  """Says what makes a job differ from its config, besides what its members differ in."""
+  told = {"method", "cnn.seed", "data.test_sources", *sweep.FOLDED}
+  changes = [f"{name}={_shown(v)}" for name, v in job.overrides.items() if name not in told]
+  return ", ".join([Path(job.config.partition(":")[0]).stem, *changes])
+
+
+def _shown(value: object) -> str:
+  return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+if __name__ == "__main__":
+  main()

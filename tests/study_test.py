@@ -1,0 +1,132 @@
+"""The study's sweeps, its findings, and one small study from nothing to its tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launch import ablations, findings, jobs, study, sweep
+from rcm_jax import paper_results
+
+SOURCE = "rcm_phantom/paper_small"
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch):
+  monkeypatch.chdir(Path(__file__).resolve().parent.parent)
+
+
+def test_the_core_is_table_1_and_the_ordered_head():
+  folded = sweep.fold(study.core("paper_small", 5, 3))
+  assert len(folded) == 9
+  members = {job.fields["method"]: job.members for job in folded if job.fields["model"] == "head"}
+  assert members.pop("toeplitz_d7") == 30
+  assert set(members.values()) == {5}
+  assert {len(job.fields["seeds"]) for job in folded if job.fields["model"] != "head"} == {3}
+  for job in folded:
+    assert job.fields["data.sources"] == (SOURCE,)
+
+
+@pytest.mark.parametrize("name", ablations.ABLATIONS)
+def test_an_ablation_varies_something_over_three_seeds(name):
+  points = ablations.ABLATIONS[name]("paper_small", SOURCE)
+  folded = sweep.fold(points)
+  assert sum(job.members for job in folded) == len(points)
+  assert len(points) % 3 == 0
+  assert len(points) > 3
+  assert len({job.name for job in folded}) == len(folded)
+
+
+def test_another_seed_moves_the_phantom_and_every_training():
+  points = study.on_phantom(study.core("paper_small", 2, 1), SOURCE + "+seed=1", 1)
+  for job in sweep.fold(points):
+    assert job.fields["data.sources"] == (SOURCE + "+seed=1",)
+    assert set(job.fields["seeds"]) <= {1000, 1001}
+    assert job.fields["cnn.seed"] == 1000
+    assert job.fields["method"] in (*paper_results.METHODS, "ordered")
+
+
+def test_tests_of_other_domains_share_no_patient_with_training():
+  for name in ("test_domain", "training_domain"):
+    for point in ablations.ABLATIONS[name]("paper_small", SOURCE):
+      assert "+seed=1000" in point["data.test_sources"][0]
+      assert "+seed=1000" not in point["data.sources"][0]
+
+
+def _row(method, accuracy, inconsistent, errors, own=None):
+  def decoded(values):
+    return {"boundary_mae_um": dict(zip(("epidermis_dej", "dej_dermis"), values, strict=True))}
+
+  return {
+    "method": method,
+    "accuracy": accuracy / 100,
+    "inconsistent": {"total": inconsistent},
+    "decoding": {"median_then_max": decoded(errors), "posterior_median": decoded(own or errors)},
+  }
+
+
+def _papers_rows():
+  return [
+    _row(name, x.accuracy, x.inconsistent, x.mae_um or (None, None))
+    for name, x in findings.papers().items()
+    for _ in range(2)
+  ]
+
+
+def test_the_papers_own_figures_bear_out_every_finding():
+  figures = findings.measured(_papers_rows())
+  for finding in findings.FINDINGS:
+    assert finding.holds(figures), finding.claim
+    assert finding.shown(figures) == finding.shown(findings.papers())
+
+
+@pytest.mark.parametrize(
+  ("index", "changed"),
+  [
+    (0, {"iv3_context": (80, 3)}),
+    (1, {"partial_sequence": (80, 3)}),
+    (2, {"full_sequence": (87, 3)}),
+    (3, {"kaur": (99, 3)}),
+    (4, {"toeplitz_d7": (89, 3)}),
+    (5, {"inception_v3": (84.87, 26)}),
+    (6, {"inception_v3": (86, 68)}),
+  ],
+)
+def test_a_finding_falls_with_its_figures(index, changed):
+  rows = [row for row in _papers_rows() if row["method"] not in changed]
+  rows += [_row(name, *values, (1.0, 2.0)) for name, values in changed.items()]
+  held = [finding.holds(findings.measured(rows)) for finding in findings.FINDINGS]
+  assert not held[index]
+
+
+def test_findings_name_what_was_not_reached():
+  rows = [*_papers_rows(), _row("ordered", 88, 0, (5, 9), own=(5.0, 8.5))]
+  text = findings.to_markdown(rows, "a phantom")
+  assert "(-13 and -4 %) | **no** |" in text
+  assert "The ordered head has no impossible transition | 0.0 | yes |" in text
+  rows[-1] = _row("ordered", 88, 0, (5, 9), own=(5.0, 7.9))
+  assert "(-13 and -11 %) | yes |" in findings.to_markdown(rows, "a phantom")
+
+
+def test_a_dry_run_says_what_each_part_costs(tmp_path, capsys):
+  study.main([f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}", "--dry-run"])
+  out = capsys.readouterr().out
+  for part in (study.CORE, *ablations.ABLATIONS):
+    assert f"{part}: " in out
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_runs_its_jobs_below_its_name_and_writes_its_table(tmp_path, monkeypatch):
+  started = []
+
+  def launched(folded, args):
+    del args
+    started.extend(job.name for job in folded)
+
+  monkeypatch.setattr(jobs, "launch", launched)
+  written = []
+  monkeypatch.setattr(study, "_write_ablation", lambda part, *rest: written.append(part))
+  study.main([f"--workdir={tmp_path}", f"--out={tmp_path}", "--parts", "boundary", "feedback"])
+  assert written == ["boundary", "feedback"]
+  assert {name.split("/")[0] for name in started} == {"boundary", "feedback"}
