@@ -41,7 +41,7 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.cnn.frozen_epochs = 1  # in which only the new layers learn
   config.cnn.body_rate = 0.1  # the other layers' share of the learning rate afterwards
   # The paper gives none of the following.
-  config.cnn.epochs = {"demo": 16, "paper_small": 10, "paper": 30}[preset]
+  config.cnn.epochs = 16 if small else 30
   config.cnn.batch_size = 32
   config.cnn.learning_rate = 2e-3 if small else 1e-3  # Adam, one warm-up epoch, cosine decay
   config.cnn.dropout = 0.2

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +21,12 @@ class Classifier(NamedTuple):
   spec: cnn.CnnSpec
   model_dir: pathlib.Path
   features_dir: pathlib.Path
+  test_dir: pathlib.Path
+
+  def load(self, split: str, kind: str) -> np.ndarray:
+    """Returns one row a slice of a split; `kind` is features or probabilities."""
+    folder = self.test_dir if split == "test" else self.features_dir
+    return np.load(folder / f"{split}_{kind}.npy")
 
 
 def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Result]:
@@ -47,21 +54,10 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
       spec, run.splits, directory, advance=advance, **stages.hooks(run, "train_cnn")
     ),
   )
-  features_dir = stages.stage(
-    run.cache_dir,
-    run.writer,
-    "extract",
-    {"model": model_dir.name, "dtype": config.features.dtype},
-    lambda directory, advance: cnn.extract(
-      spec,
-      model_dir,
-      run.splits,
-      directory,
-      batch_size=config.features.batch_size,
-      dtype=config.features.dtype,
-      advance=advance,
-    ),
-  )
+  # The test split apart: the same model may be tested on other data.
+  extracted = {"model": model_dir.name, "dtype": config.features.dtype}
+  features_dir = _extract(run, spec, model_dir, ("train", "validation"), extracted)
+  test_dir = _extract(run, spec, model_dir, ("test",), {**extracted, "tested": run.tested})
   history = json.loads((model_dir / "history.json").read_text())
   figures.training_curves(
     {
@@ -71,13 +67,38 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
     },
     run.workdir / "figures" / "cnn_training.png",
   )
+  classifier = Classifier(spec, model_dir, features_dir, test_dir)
   method = config.method if config.model == "cnn" else "inception_v3"
   probabilities = {
-    name: stages.cut_up(run.splits[name], np.load(features_dir / f"{name}_probabilities.npy"))
+    name: stages.cut_up(run.splits[name], classifier.load(name, "probabilities"))
     for name in stages.EVALUATED
   }
   predictions = stages.predictions_by_stack(
     method, seed, stages.sees(spec.context), run.splits, probabilities
   )
   result = stages.Result(predictions, {(method, seed): sum(history["seconds"])})
-  return Classifier(spec, model_dir, features_dir), result
+  return classifier, result
+
+
+def _extract(
+  run: stages.Run,
+  spec: cnn.CnnSpec,
+  model_dir: pathlib.Path,
+  splits: Sequence[str],
+  described: Mapping[str, Any],
+) -> pathlib.Path:
+  return stages.stage(
+    run.cache_dir,
+    run.writer,
+    "extract",
+    described,
+    lambda directory, advance: cnn.extract(
+      spec,
+      model_dir,
+      {name: run.splits[name] for name in splits},
+      directory,
+      batch_size=run.config.features.batch_size,
+      dtype=run.config.features.dtype,
+      advance=advance,
+    ),
+  )

@@ -62,6 +62,27 @@ class Slices:
     start, stop = np.searchsorted(self.stack, (stack, stack + 1))
     return slice(int(start), int(stop))
 
+  def first(self, stacks: int) -> Slices:
+    """Returns the leading stacks.
+
+    Raises:
+      UserError: there are fewer.
+    """
+    if not 1 <= stacks <= len(self.stack_id):
+      raise UserError(
+        f"config.data.train_stacks: {stacks} is not between 1 and {len(self.stack_id)}, the stacks "
+        "that there are"
+      )
+    rows = slice(0, self.rows(stacks - 1).stop)
+    return Slices(
+      self.slices[rows],
+      self.labels[rows],
+      self.depth_um[rows],
+      self.stack[rows],
+      self.stack_id[:stacks],
+      self.patient_id[:stacks],
+    )
+
 
 def open_builder(source: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
   """Returns the prepared TFDS builder of `source`, such as "rcm_phantom/demo".

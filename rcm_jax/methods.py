@@ -28,7 +28,7 @@ def _head(run: stages.Run) -> stages.Result:
   config = run.config
   classifier, single = classify_slices(run, config.cnn.seed)
   features = {
-    name: data.features_of(split, np.load(classifier.features_dir / f"{name}_features.npy"))
+    name: data.features_of(split, classifier.load(name, "features"))
     for name, split in run.splits.items()
   }
   spec, members = head_config.spec(config, features), head_config.members(config)
@@ -94,7 +94,7 @@ def _keep_model(
   description = model_card.describe(
     [p for p in predictions if p.method == method],
     run.splits,
-    dataset="+".join(run.config.data.sources),
+    dataset=stages.dataset_name(run.config.data),
     cnn=dataclasses.asdict(classifier.spec),
     head=trained.spec,
     half_widths=tuple(int(trained.members[i].half_width) for i in rows),
@@ -153,6 +153,8 @@ def _baseline(run: stages.Run, module: Any, model_class: Any) -> stages.Result:
         np.save(directory / f"{split}.npy", module.predict_proba(model, run.splits[split].slices))
 
     spec = {"seed": seed, "source": run.source, "backend": jax.default_backend()}
+    if run.tested != run.source:
+      spec["tested"] = run.tested
     directory = stages.stage(run.cache_dir, run.writer, name, spec, fit)
     run.writer.console.print(
       f"{name}, seed {seed}: {model_class.load(directory / 'model.npz').chosen}"

@@ -6,6 +6,7 @@ sources → decode → train_cnn → extract → train_heads → evaluate
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import importlib.metadata
 import json
 import pathlib
@@ -55,14 +56,13 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pat
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     writer = Writer(workdir)
     try:
-      source = _decode(config.data, workdir, cache_dir, writer)
-      splits = data.load_slices(source)
-      this = stages.Run(config, workdir, cache_dir, writer, source.name, splits)
+      source, tested, splits = _decode_all(config.data, workdir, cache_dir, writer)
+      this = stages.Run(config, workdir, cache_dir, writer, source, tested, splits)
       result = methods.METHODS[config.model](this)
     finally:
       writer.close()
     dataset = {
-      "name": "+".join(config.data.sources),
+      "name": stages.dataset_name(config.data),
       "stacks": {name: len(split.stack_id) for name, split in splits.items()},
       "slices": {name: len(split) for name, split in splits.items()},
     }
@@ -75,18 +75,44 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pat
   writer.console.print(f"results.json, predictions.csv and figures are in {workdir}")
 
 
+def _decode_all(
+  wanted: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  cache_dir: pathlib.Path,
+  writer: Writer,
+) -> tuple[str, str, dict[str, data.Slices]]:
+  """Returns names of the decoded data for training and for testing, and its splits."""
+  decoded = _decode(wanted.sources, wanted, workdir, cache_dir, writer)
+  splits = data.load_slices(decoded)
+  source = tested = decoded.name
+  if wanted.train_stacks is not None:
+    splits["train"] = splits["train"].first(wanted.train_stacks)
+    source = f"{source}, {wanted.train_stacks} stacks"
+  if wanted.test_sources:
+    other = _decode(wanted.test_sources, wanted, workdir, cache_dir, writer)
+    tested, splits["test"] = other.name, data.load_slices(other)["test"]
+    expected, size = (splits[name].slices.shape[1:] for name in ("train", "test"))
+    if size != expected:
+      raise UserError(
+        f"config.data.test_sources: slices of {size} pixels, those of the training data have "
+        f"{expected}; set config.data.image_size to bring all to one size"
+      )
+  return source, tested, splits
+
+
 def _decode(
+  sources: Sequence[str],
   wanted: ml_collections.ConfigDict,
   workdir: pathlib.Path,
   cache_dir: pathlib.Path,
   writer: Writer,
 ) -> pathlib.Path:
-  for source in wanted.sources:
+  for source in sources:
     name, _, preset = source.partition("/")
     if name == "rcm_phantom":  # the embedded default makes itself
       with writer.progress(source) as advance:
         prepare.prepare_phantom(preset or "demo", wanted.data_dir, progress=advance)
-  builders = [data.open_builder(source, wanted.data_dir) for source in wanted.sources]
+  builders = [data.open_builder(source, wanted.data_dir) for source in sources]
   for builder in builders:  # who was in which split belongs to the results
     divided = pathlib.Path(builder.data_dir) / "splits.csv"
     if divided.exists():

@@ -26,7 +26,8 @@ class Run:
     workdir: of this run alone.
     cache_dir: holds the stages' results.
     writer: of progress and metrics.
-    source: names the decoded data, for the hashes of what follows from it.
+    source: names the data of training and validation, for the hashes of what follows from it.
+    tested: names the data of the test split.
     splits: the decoded slices.
   """
 
@@ -35,6 +36,7 @@ class Run:
   cache_dir: pathlib.Path
   writer: writer_lib.Writer
   source: str
+  tested: str
   splits: Mapping[str, data.Slices]
 
 
@@ -68,6 +70,16 @@ def stage(
       compute(directory, advance)
 
   return cache.stage(cache_dir, name, {**spec, "version": __version__}, shown)
+
+
+def dataset_name(wanted: ml_collections.ConfigDict) -> str:
+  """Returns what figures on the test split were measured on."""
+  trained = "+".join(wanted.sources)
+  if wanted.train_stacks is not None:
+    trained += f" (trained on {wanted.train_stacks} stacks)"
+  if not wanted.test_sources:
+    return trained
+  return f"{'+'.join(wanted.test_sources)} (trained on {trained})"
 
 
 def hooks(run: Run, name: str) -> dict[str, Callable]:

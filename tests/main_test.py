@@ -136,6 +136,40 @@ def test_a_baseline_needs_no_cnn(home, monkeypatch, tmp_path):
   assert (row["method"], row["input"]) == ("hames", "single image")
 
 
+def test_other_test_stacks_need_no_training(home, monkeypatch, tmp_path):
+  no_training(monkeypatch)
+  config = small(toeplitz_d1)
+  config.data.data_dir = str(home / "data")
+  others = SMALL["data.sources"][0].replace("4,2,3", "1,1,2") + "+seed=9+depth_step_um=5"
+  config.data.test_sources = (others,)
+  pipeline.run(config, tmp_path, home / "cache")
+  read = results(tmp_path)
+  assert read["dataset"]["name"] == f"{others} (trained on {SMALL['data.sources'][0]})"
+  assert read["dataset"]["stacks"] == {"train": 4, "validation": 2, "test": 2}
+  with (tmp_path / "predictions.csv").open(newline="") as file:
+    lines = list(csv.DictReader(file))
+  with (home / "run" / "predictions.csv").open(newline="") as file:
+    usual = list(csv.DictReader(file))
+  steps = {split: {float(x["depth_um"]) % 5 for x in lines if x["split"] == split}
+           for split in ("validation", "test")}  # fmt: skip
+  assert steps["test"] == {0}
+  assert steps["validation"] != {0}
+  assert [x for x in lines if x["split"] == "validation"] == [
+    x for x in usual if x["split"] == "validation"
+  ]
+
+
+def test_fewer_training_stacks_are_trained_on(home, tmp_path):
+  config = small(toeplitz_d1)
+  config.data.data_dir = str(home / "data")
+  config.update_from_flattened_dict({"cnn.epochs": 1, "head.epochs": 1, "data.train_stacks": 2})
+  pipeline.run(config, tmp_path, home / "cache")
+  assert results(tmp_path)["dataset"]["stacks"] == {"train": 2, "validation": 2, "test": 3}
+  config.data.train_stacks = 5
+  with pytest.raises(UserError, match=r"train_stacks: 5 is not between 1 and 4"):
+    pipeline.run(config, tmp_path / "more", home / "cache")
+
+
 def test_a_workdir_of_another_configuration_is_refused(home):
   config = small(toeplitz_d1)
   config.data.data_dir = str(home / "data")
