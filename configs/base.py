@@ -58,6 +58,7 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.features = ml_collections.ConfigDict()
   config.features.batch_size = 64
   config.features.dtype = "float32"  # or float16
+  config.features.file = config_dict.placeholder(str)  # of configs/features.py, instead of images
 
   config.head = ml_collections.ConfigDict()
   config.head.hidden = 64

@@ -57,7 +57,7 @@ def seconds(job: Job, device: str) -> float:
   train, others = sum(s.train for s in sources), sum(s.others for s in sources)
   pixels = fields["data.image_size"] or max(s.pixels for s in sources)
   total = rates.start_seconds
-  if fields["model"] in ("head", "cnn") and job.after is None:
+  if fields["model"] in ("head", "cnn", "features") and job.after is None:
     forward = _FORWARD_FLOP * (pixels / 299) ** 2 * fields["cnn.width"] ** 2
     passes = (
       3 * fields["cnn.epochs"] * train + train + others

@@ -214,7 +214,7 @@ def _after(job: jobs.Job, all_jobs: Sequence[jobs.Job]) -> jobs.Job:
   """Lets a job wait for the first one that makes the features which both need."""
 
   def features(other):
-    uses = other.fields["model"] in ("head", "cnn")
+    uses = other.fields["model"] in ("head", "cnn", "features")
     return uses and [v for name, v in other.fields.items() if name.startswith(UPSTREAM)]
 
   first = next((other for other in all_jobs if features(other) == features(job)), job)

@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rcm_jax import cache, cnn, figures, stages
+from rcm_jax import cache, cnn, feature_file, figures, stages
 from rcm_jax.augment import Augmentation
+from rcm_jax.writer import Advance
 
 
 class Classifier(NamedTuple):
-  """A trained CNN, and where it and its features lie."""
+  """A trained CNN, and where it and its features lie; of a file of features, only these."""
 
-  spec: cnn.CnnSpec
-  model_dir: pathlib.Path
+  spec: cnn.CnnSpec | None
+  model_dir: pathlib.Path | None
   features_dir: pathlib.Path
   test_dir: pathlib.Path
 
@@ -32,6 +33,8 @@ class Classifier(NamedTuple):
 def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Result]:
   """Trains the CNN and extracts features; returns where they are, and the CNN's own result."""
   config = run.config
+  if config.features.file:
+    return _read_features(run)
   spec = cnn.CnnSpec(
     **{**config.cnn, "seed": seed}, augmentation=Augmentation(**config.augmentation)
   )
@@ -69,15 +72,34 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
   )
   classifier = Classifier(spec, model_dir, features_dir, test_dir)
   method = config.method if config.model == "cnn" else "inception_v3"
+  result = _result(run, classifier, method, seed, spec.context)
+  return classifier, stages.Result(result.predictions, {(method, seed): sum(history["seconds"])})
+
+
+def _result(
+  run: stages.Run, classifier: Classifier, method: str, seed: int, context: int
+) -> stages.Result:
   probabilities = {
     name: stages.cut_up(run.splits[name], classifier.load(name, "probabilities"))
     for name in stages.EVALUATED
   }
-  predictions = stages.predictions_by_stack(
-    method, seed, stages.sees(spec.context), run.splits, probabilities
+  return stages.Result(
+    stages.predictions_by_stack(method, seed, stages.sees(context), run.splits, probabilities)
   )
-  result = stages.Result(predictions, {(method, seed): sum(history["seconds"])})
-  return classifier, result
+
+
+def _read_features(run: stages.Run) -> tuple[Classifier, stages.Result]:
+  """Unpacks the file of features that the configuration names."""
+  known = feature_file.load(run.config.features.file)
+
+  def unpack(directory: pathlib.Path, advance: Advance) -> None:
+    del advance
+    for (name, kind), values in known.values.items():
+      np.save(directory / f"{name}_{kind}.npy", values)
+
+  folder = stages.stage(run.cache_dir, run.writer, "features", {"source": run.source}, unpack)
+  classifier = Classifier(None, None, folder, folder)
+  return classifier, _result(run, classifier, known.method, known.seed, 1)
 
 
 def _extract(

@@ -10,7 +10,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from rcm_jax import bundle, cnn, data, figures, head_config, heads, model_card, stages, study
+from rcm_jax import (
+  bundle,
+  cnn,
+  data,
+  feature_file,
+  figures,
+  head_config,
+  heads,
+  model_card,
+  stages,
+  study,
+)
 from rcm_jax import writer as writer_lib
 from rcm_jax.arrays import Features
 from rcm_jax.baselines import hames, kaur
@@ -22,6 +33,19 @@ MAPPED_STACKS = 4  # test stacks whose attention maps are kept
 
 def _cnn(run: stages.Run) -> stages.Result:
   return sum((classify_slices(run, seed)[1] for seed in run.config.seeds), stages.Result())
+
+
+def _features(run: stages.Run) -> stages.Result:
+  classifier, result = classify_slices(run, run.config.cnn.seed)
+  feature_file.save(
+    run.workdir / feature_file.NAME,
+    run.splits,
+    classifier.load,
+    dataset=stages.dataset_name(run.config.data),
+    method=run.config.method,
+    seed=run.config.cnn.seed,
+  )
+  return result
 
 
 def _head(run: stages.Run) -> stages.Result:
@@ -71,7 +95,8 @@ def _head(run: stages.Run) -> stages.Result:
       )
       result += stages.Result(predictions, {(method, seed): trained.history["seconds"]})
   _show_heads(run, trained, features["test"].cut(spec.max_slices))
-  _keep_model(run, classifier, trained, result.predictions)
+  if classifier.spec is not None:
+    _keep_model(run, classifier, trained, result.predictions)
   return result
 
 
@@ -174,6 +199,7 @@ def _baseline(run: stages.Run, module: Any, model_class: Any) -> stages.Result:
 METHODS: dict[str, Callable[[stages.Run], stages.Result]] = {
   "head": _head,
   "cnn": _cnn,
+  "features": _features,
   "hames": lambda run: _baseline(run, hames, hames.Hames),
   "kaur": lambda run: _baseline(run, kaur, kaur.Kaur),
 }

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from rcm_jax import cache, data, evaluate, figures, methods, stages
+from rcm_jax import cache, data, evaluate, feature_file, figures, methods, stages
 from rcm_jax.writer import Writer
 from tfds_rcm import prepare
 from tfds_rcm.errors import UserError
@@ -56,13 +56,18 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pat
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     writer = Writer(workdir)
     try:
-      source, tested, splits = _decode_all(config.data, workdir, cache_dir, writer)
+      if config.features.file:
+        name, source, splits = _from_file(config)
+        tested = source
+      else:
+        name = stages.dataset_name(config.data)
+        source, tested, splits = _decode_all(config.data, workdir, cache_dir, writer)
       this = stages.Run(config, workdir, cache_dir, writer, source, tested, splits)
       result = methods.METHODS[config.model](this)
     finally:
       writer.close()
     dataset = {
-      "name": stages.dataset_name(config.data),
+      "name": name,
       "stacks": {name: len(split.stack_id) for name, split in splits.items()},
       "slices": {name: len(split) for name, split in splits.items()},
     }
@@ -73,6 +78,22 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pat
     figures.strata_ribbon(result.predictions, workdir / "figures/strata.png")
   evaluate.print_table(rows, title=f"{dataset['stacks']['test']} test stacks of {dataset['name']}")
   writer.console.print(f"results.json, predictions.csv and figures are in {workdir}")
+
+
+def _from_file(config: ml_collections.ConfigDict) -> tuple[str, str, dict[str, data.Slices]]:
+  """Returns the dataset's name, a name for its content, and its splits, from a file of features."""
+  path = config.features.file
+  if config.model != "head":
+    raise UserError(
+      f"config.features.file: {path}: the model '{config.model}' needs images; leave the file out"
+    )
+  if config.data.test_sources or config.data.train_stacks is not None:
+    raise UserError(
+      f"config.features.file: {path}: it has its own stacks; leave out config.data.test_sources and "
+      "config.data.train_stacks"
+    )
+  known = feature_file.load(path)
+  return known.dataset, f"features-{cache.file_digest(pathlib.Path(path))[:12]}", known.splits
 
 
 def _decode_all(

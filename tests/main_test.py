@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from configs import full_sequence, hames, toeplitz_d1
+from configs import features, full_sequence, hames, toeplitz_d1
 from rcm_jax import cnn, heads, pipeline
 from rcm_jax.predictions import COLUMNS
 from tfds_rcm.errors import UserError
@@ -157,6 +157,33 @@ def test_other_test_stacks_need_no_training(home, monkeypatch, tmp_path):
   assert [x for x in lines if x["split"] == "validation"] == [
     x for x in usual if x["split"] == "validation"
   ]
+
+
+def test_heads_train_from_a_file_of_features(home, monkeypatch, tmp_path):
+  monkeypatch.setattr(cnn, "train", None)
+  config = small(features)
+  config.data.data_dir = str(home / "data")
+  pipeline.run(config, tmp_path / "features", home / "cache")
+  config = small(toeplitz_d1)
+  config.data.data_dir = str(tmp_path / "nothing there")
+  config.features.file = str(tmp_path / "features/features.npz")
+  pipeline.run(config, tmp_path / "run", tmp_path / "cache")
+  usual, mine = results(home / "run"), results(tmp_path / "run")
+  assert mine["dataset"] == usual["dataset"]
+  for row, other in zip(mine["rows"], usual["rows"], strict=True):
+    assert (row["method"], row["seed"]) == (other["method"], other["seed"])
+    assert row["accuracy"] == pytest.approx(other["accuracy"], abs=0.05)  # float16 features
+  assert not (tmp_path / "run/model").exists()
+  whole = (tmp_path / "features/features.npz").read_bytes()
+  (tmp_path / "half.npz").write_bytes(whole[: len(whole) // 2])
+  for path, text in (("half.npz", "not a whole file"), ("none.npz", "no such file")):
+    config.features.file = str(tmp_path / path)
+    with pytest.raises(UserError, match=text):
+      pipeline.run(config, tmp_path / text, tmp_path / "cache")
+  config = small(hames)
+  config.features.file = str(tmp_path / "features/features.npz")
+  with pytest.raises(UserError, match="'hames' needs images"):
+    pipeline.run(config, tmp_path / "hames", tmp_path / "cache")
 
 
 def test_fewer_training_stacks_are_trained_on(home, tmp_path):
