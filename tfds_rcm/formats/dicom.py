@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 import pathlib
 
 import numpy as np
@@ -51,18 +51,38 @@ def open_dicom(path: pathlib.Path) -> RawStack:
     depth_um = _frame_depths_um(header, count)
     pixel_um = _pixel_um(path, header)
   order = np.arange(count) if depth_um is None else np.argsort(depth_um, kind="stable")
-
-  def read(t: int) -> np.ndarray:
-    with decoding(f"{path} frame {order[t] + 1}"):
-      return pydicom_pixels.pixel_array(path, index=int(order[t]))
-
+  frames = _Frames(path, order.tolist())
   return RawStack(
     names=[f"{path} frame {frame + 1}" for frame in order],
-    read=read,
+    read=frames.read,
     depth_um=None if depth_um is None else depth_um[order],
     pixel_um=pixel_um,
     inverted=header.get("PhotometricInterpretation") == "MONOCHROME1",
+    close=frames.close,
   )
+
+
+class _Frames:
+  """A file's frames; those that are read one after the other have its header parsed once."""
+
+  def __init__(self, path: pathlib.Path, order: list[int]):
+    self._path, self._order = path, order
+    self._next: int | None = None
+    self._frames: Generator | None = None
+
+  def read(self, t: int) -> np.ndarray:
+    with decoding(f"{self._path} frame {self._order[t] + 1}"):
+      if t != self._next:
+        self.close()
+        self._frames = pydicom_pixels.iter_pixels(self._path, indices=self._order[t:])
+      self._next = None  # should this one fail
+      pixels = next(self._frames)
+      self._next = t + 1
+      return pixels
+
+  def close(self) -> None:
+    if self._frames is not None:
+      self._frames.close()
 
 
 def open_dicoms(paths: Sequence[pathlib.Path]) -> RawStack:
