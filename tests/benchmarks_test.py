@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import gru, run, timing, toeplitz
+from benchmarks import gru, pipeline, prepare, run, scale, studies, timing, toeplitz
 
 
 @pytest.fixture
@@ -14,11 +14,16 @@ def small(monkeypatch):
   monkeypatch.setattr(toeplitz, "CASES", [(2, 12, 4, 1)])
   monkeypatch.setattr(gru, "CASES", [(2, 1)])
   monkeypatch.setattr(gru, "LENGTH", 6)
+  monkeypatch.setattr(pipeline, "CASES", {"tiny": ("demo", 16, 3, 2)})
+  monkeypatch.setattr(pipeline, "SLICES", 80)
+  monkeypatch.setattr(pipeline, "_training_step", lambda config, context: lambda x, y: x.sum())
+  monkeypatch.setattr(prepare, "STACKS", {"DICOM": 3})
+  monkeypatch.setattr(studies, "SIDE", 20)
   monkeypatch.setattr(timing, "matmul_flops_per_second", lambda: 1e9)
   monkeypatch.setattr(timing, "copy_bytes_per_second", lambda: 1e9)
 
 
-@pytest.mark.parametrize("name", ["toeplitz", "gru"])
+@pytest.mark.parametrize("name", ["toeplitz", "gru", "pipeline", "prepare"])
 def test_command_writes_what_it_shows(small, name, tmp_path, capsys):
   file = tmp_path / "rows.json"
   run.main([name, f"--json={file}"])
@@ -40,6 +45,14 @@ def test_command_writes_what_it_shows(small, name, tmp_path, capsys):
     assert row["benchmark"] == name
     assert 0 < row["seconds_min"] <= row["seconds_median"] <= row["seconds_max"]
     assert row["implementation"] in shown
+
+
+def test_a_killed_preparation_goes_on_to_the_same_records(small, capsys):
+  scale.main(["--stacks=16"])
+  shown = capsys.readouterr().out
+  assert "16 stacks: " in shown
+  assert "of 16 stacks finished" in shown
+  assert "the records are the same: True" in shown
 
 
 def test_absent_peer_is_said_to_be_absent(capsys):

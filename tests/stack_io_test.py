@@ -92,6 +92,13 @@ def test_multi_frame_dicom_is_sorted_by_depth(tmp_path, volume):
   assert stack.pixel_um == pytest.approx(0.5)
 
 
+def test_frames_of_a_dicom_file_in_any_order(tmp_path, volume):
+  path = write_dicom(tmp_path / "s.dcm", volume[::-1], 0.003 * np.arange(T)[::-1])
+  with stack_io.open_stack(path) as reader:
+    for t in (3, 4, 5, 1, 1, 0, T - 1, 2):
+      np.testing.assert_array_equal(reader[t], volume[t])
+
+
 def test_multi_frame_dicom_with_spacing_and_field_of_view(tmp_path, volume):
   path = write_dicom(
     tmp_path / "IM1", volume, SpacingBetweenSlices=0.003, FieldOfViewDimensions=[1, 1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import pathlib
 import sys
 
@@ -107,7 +109,8 @@ def _prepare(name: str, plan: study.Plan, args: argparse.Namespace, data_dir: pa
   builder = builder_class(
     plan=plan, workers=args.workers, use_beam=config is not None, data_dir=data_dir
   )
-  wrote = builder.prepare(config)
+  with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of downloads of unknown size
+    wrote = builder.prepare(config)
   print(f"{'dataset    ' if wrote else 'up to date '} {builder.data_path}")
 
 
