@@ -18,6 +18,8 @@ def small(monkeypatch):
   monkeypatch.setattr(pipeline, "SLICES", 80)
   monkeypatch.setattr(pipeline, "_training_step", lambda config, context: lambda x, y: x.sum())
   monkeypatch.setattr(prepare, "STACKS", {"DICOM": 3})
+  monkeypatch.setattr(prepare, "_prepare", lambda source, manifest: None)
+  monkeypatch.setenv("COLUMNS", "200")  # no broken names
   monkeypatch.setattr(studies, "SIDE", 20)
   monkeypatch.setattr(timing, "matmul_flops_per_second", lambda: 1e9)
   monkeypatch.setattr(timing, "copy_bytes_per_second", lambda: 1e9)
