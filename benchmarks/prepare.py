@@ -23,9 +23,9 @@ import tempfile
 from benchmarks import studies, timing
 from tfds_rcm import staging
 
-STACKS = {"BMP": 12, "TIFF": 12, "DICOM": 12, "PNG": 4}
+STACKS = {"BMP": 12, "TIFF": 12, "DICOM": 12, "PNG": 3}
 DIFFERENT = 2  # the other stacks are links to these
-REPEATS = 2
+REPEATS = 1
 
 
 def rows(peers: bool) -> list[dict]:
