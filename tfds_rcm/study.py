@@ -124,7 +124,7 @@ class Plan:
     """
     if self.problems:
       rest = len(self.problems) - 1
-      more = f" (and {rest} more, listed by --check)" if rest else ""
+      more = f" (and {rest} more, listed above)" if rest else ""
       raise UserError(self.problems[0] + more)
 
 
