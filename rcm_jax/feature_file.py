@@ -78,7 +78,7 @@ def load(path: str) -> FeatureFile:
     UserError: there is no such file, or it is not whole or not of this kind.
   """
   try:
-    with np.load(path, allow_pickle=False) as arrays:
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
       about = json.loads(str(arrays["about"]))
       splits, values = {}, {}
       for name in data.SPLITS:

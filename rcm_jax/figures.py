@@ -139,6 +139,8 @@ def strata_ribbon(
 def toeplitz_weights(taps: Mapping[int, Float[np.ndarray, "seeds K"]], path: _Path) -> None:
   """Draws learned Toeplitz weights by offset: mean over seeds, and each seed as a dot.
 
+  A line shows what the paper's authors published, where they did.
+
   Args:
     taps: half-width D → weights of each seed, K = 2 D + 1, shallow to deep.
     path: of the PNG.
@@ -154,6 +156,13 @@ def toeplitz_weights(taps: Mapping[int, Float[np.ndarray, "seeds K"]], path: _Pa
       axes.bar(offsets, weights.mean(0), width=0.75, color=METHOD_COLORS[0], alpha=0.75)
       for seed in weights:
         axes.plot(offsets, seed, "o", ms=2.4, color="#222222", alpha=0.6)
+      if half_width in paper_results.TOEPLITZ_WEIGHTS:
+        published = paper_results.TOEPLITZ_WEIGHTS[half_width]
+        axes.plot(
+          offsets, published, color="#D55E00", lw=1.2, marker="_", ms=8, label="paper, read off"
+        )
+        axes.legend(frameon=False, fontsize="x-small")
+      axes.set_xlim(-half_width - 0.6, half_width + 0.6)
       axes.axvline(0, color="#999999", lw=0.8, ls=":")
       axes.set(title=f"D = {half_width}", xlabel="Offset, slices (deeper →)", ylim=(0, None))
       axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=7))
@@ -166,8 +175,13 @@ def toeplitz_weights(taps: Mapping[int, Float[np.ndarray, "seeds K"]], path: _Pa
 
 def attention_maps(maps: Mapping[str, Float[np.ndarray, "n n"]], path: _Path) -> None:
   """Draws attention maps of one stack side by side (Figure 4): row n is where slice n looks."""
-  with _figure(path, 3.2 * len(maps) + 0.2, 2.9) as figure:
-    for axes, (name, weights) in zip(_row(figure, len(maps)), maps.items()):
+  columns = min(len(maps), 4)
+  rows = -(-len(maps) // columns)
+  with _figure(path, 3.2 * columns + 0.2, 2.9 * rows) as figure:
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(maps) :]:
+      axes.set_visible(False)
+    for axes, (name, weights) in zip(grid, maps.items()):
       image = axes.imshow(weights, cmap="magma", vmin=0, interpolation="nearest")
       axes.set(title=name, xlabel="Slice attended to", ylabel="Slice classified")
       axes.grid(visible=False)

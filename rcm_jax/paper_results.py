@@ -156,6 +156,15 @@ METHODS = {
 }
 
 
+# Learned Toeplitz weights by half-width, shallow to deep, as read off a published figure of the
+# authors that shows one stack of 27 slices: approximate.
+TOEPLITZ_WEIGHTS = {
+  1: (0.142, 0.657, 0.201),
+  7: (0.002, 0.003, 0.010, 0.020, 0.051, 0.066, 0.112, 0.127, 0.128, 0.122, 0.104, 0.086, 0.070,
+      0.054, 0.046),
+}  # fmt: skip
+
+
 def display_name(method: str) -> str:
   """Returns the paper's name of a method; a method that the paper lacks keeps its own."""
   return METHODS[method].name if method in METHODS else method
