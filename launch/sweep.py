@@ -18,7 +18,6 @@ import ast
 import builtins
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
-import difflib
 import itertools
 import math
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from launch import jobs
-from tfds_rcm.errors import UserError
+from tfds_rcm.errors import UserError, nearest
 
 Point = dict[str, Any]
 Sweep = list[Point]
@@ -90,7 +89,7 @@ def load(config: str) -> ConfigDict:
     known = [
       str(p) for p in sorted(Path("configs").glob("*.py")) if p.stem not in ("__init__", "base")
     ]
-    raise UserError(f"{path}: no such config file{_nearest(path, known)}")
+    raise UserError(f"{path}: no such config file{nearest(path, known)}")
   try:
     return runpy.run_path(path)["get_config"](*([preset] if preset else []))
   except ValueError as error:
@@ -113,7 +112,7 @@ def resolve(point: Point) -> dict[str, Any]:
     if name == "config":
       continue
     if name not in known:
-      raise UserError(f"{point['config']} has no field '{name}'{_nearest(name, known)}")
+      raise UserError(f"{point['config']} has no field '{name}'{nearest(name, known)}")
     try:
       if isinstance(known[name], tuple):
         value = _entries(value, known[name])
@@ -139,11 +138,6 @@ def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
       yield from _flatten(value, f"{prefix}{name}.")
     else:
       yield f"{prefix}{name}", value
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-  near = difflib.get_close_matches(name, list(known), n=1, cutoff=0)
-  return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def fold(points: Sweep) -> list[jobs.Job]:

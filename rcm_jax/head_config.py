@@ -8,9 +8,10 @@ import re
 
 import ml_collections
 
-from rcm_jax.arrays import Features
+from rcm_jax.data import Slices
 from rcm_jax.members import Member
 from rcm_jax.models.head import HeadSpec
+from rcm_jax.models.inception import NUM_FEATURES
 
 
 def members(config: ml_collections.ConfigDict) -> list[Member]:
@@ -37,12 +38,16 @@ def method(config: ml_collections.ConfigDict, member: Member) -> str:
   return name
 
 
-def spec(config: ml_collections.ConfigDict, features: Mapping[str, Features]) -> HeadSpec:
-  """Returns the architecture that `config.head` describes for these features, by split."""
+def spec(config: ml_collections.ConfigDict, splits: Mapping[str, Slices]) -> HeadSpec:
+  """Returns the architecture that `config.head` describes for these stacks, by split.
+
+  Raises:
+    UserError: there is no such architecture.
+  """
   head = config.head
-  longest = max(features[name].mask.shape[1] for name in ("train", "validation"))
+  longest = max(int(splits[name].lengths.max()) for name in ("train", "validation"))
   return HeadSpec(
-    num_features=features["train"].values.shape[-1],
+    num_features=NUM_FEATURES,
     hidden=head.hidden,
     cell=head.cell,
     bidirectional=head.bidirectional,

@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rcm_jax import pipeline
-from tfds_rcm.errors import UserError
+from tfds_rcm.errors import UserError, nearest
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file of configs/, and behind a colon its preset, see configs/base.py."
@@ -70,6 +70,9 @@ def _ignore_full_disk(failed: threading.ExceptHookArgs) -> None:
 
 def parse(argv: Sequence[str]) -> list[str]:
   """Parses flags; what is wrong with one is told in a line."""
+  for argument in argv:
+    if argument.lstrip("-").startswith("config="):
+      _check_exists(argument.partition("=")[2].partition(":")[0])
   try:
     left = flags.FLAGS(argv)
     if _CONFIG.value is not None:
@@ -83,6 +86,12 @@ def parse(argv: Sequence[str]) -> list[str]:
         root = root.__cause__ or root.__context__
       text = str(root)
     _fail(_unknown_key(argv, text) or " ".join(text.split()))
+
+
+def _check_exists(path: str) -> None:
+  if not pathlib.Path(path).is_file():
+    known = [str(file) for file in sorted(pathlib.Path("configs").glob("[a-z]*.py"))]
+    _fail(f"--config={path}: no such file{nearest(path, known)}")
 
 
 def _unknown_key(argv: Sequence[str], text: str) -> str | None:

@@ -50,12 +50,13 @@ def _features(run: stages.Run) -> stages.Result:
 
 def _head(run: stages.Run) -> stages.Result:
   config = run.config
+  # First, so that a head that cannot be is told before the CNN trains.
+  spec, members = head_config.spec(config, run.splits), head_config.members(config)
   classifier, single = classify_slices(run, config.cnn.seed)
   features = {
     name: data.features_of(split, classifier.load(name, "features"))
     for name, split in run.splits.items()
   }
-  spec, members = head_config.spec(config, features), head_config.members(config)
   described = {
     **dataclasses.asdict(spec),
     "members": [member._asdict() for member in members],

@@ -21,7 +21,7 @@ import ml_collections
 from rcm_jax import cache, data, evaluate, feature_file, figures, methods, stages
 from rcm_jax.writer import Writer
 from tfds_rcm import prepare
-from tfds_rcm.errors import UserError
+from tfds_rcm.errors import UserError, nearest
 
 _PACKAGES = (
   "jax",
@@ -48,7 +48,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pat
     UserError: the configuration, the data or a directory cannot be worked with.
   """
   if config.model not in methods.METHODS:
-    raise UserError(f"config.model: '{config.model}' is none of {', '.join(methods.METHODS)}")
+    raise UserError(
+      f"config.model: '{config.model}' is none of {', '.join(methods.METHODS)}{nearest(config.model, methods.METHODS)}"
+    )
   with cache.locked(workdir, wait=False):
     _claim(workdir, config)
     cache_dir.mkdir(parents=True, exist_ok=True)

@@ -149,9 +149,12 @@ def test_dropout_scales_what_it_keeps():
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"attention": "toplitz"}, r"config.head.attention: 'toplitz' is none of .*toeplitz"),
+    (
+      {"attention": "toplitz"},
+      r"config.head.attention: 'toplitz' is none of .*; did you mean 'toeplitz'\?",
+    ),
     ({"window": 4}, r"config.head.window: 4 .* odd"),
-    ({"half_width": 16}, r"config.head.half_width: 16 is outside 0 to 15"),
+    ({"half_width": 16}, r"config.head.half_widths: 16 is outside 0 to 15"),
     ({"decoder": "gru"}, r"config.head.decoder: .* feedback"),
   ],
 )

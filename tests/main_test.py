@@ -11,7 +11,7 @@ import time
 import pytest
 
 from configs import features, full_sequence, hames, toeplitz_d1
-from rcm_jax import cnn, heads, pipeline
+from rcm_jax import cnn, heads, main, pipeline
 from rcm_jax.predictions import COLUMNS
 from tfds_rcm.errors import UserError
 
@@ -233,6 +233,36 @@ def test_bad_input_is_one_line_and_exit_code_1(home, tmp_path, extra, message):
   assert done.returncode == 1
   (line,) = [line for line in done.stderr.splitlines() if not line.endswith(("…", " s"))]
   assert message in line
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"model": "haed"}, "'haed' is none of .*; did you mean 'head'"),
+    ({"head.half_widths": (500,)}, "half_widths: 500 is outside 0 to"),
+    ({"head.window": 2}, "window: 2 slices have no middle; give an odd number"),
+    ({"head.attention": "toplitz"}, "did you mean 'toeplitz'"),
+  ],
+)
+def test_a_method_that_cannot_be_is_told_before_anything_trains(
+  home, monkeypatch, tmp_path, change, message
+):
+  no_training(monkeypatch)
+  config = small(toeplitz_d1)
+  config.update_from_flattened_dict({**change, "cnn.seed": 5})
+  config.data.data_dir = str(home / "data")
+  with pytest.raises(UserError, match=message):
+    pipeline.run(config, tmp_path, home / "cache")
+
+
+def test_an_unknown_config_names_the_nearest(monkeypatch, capsys):
+  monkeypatch.chdir(ROOT)
+  with pytest.raises(SystemExit, match="1"):
+    main.parse(["main", "--config=configs/toeplit_d1.py:demo"])
+  assert capsys.readouterr().err == (
+    "rcm_jax: --config=configs/toeplit_d1.py: no such file; did you mean "
+    "'configs/toeplitz_d1.py'?\n"
+  )
 
 
 def test_kill_9_then_the_same_command_ends_in_the_same_results(home, tmp_path):

@@ -13,7 +13,7 @@ from rcm_jax.models.attention import GlobalAttention, HalfWidth, NoAttention, To
 from rcm_jax.models.decoders import DenseDecoder, GruDecoder
 from rcm_jax.models.encoders import CELLS, RecurrentEncoder, encode_windows
 from rcm_jax.ops import boundaries
-from tfds_rcm.errors import UserError
+from tfds_rcm.errors import UserError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,7 @@ class HeadSpec:
       if getattr(self, name) not in allowed:
         raise UserError(
           f"config.head.{name}: '{getattr(self, name)}' is none of {', '.join(allowed)}"
+          f"{nearest(str(getattr(self, name)), allowed)}"
         )
     if self.window is not None and (self.window < 1 or self.window % 2 == 0):
       raise UserError(
@@ -74,7 +75,7 @@ class HeadSpec:
       )
     if not 0 <= self.half_width < self.max_slices:
       raise UserError(
-        f"config.head.half_width: {self.half_width} is outside 0 to "
+        f"config.head.half_widths: {self.half_width} is outside 0 to "
         f"{self.max_slices - 1}, the longest stack has {self.max_slices} slices"
       )
     if self.decoder == "gru" and self.feedback == "none":
