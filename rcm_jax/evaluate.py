@@ -279,7 +279,9 @@ def _draw(study, methods, folder):
     classified[f"scaled by temperature {temperature:.2f}"] = scaled, labels
   figures.reliability_diagram(classified, folder / "reliability.png")
   taps: dict[int, list] = {}
-  for weights in study.taps.values():
+  for (method, _), weights in study.taps.items():
+    if method not in paper_results.METHODS:
+      continue  # other methods weigh otherwise
     taps.setdefault(len(weights) // 2, []).append(weights)
   if taps:
     stacked = {half_width: np.stack(weights) for half_width, weights in taps.items()}
