@@ -2,8 +2,14 @@
 
     python -m rcm_jax.main --config=configs/global_attention.py --workdir=runs/global_attention
 
-The paper computes the weights "by a multi-layer perceptron from h_n" and cites Bahdanau et al.:
-the default is their additive score; the literal reading is --config.head.attention=location.
+About 5 minutes on two CPU cores with the demo preset. On the phantom's paper_small stacks
+(docs/study, 5 seeds): 88.1 % accuracy and 4 impossible transitions. The paper, on its own stacks:
+86.27 % and 0.
+
+The paper computes the weights "by a multi-layer perceptron from h_n" and cites Bahdanau et al.: the
+default is their additive score; the literal reading is --config.head.attention=location. The paper
+does not say what the decoder is fed in training: here its own probabilities, or
+--config.head.feedback=teacher, scheduled or none.
 """
 
 from configs import base

@@ -2,7 +2,12 @@
 
     python -m rcm_jax.main --config=configs/hames.py --workdir=runs/hames
 
-What their paper leaves open is searched for on the validation stacks and recorded in the cache.
+About a minute on two CPU cores with the demo preset. On the phantom's paper_small stacks
+(docs/study, 1 seed): 85.4 % accuracy and 423 impossible transitions. The paper, on its own stacks:
+84.48 % and 140.
+
+What their paper leaves open (words, down-sampling, transform, penalty) is searched for on the
+validation stacks and recorded in the cache.
 """
 
 from configs import base

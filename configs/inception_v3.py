@@ -1,6 +1,13 @@
 """Inception-V3 on single slices: the baseline whose features the sequence models see.
 
-python -m rcm_jax.main --config=configs/inception_v3.py --workdir=runs/inception_v3
+    python -m rcm_jax.main --config=configs/inception_v3.py --workdir=runs/inception_v3
+
+About 8 minutes (three CNNs) on two CPU cores with the demo preset. On the phantom's paper_small
+stacks (docs/study, 1 seed): 85.3 % accuracy and 389 impossible transitions. The paper, on its own
+stacks: 84.87 % and 68.
+
+The paper leaves open the size of the images, optimiser, learning rate, epochs, batch and class
+weights: see `cnn` in configs/base.py. There are no class weights here.
 """
 
 from configs import base

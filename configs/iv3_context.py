@@ -2,7 +2,12 @@
 
     python -m rcm_jax.main --config=configs/iv3_context.py --workdir=runs/iv3_context
 
-At the ends of a stack the end slice stands in for its missing neighbour, which is our choice.
+About 10 minutes (three CNNs) on two CPU cores with the demo preset. On the phantom's paper_small
+stacks (docs/study, 1 seed): 85.0 % accuracy and 380 impossible transitions. The paper, on its own
+stacks: 86.95 %.
+
+At the ends of a stack the end slice stands in for its missing neighbour, which is our choice; so is
+all that configs/base.py marks under `cnn`.
 """
 
 from configs import base

@@ -2,6 +2,10 @@
 
     python -m rcm_jax.main --config=configs/partial_sequence.py --workdir=runs/partial_sequence
 
+About 4 minutes on two CPU cores with the demo preset. On the phantom's paper_small stacks
+(docs/study, 5 seeds): 86.8 % accuracy and 104 impossible transitions. The paper, on its own stacks:
+87.52 %.
+
 At the ends of a stack the window is shorter, which is our choice. The paper's other encoders:
 --config.head.bidirectional=False, --config.head.cell=rnn (or lstm).
 """

@@ -1,6 +1,13 @@
 """Toeplitz attention of width one, D = 0: a full-sequence GRU with class feedback.
 
-python -m rcm_jax.main --config=configs/toeplitz_d0.py --workdir=runs/toeplitz_d0
+    python -m rcm_jax.main --config=configs/toeplitz_d0.py --workdir=runs/toeplitz_d0
+
+About 4 minutes on two CPU cores with the demo preset. On the phantom's paper_small stacks
+(docs/study, 5 seeds): 87.5 % accuracy and 10 impossible transitions. The paper, on its own stacks:
+87.57 % and 18.
+
+The paper does not say what the decoder is fed in training: here its own probabilities, or
+--config.head.feedback=teacher, scheduled or none.
 """
 
 from configs import base

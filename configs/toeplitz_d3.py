@@ -1,6 +1,14 @@
 """Toeplitz attention over 7 slices, D = 3.
 
-python -m rcm_jax.main --config=configs/toeplitz_d3.py --workdir=runs/toeplitz_d3
+    python -m rcm_jax.main --config=configs/toeplitz_d3.py --workdir=runs/toeplitz_d3
+
+About 4 minutes on two CPU cores with the demo preset. On the phantom's paper_small stacks
+(docs/study, 5 seeds): 87.4 % accuracy and 3 impossible transitions. The paper, on its own stacks:
+87.13 % and 9.
+
+The paper does not say what the decoder is fed in training: here its own probabilities, or
+--config.head.feedback=teacher, scheduled or none. Beyond the ends of a stack weights are lost, as
+in the paper's map; --config.head.boundary=renormalize shares them out.
 """
 
 from configs import base

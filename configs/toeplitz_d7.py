@@ -1,6 +1,14 @@
 """Toeplitz attention over 15 slices, D = 7.
 
-python -m rcm_jax.main --config=configs/toeplitz_d7.py --workdir=runs/toeplitz_d7
+    python -m rcm_jax.main --config=configs/toeplitz_d7.py --workdir=runs/toeplitz_d7
+
+About 4 minutes on two CPU cores with the demo preset. On the phantom's paper_small stacks
+(docs/study, 5 seeds): 87.8 % accuracy and 2 impossible transitions. The paper, on its own stacks:
+87.59 % and 7.
+
+The paper does not say what the decoder is fed in training: here its own probabilities, or
+--config.head.feedback=teacher, scheduled or none. Beyond the ends of a stack weights are lost, as
+in the paper's map; --config.head.boundary=renormalize shares them out.
 """
 
 from configs import base
