@@ -29,7 +29,7 @@ RUN_READY = .venv/.ready-$(PYTHON_VERSION)-$(basename $(REQUIREMENTS))
 DEV_READY = .venv-dev/.ready-$(PYTHON_VERSION)
 INSTALL = bin/pip install --quiet --disable-pip-version-check --no-input
 
-.PHONY: help run test lint format clean distclean python
+.PHONY: help run test faults lint format clean distclean python
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -41,6 +41,9 @@ run: $(RUN_READY)  ## run one configuration end to end (CONFIG=toeplitz_d1, ARGS
 
 test: $(DEV_READY)  ## run the tests (PYTEST_ARGS='-k toeplitz')
 	.venv-dev/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+faults: $(DEV_READY)  ## kill, starve and corrupt the main job; about half an hour
+	.venv-dev/bin/python -m pytest -n0 -v -s tests/faults.py $(PYTEST_ARGS)
 
 lint: $(DEV_READY)  ## check style
 	.venv-dev/bin/ruff check .

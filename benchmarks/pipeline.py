@@ -132,7 +132,7 @@ def _most_mib(batches: Iterator) -> float:
 
 
 def _training_step(config, context: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """A step of `rcm_jax.cnn.train`, which keeps its state from call to call."""
+  """A step of `rcm_jax.cnn_training.train`, which keeps its state from call to call."""
   augmentation = Augmentation(**config.augmentation)
   spec = cnn.CnnSpec(**{**config.cnn, "context": context}, augmentation=augmentation)
   graph, params, stats, rest = nnx.split(cnn.start(spec), nnx.Param, nnx.BatchStat, ...)

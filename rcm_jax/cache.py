@@ -97,13 +97,18 @@ def _matches(path: pathlib.Path, size: int, checksum: str | None) -> bool:
   return checksum is None or file_digest(path) == checksum
 
 
-def seal(directory: pathlib.Path) -> None:
-  """Declares everything that lies in `directory` finished."""
+def seal(directory: pathlib.Path, *, limit: int | None = _CHECKSUM_LIMIT) -> None:
+  """Declares everything that lies in `directory` finished.
+
+  Args:
+    directory: of the result.
+    limit: files of more bytes get no checksum; None means that all get one.
+  """
   files = {}
   for path in sorted(directory.rglob("*")):
     if path.is_file() and path.name not in (SEAL, _LOCK):
       size = path.stat().st_size
-      checksum = file_digest(path) if size <= _CHECKSUM_LIMIT else None
+      checksum = file_digest(path) if limit is None or size <= limit else None
       files[str(path.relative_to(directory))] = (size, checksum)
   write_text(directory / SEAL, json.dumps({"files": files}, indent=1))
 

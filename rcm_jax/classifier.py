@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rcm_jax import cache, cnn, feature_file, figures, stages
+from rcm_jax import cache, cnn, cnn_training, feature_file, figures, stages
 from rcm_jax.augment import Augmentation
 from rcm_jax.writer import Advance
 
@@ -53,7 +53,7 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
     run.writer,
     "train_cnn",
     described,
-    lambda directory, advance: cnn.train(
+    lambda directory, advance: cnn_training.train(
       spec, run.splits, directory, advance=advance, **stages.hooks(run, "train_cnn")
     ),
   )

@@ -1,14 +1,10 @@
-"""The single-slice classifier: trained on augmented slices, then read for features."""
+"""The single-slice classifier: its network and optimiser, and its features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import json
 import pathlib
-import shutil
-import time
-from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -16,14 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rcm_jax import cache, checkpoint, sharding
+from rcm_jax import checkpoint, sharding
 from rcm_jax.arrays import NUM_STRATA
-from rcm_jax.augment import Augmentation, augment
-from rcm_jax.data import Slices, sequential_batches, training_batches, training_rows
+from rcm_jax.augment import Augmentation
+from rcm_jax.data import Slices, sequential_batches
 from rcm_jax.models import inception, inception_inference, inception_weights
-from tfds_rcm.errors import UserError
 
-Scalars = Callable[[int, Mapping[str, float]], None]  # (step, values)
 Advance = Callable[[int, int], None]  # (done, total)
 
 
@@ -77,9 +71,6 @@ class CnnSpec:
     )
 
 
-_CURVES = ("loss", "accuracy", "validation_accuracy", "seconds")
-
-
 def _compute_dtype() -> jnp.dtype:
   return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
 
@@ -119,158 +110,6 @@ def make_optimizer(spec: CnnSpec, epoch_steps: int) -> optax.GradientTransformat
     lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update
   )
   return optax.chain(adam, slower)
-
-
-class _State(NamedTuple):
-  params: Any
-  stats: Any  # running statistics of batch normalisation
-  optimizer: Any
-  best_params: Any
-  best_stats: Any
-  best_accuracy: jax.Array
-  history: jax.Array  # [epochs, 4]: training loss and accuracy, validation accuracy, seconds
-
-
-def train(
-  spec: CnnSpec,
-  splits: Mapping[str, Slices],
-  directory: pathlib.Path,
-  *,
-  advance: Advance = lambda done, total: None,
-  scalars: Scalars = lambda step, values: None,
-  resumed: Callable[[int], None] = lambda step: None,
-) -> None:
-  """Trains on "train" and keeps the snapshot that is best on "validation".
-
-  Args:
-    spec: the network and its training.
-    splits: slices by split.
-    directory: gets `model`, the best parameters and statistics, and `history.json`.
-      A training that was interrupted here goes on after its last whole epoch.
-    advance: called with the steps done and the steps in all.
-    scalars: called with each epoch's metrics.
-    resumed: called with the first epoch that will be trained.
-
-  Raises:
-    UserError: the loss is no longer finite.
-  """
-  data, validation = splits["train"], splits["validation"]
-  epoch_steps = -(-len(data) // spec.batch_size)
-  steps = epoch_steps * spec.epochs
-  graph, params, stats, rest = nnx.split(start(spec), nnx.Param, nnx.BatchStat, ...)
-  optimizer = make_optimizer(spec, epoch_steps)
-  mesh = sharding.device_mesh()
-  state = jax.device_put(
-    _State(
-      params,
-      stats,
-      optimizer.init(params),
-      params,
-      stats,
-      jnp.float32(-1.0),
-      jnp.full((spec.epochs, len(_CURVES)), jnp.nan),
-    ),
-    sharding.replicated(mesh),
-  )
-  by_batch = sharding.split_leading(mesh)
-  keys = jax.random.key(spec.seed)
-
-  def loss_fn(params, stats, key, images, labels):
-    model = nnx.merge(graph, params, stats, rest, copy=True)
-    nnx.reseed(model, dropout=jax.random.fold_in(key, 1))
-    logits = model(inception.from_uint8(augment(key, images, spec.augmentation)))
-    logits = logits.astype(jnp.float32)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    correct = jnp.mean(jnp.argmax(logits, -1) == labels)
-    return losses.mean(), (nnx.state(model, nnx.BatchStat), correct)
-
-  @jax.jit
-  def train_step(params, stats, opt_state, step, images, labels):
-    key = jax.random.fold_in(keys, step)
-    (loss, (stats, correct)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      params, stats, key, images, labels
-    )
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), stats, opt_state, jnp.stack([loss, correct])
-
-  @jax.jit
-  def hits(params, stats, images, labels):
-    model = nnx.merge(graph, params, stats, rest, copy=True)
-    model.eval()
-    return jnp.argmax(model(inception.from_uint8(images)), -1) == labels
-
-  def validation_accuracy(params, stats):
-    correct = [
-      hits(
-        params,
-        stats,
-        jax.device_put(images, by_batch),
-        validation.labels[np.resize(rows, spec.batch_size)],
-      )[: len(rows)]
-      for images, rows in sequential_batches(
-        validation, batch_size=spec.batch_size, context=spec.context
-      )
-    ]
-    return jnp.concatenate(correct).mean()
-
-  with checkpoint.Checkpoints(directory / "checkpoints") as checkpoints:
-    found = checkpoints.restore(state)
-    first_epoch, state = (0, state) if found is None else found
-    resumed(first_epoch)
-    for epoch in range(first_epoch, spec.epochs):
-      started = time.perf_counter()
-      params, stats, opt_state = state.params, state.stats, state.optimizer
-      metrics = []
-      batches = training_batches(
-        data,
-        batch_size=spec.batch_size,
-        context=spec.context,
-        seed=spec.seed,
-        start=epoch * epoch_steps,
-        stop=(epoch + 1) * epoch_steps,
-      )
-      for step, (images, labels) in enumerate(batches, epoch * epoch_steps):
-        params, stats, opt_state, now = train_step(
-          params, stats, opt_state, step, *jax.device_put((images, labels), by_batch)
-        )
-        metrics.append(now)
-        advance(step + 1, steps)
-      metrics = np.stack(metrics)
-      _check_finite(metrics[:, 0], epoch * epoch_steps, data, spec, directory)
-      accuracy = validation_accuracy(params, stats)
-      row = np.array([*metrics.mean(0), accuracy, time.perf_counter() - started])
-      better = accuracy > state.best_accuracy
-      state = _State(
-        params,
-        stats,
-        opt_state,
-        *jax.tree.map(
-          lambda new, old: jnp.where(better, new, old),
-          (params, stats, accuracy),
-          (state.best_params, state.best_stats, state.best_accuracy),
-        ),
-        state.history.at[epoch].set(row),
-      )
-      scalars(epoch, dict(zip(_CURVES, row.tolist(), strict=True)))
-      checkpoints.save(epoch + 1, state)
-  checkpoint.save_tree(
-    directory / "model", {"params": state.best_params, "stats": state.best_stats}
-  )
-  curves = np.asarray(state.history).T.tolist()
-  cache.write_text(directory / "history.json", json.dumps(dict(zip(_CURVES, curves, strict=True))))
-  shutil.rmtree(directory / "checkpoints")
-
-
-def _check_finite(losses, first_step, data, spec, directory):
-  bad = np.flatnonzero(~np.isfinite(losses))
-  if bad.size:
-    rows = training_rows(data, batch_size=spec.batch_size, seed=spec.seed)[first_step + int(bad[0])]
-    stacks = sorted({data.stack_id[i] for i in data.stack[rows]})
-    raise UserError(
-      f"training loss of the CNN is {losses[bad[0]]} at step {first_step + bad[0]} (stacks "
-      f"{', '.join(stacks)}); the last good epoch is kept in {directory}; lower "
-      "config.cnn.learning_rate or look at these stacks"
-    )
 
 
 def load(spec: CnnSpec, directory: pathlib.Path) -> inception.InceptionV3:

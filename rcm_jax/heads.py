@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
-from rcm_jax import cache, checkpoint, sharding
+from rcm_jax import cache, checkpoint, preemption, sharding
 from rcm_jax.arrays import Features
 from rcm_jax.members import Member, compile_run, graph_of, make_train, over_members
 from rcm_jax.models.head import Head, HeadSpec
@@ -43,6 +43,7 @@ def train(
   advance: Callable[[int, int], None] = lambda done, total: None,
   scalars: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
   resumed: Callable[[int], None] = lambda step: None,
+  about: Mapping[str, Any] | None = None,
 ) -> None:
   """Trains all members and keeps each one's best snapshot.
 
@@ -58,10 +59,15 @@ def train(
     advance: called with the epochs done and the epochs in all.
     scalars: called with each epoch's metrics, mean over members.
     resumed: called with the first epoch that will be trained.
+    about: what checkpoints carry besides `spec`.
 
   Raises:
-    UserError: a member's loss is no longer finite.
+    UserError: a member's loss is no longer finite; the state before that call is kept.
+    preemption.Preempted: the process was asked to stop, and the state is saved.
   """
+  if (directory / "history.json").exists():  # killed between its end and its seal
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    return
   per_call = next(n for n in range(min(EPOCHS_PER_CALL, epochs), 0, -1) if epochs % n == 0)
   training = make_train(
     spec,
@@ -79,7 +85,11 @@ def train(
   state = jax.device_put(jax.jit(over_members(training.init))(stacked), spread)
   started = time.perf_counter()
   curves = np.full((len(members), epochs, 2), np.nan, np.float32)
-  with checkpoint.Checkpoints(directory / "checkpoints") as checkpoints:
+  about = {"head": dataclasses.asdict(spec), **(about or {})}
+  with (
+    preemption.at_safe_points(),
+    checkpoint.Checkpoints(directory / "checkpoints", about=about) as checkpoints,
+  ):
     found = checkpoints.restore({"state": state, "curves": curves, "seconds": np.zeros(())})
     first, seconds = 0, 0.0
     if found is not None:
@@ -111,6 +121,9 @@ def train(
           "seconds": np.asarray(seconds + time.perf_counter() - started),
         },
       )
+      if preemption.asked():
+        checkpoints.wait()
+        raise preemption.Preempted(f"in train_heads, after epoch {epoch + per_call} of {epochs}")
   checkpoint.save_tree(directory / "heads", state.best_params)
   cache.write_text(
     directory / "history.json",

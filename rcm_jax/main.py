@@ -14,7 +14,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rcm_jax import pipeline
+from rcm_jax import pipeline, preemption
 from tfds_rcm.errors import UserError, nearest
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -36,12 +36,20 @@ def main(argv: Sequence[str]) -> None:
     _fail("both --config=configs/METHOD.py and --workdir=DIR are needed")
   logging.set_verbosity(logging.FATAL)  # TFDS and Orbax advise much
   threading.excepthook = _ignore_full_disk
+  preemption.install()
   workdir = pathlib.Path(_WORKDIR.value)
   cache_dir = pathlib.Path(_CACHE_DIR.value) if _CACHE_DIR.value else workdir.parent / "cache"
   try:
     pipeline.run(_CONFIG.value, workdir, cache_dir)
   except UserError as error:
     _fail(str(error))
+  except preemption.Preempted as stopped:
+    print(
+      f"rcm_jax: stopped on request {stopped.where}; the same command goes on from there",
+      file=sys.stderr,
+      flush=True,
+    )
+    raise
   except Exception as error:  # Orbax tells of a full disk by a ValueError
     if not _is_disks_fault(error):
       raise

@@ -52,8 +52,13 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pat
       f"config.model: '{config.model}' is none of {', '.join(methods.METHODS)}{nearest(config.model, methods.METHODS)}"
     )
   with cache.locked(workdir, wait=False):
-    _claim(workdir, config)
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    about = _claim(workdir, config)
+    try:
+      cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise UserError(
+        f"{cache_dir}: cannot be written ({error.strerror}); choose another --cache_dir"
+      ) from error
     jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     writer = Writer(workdir)
@@ -64,7 +69,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pat
       else:
         name = stages.dataset_name(config.data)
         source, tested, splits = _decode_all(config.data, workdir, cache_dir, writer)
-      this = stages.Run(config, workdir, cache_dir, writer, source, tested, splits)
+      this = stages.Run(config, workdir, cache_dir, writer, source, tested, splits, about)
       result = methods.METHODS[config.model](this)
     finally:
       writer.close()
@@ -155,7 +160,7 @@ def _decode(
   )
 
 
-def _claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+def _claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Writes config.json, or refuses a directory that another configuration has written to."""
   path = workdir / "config.json"
   mine = json.loads(config.to_json_best_effort())
@@ -172,6 +177,7 @@ def _claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
       )
   written = {"config": mine, "versions": _versions(), "git_revision": _git_revision()}
   cache.write_text(path, json.dumps(written, indent=2))
+  return written
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:

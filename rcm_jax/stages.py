@@ -29,6 +29,7 @@ class Run:
     source: names the data of training and validation, for the hashes of what follows from it.
     tested: names the data of the test split.
     splits: the decoded slices.
+    about: configuration, versions and git revision, which checkpoints carry.
   """
 
   config: ml_collections.ConfigDict
@@ -38,6 +39,7 @@ class Run:
   source: str
   tested: str
   splits: Mapping[str, data.Slices]
+  about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +84,12 @@ def dataset_name(wanted: ml_collections.ConfigDict) -> str:
   return f"{'+'.join(wanted.test_sources)} (trained on {trained})"
 
 
-def hooks(run: Run, name: str) -> dict[str, Callable]:
-  """Where a training reports its epochs."""
+def hooks(run: Run, name: str) -> dict[str, Any]:
+  """Where a training reports its epochs, and what its checkpoints carry."""
   return {
     "scalars": lambda step, values: run.writer.scalars(name, step, values),
     "resumed": lambda step: run.writer.resume(name, step),
+    "about": run.about,
   }
 
 

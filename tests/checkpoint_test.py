@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax import checkpoint
+from rcm_jax import cache, checkpoint
 
 
 def state(n: float):
@@ -22,24 +22,45 @@ def test_newest_of_the_kept_steps_comes_back(tmp_path):
     for step in range(1, 5):
       checkpoints.save(step, state(step))
   assert sorted(p.name for p in tmp_path.iterdir()) == ["3", "4"]
+  assert all((tmp_path / step / cache.SEAL).exists() for step in ("3", "4"))
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     step, restored = checkpoints.restore(state(0))
   assert step == 4
   assert_equal(restored, state(4))
 
 
-@pytest.mark.parametrize("damage", [b"", b"xx"])
+def files(directory):
+  return [path for path in directory.rglob("*") if path.is_file()]
+
+
+def empty(directory):
+  for path in files(directory):
+    path.write_bytes(b"")
+
+
+def fill_with_x(directory):
+  for path in files(directory):
+    path.write_bytes(b"xx")
+
+
+def flip_one_bit(directory):
+  path = max(files(directory), key=lambda path: path.stat().st_size)
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [empty, fill_with_x, flip_one_bit])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage):
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     for step in (1, 2):
       checkpoints.save(step, state(step))
-  for path in (tmp_path / "2").rglob("*"):
-    if path.is_file():
-      path.write_bytes(damage)
+  damage(tmp_path / "2")
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
-    with pytest.warns(UserWarning, match="step 2 cannot be read"):
+    with pytest.warns(UserWarning, match=r"step 2 cannot be read .*moved to .*damaged/step_2_0"):
       step, restored = checkpoints.restore(state(0))
     assert step == 1
+    assert files(tmp_path / "damaged" / "step_2_0")
     assert_equal(restored, state(1))
     checkpoints.save(2, state(7))
   with checkpoint.Checkpoints(tmp_path) as checkpoints:

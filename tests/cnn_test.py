@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import os
+import signal
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax import cnn
+from rcm_jax import cnn, cnn_training, preemption
 from rcm_jax.augment import Augmentation
 from rcm_jax.data import Slices
 from rcm_jax.models import inception
@@ -46,6 +49,7 @@ def slices(count: int, seed: int) -> Slices:
   )
 
 
+LEARNED = nnx.filterlib.Any(nnx.Param, nnx.BatchStat)
 SPLITS = {"train": slices(15, 0), "validation": slices(7, 1), "test": slices(5, 2)}
 
 
@@ -53,7 +57,7 @@ SPLITS = {"train": slices(15, 0), "validation": slices(7, 1), "test": slices(5, 
 def trained(tmp_path_factory):
   directory = tmp_path_factory.mktemp("cnn")
   reported = {}
-  cnn.train(SPEC, SPLITS, directory, scalars=reported.__setitem__)
+  cnn_training.train(SPEC, SPLITS, directory, scalars=reported.__setitem__)
   return directory, reported
 
 
@@ -86,15 +90,59 @@ def test_resume_equals_uninterrupted(trained, tmp_path):
       raise Killed
 
   with pytest.raises(Killed):
-    cnn.train(SPEC, SPLITS, tmp_path, scalars=kill)
+    cnn_training.train(SPEC, SPLITS, tmp_path, scalars=kill)
   began = []
-  cnn.train(SPEC, SPLITS, tmp_path, resumed=began.append)
+  cnn_training.train(SPEC, SPLITS, tmp_path, resumed=began.append)
   assert began == [2]
-  expected, actual = (json.loads((d / "history.json").read_text()) for d in (whole, tmp_path))
+  assert_equal_trainings(tmp_path, whole)
+
+
+def assert_equal_trainings(first, second):
+  expected, actual = (json.loads((d / "history.json").read_text()) for d in (first, second))
   assert actual["loss"] == expected["loss"]
   assert actual["validation_accuracy"] == expected["validation_accuracy"]
-  images = inception.from_uint8(jnp.asarray(SPLITS["test"].slices[..., None]))
-  np.testing.assert_array_equal(cnn.load(SPEC, tmp_path)(images), cnn.load(SPEC, whole)(images))
+  trees = (nnx.state(cnn.load(SPEC, directory), LEARNED) for directory in (first, second))
+  jax.tree.map(np.testing.assert_array_equal, *trees)
+
+
+@pytest.fixture
+def asked_to_stop():
+  """Sends this process a signal, as Slurm does, and tidies up."""
+  before = {number: signal.getsignal(number) for number in preemption.SIGNALS}
+  preemption.install()
+  yield os.kill
+  for number, handler in before.items():
+    signal.signal(number, handler)
+  preemption.clear()
+
+
+def test_stopped_within_an_epoch_it_goes_on_at_the_next_step(trained, tmp_path, asked_to_stop):
+  whole, _ = trained
+  steps = []
+
+  def stop(done, total):
+    steps.append(done)
+    if done == 5:  # the second of three steps in the second of three epochs
+      asked_to_stop(os.getpid(), signal.SIGTERM)
+
+  with pytest.raises(preemption.Preempted, match="75") as stopped:
+    cnn_training.train(SPEC, SPLITS, tmp_path, advance=stop, about={"git_revision": "abc"})
+  (path,) = tmp_path.glob("checkpoints/5/_CHECKPOINT_METADATA")
+  about = json.loads(path.read_text())["custom_metadata"]
+  assert about["cnn"]["learning_rate"] == SPEC.learning_rate
+  assert about["git_revision"] == "abc"
+  assert stopped.value.where == "in train_cnn, after step 5 of 9"
+  assert steps == [1, 2, 3, 4, 5]
+  preemption.clear()
+  cnn_training.train(SPEC, SPLITS, tmp_path, advance=lambda done, total: steps.append(done))
+  assert steps == list(range(1, 10))  # not one step twice
+  assert_equal_trainings(tmp_path, whole)
+
+
+@pytest.mark.parametrize("number", preemption.SIGNALS)
+def test_outside_of_a_training_a_run_stops_at_once(asked_to_stop, number):
+  with pytest.raises(preemption.Preempted):
+    asked_to_stop(os.getpid(), number)
 
 
 def test_extraction_equals_the_network_slice_by_slice(trained, tmp_path):
@@ -113,7 +161,7 @@ def test_extraction_equals_the_network_slice_by_slice(trained, tmp_path):
 def test_a_loss_that_is_no_number_names_the_stacks(tmp_path):
   spec = dataclasses.replace(SPEC, learning_rate=float("inf"), epochs=1)
   with pytest.raises(UserError, match=r"loss of the CNN is nan at step \d+ \(stacks stack\d"):
-    cnn.train(spec, SPLITS, tmp_path)
+    cnn_training.train(spec, SPLITS, tmp_path)
 
 
 def test_pretrained_layers_are_frozen_first_and_slower_then():

@@ -2,30 +2,16 @@
 
 import csv
 import json
-import pathlib
 import signal
 import subprocess
-import sys
-import time
 
+from main_runs import ROOT, SMALL, Runs, command, results
 import pytest
 
 from configs import features, full_sequence, hames, toeplitz_d1
-from rcm_jax import cnn, heads, main, pipeline
+from rcm_jax import cnn, cnn_training, heads, main, pipeline
 from rcm_jax.predictions import COLUMNS
 from tfds_rcm.errors import UserError
-
-ROOT = pathlib.Path(__file__).parent.parent
-SMALL = {
-  "data.sources": ("rcm_phantom/demo+stacks=4,2,3+size_px=80+pixel_um=2.0",),
-  "cnn.width": 0.0625,
-  "cnn.epochs": 2,
-  "cnn.batch_size": 16,
-  "head.epochs": 4,
-  "head.hidden": 8,
-  "seeds": (0, 1),
-}
-TIMES = ("train_seconds",)
 
 
 def small(method):
@@ -48,16 +34,8 @@ def no_training(monkeypatch):
   def fail(*args, **kwargs):
     raise AssertionError("trained again")
 
-  monkeypatch.setattr(cnn, "train", fail)
+  monkeypatch.setattr(cnn_training, "train", fail)
   monkeypatch.setattr(heads, "train", fail)
-
-
-def results(workdir):
-  read = json.loads((workdir / "results.json").read_text())
-  for row in read["rows"]:
-    for name in TIMES:
-      row.pop(name)
-  return read
 
 
 def test_results_follow_the_contract(home):
@@ -116,7 +94,7 @@ def test_a_second_run_answers_from_its_caches(home, monkeypatch):
 
 
 def test_another_head_trains_no_cnn(home, monkeypatch, tmp_path):
-  monkeypatch.setattr(cnn, "train", None)
+  monkeypatch.setattr(cnn_training, "train", None)
   monkeypatch.setattr(cnn, "extract", None)
   config = small(full_sequence)
   config.data.data_dir = str(home / "data")
@@ -160,7 +138,7 @@ def test_other_test_stacks_need_no_training(home, monkeypatch, tmp_path):
 
 
 def test_heads_train_from_a_file_of_features(home, monkeypatch, tmp_path):
-  monkeypatch.setattr(cnn, "train", None)
+  monkeypatch.setattr(cnn_training, "train", None)
   config = small(features)
   config.data.data_dir = str(home / "data")
   pipeline.run(config, tmp_path / "features", home / "cache")
@@ -205,20 +183,6 @@ def test_a_workdir_of_another_configuration_is_refused(home):
     pipeline.run(config, home / "run", home / "cache")
 
 
-def command(home, workdir, *extra):
-  overrides = [f"--config.{key}={value}" for key, value in SMALL.items()]
-  return [
-    sys.executable,
-    "-m",
-    "rcm_jax.main",
-    "--config=configs/toeplitz_d1.py",
-    f"--workdir={workdir}",
-    f"--config.data.data_dir={home / 'data'}",
-    *overrides,
-    *extra,
-  ]
-
-
 @pytest.mark.parametrize(
   ("extra", "message"),
   [
@@ -228,7 +192,11 @@ def command(home, workdir, *extra):
 )
 def test_bad_input_is_one_line_and_exit_code_1(home, tmp_path, extra, message):
   done = subprocess.run(
-    command(home, tmp_path / "w", *extra), cwd=ROOT, capture_output=True, text=True, check=False
+    command(tmp_path / "w", tmp_path / "cache", home / "data", *extra),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
   )
   assert done.returncode == 1
   (line,) = [line for line in done.stderr.splitlines() if not line.endswith(("…", " s"))]
@@ -265,19 +233,14 @@ def test_an_unknown_config_names_the_nearest(monkeypatch, capsys):
   )
 
 
-def test_kill_9_then_the_same_command_ends_in_the_same_results(home, tmp_path):
-  """Killed once in each training; the CNN's stage is not taken from the shared cache."""
-  run = command(home, tmp_path / "w", f"--cache_dir={tmp_path / 'cache'}")
-  metrics = tmp_path / "w" / "metrics.jsonl"
-  for stage in ("train_cnn", "train_heads"):
-    process = subprocess.Popen(run, cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not (metrics.exists() and f'"{stage}"' in metrics.read_text()):
-      assert process.poll() is None, "ended before it could be killed"
-      assert time.monotonic() < deadline
-      time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "w" / "results.json").exists()
-  subprocess.run(run, cwd=ROOT, check=True, capture_output=True)
-  assert results(tmp_path / "w") == results(home / "run")
+def test_killed_and_asked_to_stop_the_same_command_ends_in_the_same_results(home, tmp_path):
+  """Once in each training; the stages are not taken from the shared cache."""
+  runs = Runs(tmp_path, home / "data")
+  runs.stop_when(lambda: runs.began("train_cnn"), signal.SIGKILL)
+  assert "stopped on request in train_cnn, after step" in runs.stop_when(
+    lambda: runs.saved("train_cnn")
+  )
+  runs.stop_when(lambda: runs.began("train_heads"), signal.SIGKILL)
+  assert not (runs.workdir / "results.json").exists()
+  runs.finish()
+  assert runs.results() == results(home / "run")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
+from concurrent.futures import process
 import ctypes
 import hashlib
 import itertools
@@ -20,6 +21,8 @@ import pathlib
 import threading
 from typing import Any, TypeVar
 import zipfile
+
+from tfds_rcm.errors import UserError
 
 Job = TypeVar("Job")
 Fields = dict[str, Any]
@@ -138,5 +141,10 @@ def _in_parallel(function: Callable, jobs: Iterable, workers: int) -> Iterator[A
         result = waiting.popleft().result()
         waiting.extend(pool.submit(function, job) for job in itertools.islice(jobs, 1))
         yield result
+    except process.BrokenProcessPool as error:
+      raise UserError(
+        "a worker process ended before its work (killed, perhaps for want of memory); run the same "
+        "command again: it goes on where it stopped"
+      ) from error
     finally:
       pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,232 @@
+"""Trains the single-slice classifier on augmented slices, step by step, and can stop at any step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import json
+import pathlib
+import shutil
+import time
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rcm_jax import cache, checkpoint, preemption, sharding
+from rcm_jax.augment import augment
+from rcm_jax.cnn import CnnSpec, make_optimizer, start
+from rcm_jax.data import Slices, sequential_batches, training_batches, training_rows
+from rcm_jax.models import inception
+from tfds_rcm.errors import UserError
+
+Scalars = Callable[[int, Mapping[str, float]], None]  # (step, values)
+Advance = Callable[[int, int], None]  # (done, total)
+
+SECONDS_BETWEEN_SAVES = 600.0  # within an epoch; what a killed training has to do again at most
+_CURVES = ("loss", "accuracy", "validation_accuracy", "seconds")
+
+
+class _Learned(NamedTuple):
+  params: Any
+  stats: Any
+  optimizer: Any
+
+
+class _State(NamedTuple):
+  """What a training needs to go on after any step: with the step, its data position and its keys.
+
+  Attributes:
+    learned: parameters, running statistics and the optimiser's state.
+    best: parameters and statistics of the epoch that was best on validation.
+    best_accuracy: that epoch's.
+    history: curves [epochs, 4] of `_CURVES`, NaN in epochs to come.
+    metrics: loss and accuracy of this epoch's steps, [steps an epoch, 2].
+    seconds: spent on this epoch so far.
+  """
+
+  learned: _Learned
+  best: tuple[Any, Any]
+  best_accuracy: np.ndarray
+  history: np.ndarray
+  metrics: np.ndarray
+  seconds: np.ndarray
+
+
+def train(
+  spec: CnnSpec,
+  splits: Mapping[str, Slices],
+  directory: pathlib.Path,
+  *,
+  advance: Advance = lambda done, total: None,
+  scalars: Scalars = lambda step, values: None,
+  resumed: Callable[[int], None] = lambda step: None,
+  about: Mapping[str, Any] | None = None,
+) -> None:
+  """Trains on "train" and keeps the snapshot that is best on "validation".
+
+  Args:
+    spec: the network and its training.
+    splits: slices by split.
+    directory: gets `model`, the best parameters and statistics, and `history.json`.
+      A training that was interrupted here goes on after the last step that was saved: that
+      of an epoch's end, of its last ten minutes, or of the request to stop.
+    advance: called with the steps done and the steps in all.
+    scalars: called with each epoch's metrics.
+    resumed: called with the first epoch of which something will be trained.
+    about: what checkpoints carry besides `spec`.
+
+  Raises:
+    UserError: the loss is no longer finite; the state before that step is kept.
+    preemption.Preempted: the process was asked to stop, and the state is saved.
+  """
+  if (directory / "history.json").exists():  # killed between its end and its seal
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    return
+  data, validation = splits["train"], splits["validation"]
+  epoch_steps = -(-len(data) // spec.batch_size)
+  steps = epoch_steps * spec.epochs
+  graph, params, stats, rest = nnx.split(start(spec), nnx.Param, nnx.BatchStat, ...)
+  optimizer = make_optimizer(spec, epoch_steps)
+  mesh = sharding.device_mesh()
+  learned = jax.device_put(
+    _Learned(params, stats, optimizer.init(params)), sharding.replicated(mesh)
+  )
+  state = _State(
+    learned,
+    (learned.params, learned.stats),
+    np.full((), -1, np.float32),
+    np.full((spec.epochs, len(_CURVES)), np.nan, np.float32),
+    np.zeros((epoch_steps, 2), np.float32),
+    np.zeros(()),
+  )
+  by_batch = sharding.split_leading(mesh)
+  keys = jax.random.key(spec.seed)
+
+  def loss_fn(params, stats, key, images, labels):
+    model = nnx.merge(graph, params, stats, rest, copy=True)
+    nnx.reseed(model, dropout=jax.random.fold_in(key, 1))
+    logits = model(inception.from_uint8(augment(key, images, spec.augmentation)))
+    logits = logits.astype(jnp.float32)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    correct = jnp.mean(jnp.argmax(logits, -1) == labels)
+    return losses.mean(), (nnx.state(model, nnx.BatchStat), correct)
+
+  @jax.jit
+  def train_step(learned, step, images, labels):
+    params, stats, opt_state = learned
+    key = jax.random.fold_in(keys, step)
+    (loss, (stats, correct)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      params, stats, key, images, labels
+    )
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    now = _Learned(optax.apply_updates(params, updates), stats, opt_state)
+    return now, jnp.stack([loss, correct])
+
+  @jax.jit
+  def hits(params, stats, images, labels):
+    model = nnx.merge(graph, params, stats, rest, copy=True)
+    model.eval()
+    return jnp.argmax(model(inception.from_uint8(images)), -1) == labels
+
+  def validation_accuracy(learned):
+    correct = [
+      hits(
+        learned.params,
+        learned.stats,
+        jax.device_put(images, by_batch),
+        validation.labels[np.resize(rows, spec.batch_size)],
+      )[: len(rows)]
+      for images, rows in sequential_batches(
+        validation, batch_size=spec.batch_size, context=spec.context
+      )
+    ]
+    return np.asarray(jnp.concatenate(correct).mean())
+
+  def train_epoch(first, state, save):
+    """Trains from step `first` to the end of its epoch; `save` may be called in between."""
+    epoch = first // epoch_steps
+    learned, metrics = state.learned, np.array(state.metrics)
+    started = saved = time.perf_counter()
+
+    def check(step, values):
+      metrics[step % epoch_steps] = values
+      if not np.isfinite(metrics[step % epoch_steps, 0]):
+        raise _not_finite(metrics[step % epoch_steps, 0], step, data, spec, directory)
+
+    def so_far():
+      return state._replace(
+        learned=learned,
+        metrics=metrics,
+        seconds=state.seconds + time.perf_counter() - started,
+      )
+
+    batches = training_batches(
+      data,
+      batch_size=spec.batch_size,
+      context=spec.context,
+      seed=spec.seed,
+      start=first,
+      stop=(epoch + 1) * epoch_steps,
+    )
+    before = None
+    for step, batch in enumerate(batches, first):
+      learned, now = train_step(learned, step, *jax.device_put(batch, by_batch))
+      if before is not None:
+        check(step - 1, before)  # waits for it: the device has the next step to do meanwhile
+      before = now
+      advance(step + 1, steps)
+      if preemption.asked() or time.perf_counter() - saved > SECONDS_BETWEEN_SAVES:
+        check(step, now)
+        saved = time.perf_counter()
+        if (step + 1) % epoch_steps:
+          save(step + 1, so_far())
+    check(step, now)
+    accuracy = validation_accuracy(learned)
+    state = so_far()
+    row = np.array([*metrics.mean(0), accuracy, state.seconds])
+    history = np.array(state.history)
+    history[epoch] = row
+    state = state._replace(history=history, metrics=np.zeros_like(metrics), seconds=np.zeros(()))
+    if accuracy > state.best_accuracy:
+      state = state._replace(best=(learned.params, learned.stats), best_accuracy=accuracy)
+    scalars(epoch, dict(zip(_CURVES, row.tolist(), strict=True)))
+    return state
+
+  about = {"cnn": dataclasses.asdict(spec), **(about or {})}
+  with (
+    preemption.at_safe_points(),
+    checkpoint.Checkpoints(directory / "checkpoints", about=about) as checkpoints,
+  ):
+
+    def save(step, state):
+      checkpoints.save(step, state)
+      if preemption.asked():
+        checkpoints.wait()
+        raise preemption.Preempted(f"in train_cnn, after step {step} of {steps}")
+
+    found = checkpoints.restore(state)
+    done, state = (0, state) if found is None else found
+    resumed(done // epoch_steps)
+    while done < steps:
+      state = train_epoch(done, state, save)
+      done = (done // epoch_steps + 1) * epoch_steps
+      save(done, state)
+  params, stats = state.best
+  checkpoint.save_tree(directory / "model", {"params": params, "stats": stats})
+  curves = np.asarray(state.history).T.tolist()
+  cache.write_text(directory / "history.json", json.dumps(dict(zip(_CURVES, curves, strict=True))))
+  shutil.rmtree(directory / "checkpoints")
+
+
+def _not_finite(loss, step, data, spec, directory) -> UserError:
+  rows = training_rows(data, batch_size=spec.batch_size, seed=spec.seed)[step]
+  stacks = sorted({data.stack_id[i] for i in data.stack[rows]})
+  return UserError(
+    f"training loss of the CNN is {loss} at step {step} (stacks {', '.join(stacks)}); the last good "
+    f"state is kept in {directory / 'checkpoints'}; lower config.cnn.learning_rate or look at these "
+    "stacks"
+  )
