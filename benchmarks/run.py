@@ -1,6 +1,6 @@
 """Speed side by side with the peers and with what the machine allows.
 
-python -m benchmarks.run heads|toeplitz|gru|extract|pipeline|prepare [--peers] [--json=FILE]
+python -m benchmarks.run heads|toeplitz|gru|extract|pipeline|prepare|checkpoints [--peers] [--json=FILE]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.table import Table
 from benchmarks import timing
 from tfds_rcm import staging
 
-BENCHMARKS = ("heads", "toeplitz", "gru", "extract", "pipeline", "prepare")
+BENCHMARKS = ("heads", "toeplitz", "gru", "extract", "pipeline", "prepare", "checkpoints")
 _LIBRARIES = ("jax", "jaxlib", "flax", "torch", "keras", "onnxruntime")
 
 

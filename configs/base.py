@@ -43,6 +43,7 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   # The paper gives none of the following.
   config.cnn.epochs = 16 if small else 30
   config.cnn.batch_size = 32
+  config.cnn.norm_groups = 1  # groups of a batch with statistics of their own; devices divide it
   config.cnn.learning_rate = 2e-3 if small else 1e-3  # Adam, one warm-up epoch, cosine decay
   config.cnn.dropout = 0.2
   config.cnn.bn_momentum = 0.9 if demo else 0.99  # Keras' 0.99 needs hundreds of steps

@@ -59,6 +59,13 @@ def augment(
     slices: gray levels; channels are views of the same place and move together.
     ranges: how far a view may go.
   """
+  return views(jax.random.split(key, slices.shape[0]), slices, ranges)
+
+
+def views(
+  keys: Key[Array, "B"], slices: UInt8[Array, "B height width C"], ranges: Augmentation
+) -> Float[Array, "B height width C"]:
+  """The same with a key for each slice, so that a share of a batch is viewed as in the whole."""
   _, height, width, _ = slices.shape
   rows = jnp.arange(height) - (height - 1) / 2
   columns = jnp.arange(width) - (width - 1) / 2
@@ -70,4 +77,4 @@ def augment(
     channel = lambda plane: map_coordinates(plane, list(where), order=1, mode="mirror")
     return jax.vmap(channel, in_axes=-1, out_axes=-1)(image.astype(jnp.float32))
 
-  return jax.vmap(view)(jax.random.split(key, slices.shape[0]), slices)
+  return jax.vmap(view)(keys, slices)

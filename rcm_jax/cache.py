@@ -17,6 +17,9 @@ import pathlib
 import shutil
 from typing import Any
 
+import numpy as np
+
+from rcm_jax import sharding
 from tfds_rcm.errors import UserError
 
 SEAL = "sealed.json"
@@ -118,8 +121,12 @@ def stage(
   name: str,
   spec: Mapping[str, Any],
   compute: Callable[[pathlib.Path], None],
+  *,
+  everywhere: bool = False,
 ) -> pathlib.Path:
   """Returns the directory of a stage's result, which `compute` fills if it must.
+
+  Of several processes the first one holds the directory and seals it.
 
   Args:
     root: the cache.
@@ -127,18 +134,31 @@ def stage(
     spec: all that determines the result; names the directory.
     compute: called with the directory. It may find there what an interrupted call
       left, and must leave nothing but its result.
+    everywhere: whether all processes compute together; otherwise they wait for the first.
 
   Returns:
     `root/name-HASH`, sealed.
   """
   directory = root / f"{name}-{digest(spec)}"
-  with locked(directory, wait=True):
-    if not is_sealed(directory):
-      if (directory / SEAL).exists():  # sealed once, damaged since: nothing in it can be trusted
-        for path in directory.iterdir():
-          if path.name != _LOCK:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-      write_text(directory / "spec.json", json.dumps(spec, indent=1, sort_keys=True, default=list))
-      compute(directory)
-      seal(directory)
+  first = sharding.is_first()
+  with locked(directory, wait=True) if first else contextlib.nullcontext():
+    missing = bool(sharding.told_by_first(np.int32(first and not is_sealed(directory))))
+    if missing:
+      if first:
+        _prepare(directory, spec)
+      if everywhere:
+        sharding.wait_for_all(f"{name} is prepared")
+      if first or everywhere:
+        compute(directory)
+      sharding.wait_for_all(f"{name} is computed")
+      if first:
+        seal(directory)
   return directory
+
+
+def _prepare(directory: pathlib.Path, spec: Mapping[str, Any]) -> None:
+  if (directory / SEAL).exists():  # sealed once, damaged since: nothing in it can be trusted
+    for path in directory.iterdir():
+      if path.name != _LOCK:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+  write_text(directory / "spec.json", json.dumps(spec, indent=1, sort_keys=True, default=list))

@@ -5,21 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent import futures
 import contextlib
+import math
 import pathlib
 import shutil
+import time
 from typing import Any
 import warnings
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from rcm_jax import cache
+from rcm_jax import cache, sharding
 
 _DAMAGED = "damaged"
+MAX_STALL = 0.01  # share of a training's time that regular saves may take
 
 
 class Checkpoints:
   """The last few states of one training, by step.
+
+  Of several processes the first one alone writes and reads, and tells the others.
+
+  A step is written as one vector a type: Orbax takes a millisecond for every array, and the CNN's
+  training has a thousand.
 
   Orbax makes a step appear whole or not at all. A changed byte of an array it would not notice, so
   that every step is sealed with checksums once it is written.
@@ -33,14 +42,26 @@ class Checkpoints:
   def __init__(
     self, directory: pathlib.Path, *, keep: int = 2, about: Mapping[str, Any] | None = None
   ):
-    directory.mkdir(parents=True, exist_ok=True)
+    if sharding.is_first():
+      directory.mkdir(parents=True, exist_ok=True)
     self._directory, self._keep = directory.absolute(), keep
     self._about = None if about is None else dict(about)
-    self._checkpointer = self._open()
+    self._checkpointer = self._open() if sharding.is_first() else None
     self._sealer = futures.ThreadPoolExecutor(1, "seal")
     self._sealing: futures.Future | None = None
+    self._saved, self._stall = time.monotonic(), 0.0
+
+  @property
+  def affordable(self) -> bool:
+    """Whether a save now would hold the training up for less than 1 % of the time since the last."""
+    waited = time.monotonic() - self._saved
+    return sharding.is_first() and waited >= self._stall / MAX_STALL
 
   def _open(self) -> ocp.training.Checkpointer:
+    with _alone():
+      return self._open_alone()
+
+  def _open_alone(self) -> ocp.training.Checkpointer:
     return ocp.training.Checkpointer(
       self._directory,
       save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -54,8 +75,14 @@ class Checkpoints:
     Raises:
       ValueError: the step before could not be written (Orbax tells of a full disk by it).
     """
+    started = time.monotonic()
     self.wait()
-    written = self._checkpointer.save_async(step, state, custom_metadata=self._about)
+    if not sharding.is_first():
+      return
+    packed = _pack(jax.device_get(sharding.local(state)))
+    written = self._checkpointer.save_async(step, packed, custom_metadata=self._about)
+    self._saved = time.monotonic()
+    self._stall = self._saved - started
     self._sealing = self._sealer.submit(self._seal, step, written)
 
   def _seal(self, step: int, written: Any) -> None:
@@ -77,6 +104,19 @@ class Checkpoints:
       like: a pytree of arrays or `jax.ShapeDtypeStruct` with the shapes, types and
         shardings wanted, so that a checkpoint fits another number of devices.
     """
+    found = self._restore_here(like) if sharding.is_first() else None
+    if jax.process_count() == 1:
+      return found
+    step, tree = found or (-1, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like))
+    step = int(sharding.told_by_first(np.int32(step)))
+    if step < 0:
+      return None
+    place = lambda leaf, like: (
+      sharding.put(leaf, like.sharding) if isinstance(like, jax.Array) else np.asarray(leaf)
+    )
+    return step, jax.tree.map(place, sharding.told_by_first(tree), like)
+
+  def _restore_here(self, like: Any) -> tuple[int, Any] | None:
     steps = sorted((c.step for c in self._checkpointer.checkpoints), reverse=True)
     for step in steps:
       try:
@@ -84,7 +124,8 @@ class Checkpoints:
         # A run that was killed between writing and sealing leaves a step that is whole as it is.
         if (folder / cache.SEAL).exists() and not cache.is_sealed(folder):
           raise ValueError("its files have changed since they were written")
-        return step, self._checkpointer.load(step, jax.tree.map(_abstract, like))
+        packed = _packed_shapes(like)
+        return step, _unpack(self._checkpointer.load(step, jax.tree.map(_abstract, packed)), like)
       except Exception as error:  # Orbax raises many types for a damaged checkpoint
         reason = str(error).split("\n")[0][:120]
         aside = self._move_aside(step)
@@ -110,7 +151,8 @@ class Checkpoints:
       self.wait()
     finally:
       self._sealer.shutdown()
-      self._checkpointer.close()
+      if self._checkpointer is not None:
+        self._checkpointer.close()
 
   def __enter__(self) -> Checkpoints:
     return self
@@ -121,23 +163,61 @@ class Checkpoints:
       self.close()
 
 
-def discard(directory: pathlib.Path) -> None:
-  """Removes all steps of a training that has ended."""
-  shutil.rmtree(directory)
+def _pack(tree: Any) -> dict[str, Any]:
+  """Joins a tree's leaves into one vector a type, in the order of the tree."""
+  leaves: dict[str, list] = {}
+  for leaf in jax.tree.leaves(tree):
+    leaves.setdefault(str(leaf.dtype), []).append(leaf.ravel())
+  return {name: np.concatenate(vectors) for name, vectors in leaves.items()}
+
+
+def _packed_shapes(like: Any) -> dict[str, jax.ShapeDtypeStruct]:
+  sizes: dict[str, int] = {}
+  for leaf in jax.tree.leaves(like):
+    sizes[str(leaf.dtype)] = sizes.get(str(leaf.dtype), 0) + math.prod(leaf.shape)
+  return {name: jax.ShapeDtypeStruct((size,), name) for name, size in sizes.items()}
+
+
+def _unpack(packed: Mapping[str, Any], like: Any) -> Any:
+  """Takes `_pack`'s vectors apart; a leaf lies on the devices where `like` has one on devices."""
+  rest = {name: np.asarray(vector) for name, vector in packed.items()}
+
+  def take(leaf: Any) -> Any:
+    name, size = str(leaf.dtype), math.prod(leaf.shape)
+    mine, rest[name] = rest[name][:size].reshape(leaf.shape), rest[name][size:]
+    place = getattr(leaf, "sharding", None)
+    return mine if place is None or jax.process_count() > 1 else jax.device_put(mine, place)
+
+  return jax.tree.map(take, like)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-  sharding = getattr(leaf, "sharding", None)
-  if sharding is None:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+  place = getattr(leaf, "sharding", None)
+  if place is None or jax.process_count() > 1:
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
+def _alone() -> ocp.Context:
+  """Keeps Orbax from waiting for processes that do not take part."""
+  context = ocp.Context()
+  if jax.process_count() > 1:
+    me = jax.process_index()
+    context.multiprocessing.primary_host = me
+    context.multiprocessing.active_processes = {me}
+    context.multiprocessing.barrier_sync_key_prefix = f"process_{me}"
+  return context
 
 
 def save_tree(path: pathlib.Path, tree: Any) -> None:
   """Writes one pytree of arrays, all or nothing."""
-  ocp.save(path.absolute(), tree, overwrite=True)
+  for leftover in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):  # of a killed run
+    shutil.rmtree(leftover)
+  with _alone():
+    ocp.save(path.absolute(), tree, overwrite=True)
 
 
 def load_tree(path: pathlib.Path, like: Any) -> Any:
   """Reads what `save_tree` wrote, in the shapes, types and shardings of `like`."""
-  return ocp.load(path.absolute(), jax.tree.map(_abstract, like))
+  with _alone():
+    return ocp.load(path.absolute(), jax.tree.map(_abstract, like))

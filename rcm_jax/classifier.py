@@ -27,7 +27,7 @@ class Classifier(NamedTuple):
   def load(self, split: str, kind: str) -> np.ndarray:
     """Returns one row a slice of a split; `kind` is features or probabilities."""
     folder = self.test_dir if split == "test" else self.features_dir
-    return np.load(folder / f"{split}_{kind}.npy")
+    return stages.load_rows(folder / f"{split}_{kind}.npy")
 
 
 def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Result]:
@@ -56,6 +56,7 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
     lambda directory, advance: cnn_training.train(
       spec, run.splits, directory, advance=advance, **stages.hooks(run, "train_cnn")
     ),
+    everywhere=True,
   )
   # The test split apart: the same model may be tested on other data.
   extracted = {"model": model_dir.name, "dtype": config.features.dtype}
@@ -123,4 +124,5 @@ def _extract(
       dtype=run.config.features.dtype,
       advance=advance,
     ),
+    everywhere=True,
   )

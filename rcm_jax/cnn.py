@@ -30,6 +30,8 @@ class CnnSpec:
     width: factor on the channel counts of Inception-V3.
     epochs: passes over the training slices.
     batch_size: slices a step.
+    norm_groups: parts of a batch, of equal size, that are normalised by their own statistics; a
+      number of devices that divides it gives the same training as one device.
     learning_rate: Adam's peak rate; it rises over the first epoch and falls as a cosine.
     dropout: share of the 256 units dropped before the classifier.
     bn_momentum: share of the running statistics that survives a step.
@@ -48,6 +50,7 @@ class CnnSpec:
   width: float
   epochs: int
   batch_size: int
+  norm_groups: int
   learning_rate: float
   dropout: float
   bn_momentum: float
@@ -143,17 +146,24 @@ def extract(
     dtype: "float32" or "float16", of the stored features.
     advance: called with the slices done and the slices in all.
   """
-  mesh = sharding.device_mesh()
+  mesh = sharding.local_mesh()
+  batch_size = -(-batch_size // jax.device_count()) * jax.device_count()
+  own = sharding.own_rows(batch_size)
   see = inception_inference.extract_fn(load(spec, model_directory), _compute_dtype())
   total = sum(len(split) for split in splits.values())
   done = 0
   for name, split in splits.items():
     features, probabilities = [], []
-    for images, rows in sequential_batches(split, batch_size=batch_size, context=spec.context):
+    for images, rows in sequential_batches(
+      split, batch_size=batch_size, context=spec.context, own=own
+    ):
       values, logits = see(jax.device_put(images, sharding.split_leading(mesh)))
-      features.append(np.asarray(values[: len(rows)]).astype(dtype))
-      probabilities.append(np.asarray(jax.nn.softmax(logits.astype(jnp.float32)))[: len(rows)])
+      shares = np.asarray(values), np.asarray(jax.nn.softmax(logits.astype(jnp.float32)))
+      values, classes = (sharding.gather(share)[: len(rows)] for share in shares)
+      features.append(values.astype(dtype))
+      probabilities.append(classes)
       done += len(rows)
       advance(done, total)
-    np.save(directory / f"{name}_features.npy", np.concatenate(features))
-    np.save(directory / f"{name}_probabilities.npy", np.concatenate(probabilities))
+    if sharding.is_first():
+      np.save(directory / f"{name}_features.npy", np.concatenate(features))
+      np.save(directory / f"{name}_probabilities.npy", np.concatenate(probabilities))

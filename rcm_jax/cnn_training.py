@@ -10,30 +10,21 @@ import shutil
 import time
 from typing import Any, NamedTuple
 
-from flax import nnx
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from rcm_jax import cache, checkpoint, preemption, sharding
-from rcm_jax.augment import augment
-from rcm_jax.cnn import CnnSpec, make_optimizer, start
+from rcm_jax import cache, checkpoint, cnn_step, preemption, sharding
+from rcm_jax.cnn import CnnSpec
+from rcm_jax.cnn_step import Learned
 from rcm_jax.data import Slices, sequential_batches, training_batches, training_rows
-from rcm_jax.models import inception
 from tfds_rcm.errors import UserError
 
 Scalars = Callable[[int, Mapping[str, float]], None]  # (step, values)
 Advance = Callable[[int, int], None]  # (done, total)
 
 SECONDS_BETWEEN_SAVES = 600.0  # within an epoch; what a killed training has to do again at most
+STEPS_BETWEEN_VISITS = 16  # at which several processes agree on whether to save or to stop
 _CURVES = ("loss", "accuracy", "validation_accuracy", "seconds")
-
-
-class _Learned(NamedTuple):
-  params: Any
-  stats: Any
-  optimizer: Any
 
 
 class _State(NamedTuple):
@@ -48,7 +39,7 @@ class _State(NamedTuple):
     seconds: spent on this epoch so far.
   """
 
-  learned: _Learned
+  learned: Learned
   best: tuple[Any, Any]
   best_accuracy: np.ndarray
   history: np.ndarray
@@ -72,8 +63,9 @@ def train(
     spec: the network and its training.
     splits: slices by split.
     directory: gets `model`, the best parameters and statistics, and `history.json`.
-      A training that was interrupted here goes on after the last step that was saved: that
-      of an epoch's end, of its last ten minutes, or of the request to stop.
+      A training that was interrupted here goes on after the last step that was saved: at an
+      epoch's end, if that costs less than 1 % of the time, every ten minutes within an epoch,
+      and on request to stop.
     advance: called with the steps done and the steps in all.
     scalars: called with each epoch's metrics.
     resumed: called with the first epoch of which something will be trained.
@@ -89,62 +81,34 @@ def train(
   data, validation = splits["train"], splits["validation"]
   epoch_steps = -(-len(data) // spec.batch_size)
   steps = epoch_steps * spec.epochs
-  graph, params, stats, rest = nnx.split(start(spec), nnx.Param, nnx.BatchStat, ...)
-  optimizer = make_optimizer(spec, epoch_steps)
-  mesh = sharding.device_mesh()
-  learned = jax.device_put(
-    _Learned(params, stats, optimizer.init(params)), sharding.replicated(mesh)
-  )
+  _check_groups(spec)
+  mesh = sharding.device_mesh(spec.norm_groups)
+  programs = cnn_step.build(spec, epoch_steps, mesh)
+  own = sharding.own_rows(spec.batch_size)
+  numbers = sharding.put_rows(np.arange(spec.batch_size, dtype=np.int32)[own], mesh)
+  learned = sharding.put(programs.start, sharding.replicated(mesh))
   state = _State(
     learned,
     (learned.params, learned.stats),
     np.full((), -1, np.float32),
     np.full((spec.epochs, len(_CURVES)), np.nan, np.float32),
     np.zeros((epoch_steps, 2), np.float32),
-    np.zeros(()),
+    np.zeros((), np.float32),
   )
-  by_batch = sharding.split_leading(mesh)
-  keys = jax.random.key(spec.seed)
-
-  def loss_fn(params, stats, key, images, labels):
-    model = nnx.merge(graph, params, stats, rest, copy=True)
-    nnx.reseed(model, dropout=jax.random.fold_in(key, 1))
-    logits = model(inception.from_uint8(augment(key, images, spec.augmentation)))
-    logits = logits.astype(jnp.float32)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    correct = jnp.mean(jnp.argmax(logits, -1) == labels)
-    return losses.mean(), (nnx.state(model, nnx.BatchStat), correct)
-
-  @jax.jit
-  def train_step(learned, step, images, labels):
-    params, stats, opt_state = learned
-    key = jax.random.fold_in(keys, step)
-    (loss, (stats, correct)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      params, stats, key, images, labels
-    )
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    now = _Learned(optax.apply_updates(params, updates), stats, opt_state)
-    return now, jnp.stack([loss, correct])
-
-  @jax.jit
-  def hits(params, stats, images, labels):
-    model = nnx.merge(graph, params, stats, rest, copy=True)
-    model.eval()
-    return jnp.argmax(model(inception.from_uint8(images)), -1) == labels
 
   def validation_accuracy(learned):
-    correct = [
-      hits(
-        learned.params,
-        learned.stats,
-        jax.device_put(images, by_batch),
-        validation.labels[np.resize(rows, spec.batch_size)],
-      )[: len(rows)]
-      for images, rows in sequential_batches(
-        validation, batch_size=spec.batch_size, context=spec.context
-      )
-    ]
-    return np.asarray(jnp.concatenate(correct).mean())
+    learned = sharding.local(learned)
+    batches = sequential_batches(
+      validation, batch_size=spec.batch_size, context=spec.context, own=own
+    )
+    correct = []
+    for images, rows in batches:
+      labels = validation.labels[np.resize(rows, spec.batch_size)][own]
+      if jax.process_count() == 1:
+        images = sharding.put_rows(images, mesh)
+      correct.append((programs.hits(learned, images, labels), len(rows)))
+    correct = [sharding.gather(np.asarray(hits))[:count] for hits, count in correct]
+    return np.asarray(np.concatenate(correct).mean(), np.float32)
 
   def train_epoch(first, state, save):
     """Trains from step `first` to the end of its epoch; `save` may be called in between."""
@@ -153,7 +117,7 @@ def train(
     started = saved = time.perf_counter()
 
     def check(step, values):
-      metrics[step % epoch_steps] = values
+      metrics[step % epoch_steps] = sharding.local(values)
       if not np.isfinite(metrics[step % epoch_steps, 0]):
         raise _not_finite(metrics[step % epoch_steps, 0], step, data, spec, directory)
 
@@ -161,7 +125,7 @@ def train(
       return state._replace(
         learned=learned,
         metrics=metrics,
-        seconds=state.seconds + time.perf_counter() - started,
+        seconds=np.asarray(float(state.seconds) + time.perf_counter() - started, np.float32),
       )
 
     batches = training_batches(
@@ -171,15 +135,21 @@ def train(
       seed=spec.seed,
       start=first,
       stop=(epoch + 1) * epoch_steps,
+      own=own,
     )
     before = None
+    visit = 1 if jax.process_count() == 1 else STEPS_BETWEEN_VISITS
     for step, batch in enumerate(batches, first):
-      learned, now = train_step(learned, step, *jax.device_put(batch, by_batch))
+      learned, now = programs.train(
+        learned, np.int32(step), numbers, *sharding.put_rows(batch, mesh)
+      )
       if before is not None:
         check(step - 1, before)  # waits for it: the device has the next step to do meanwhile
       before = now
       advance(step + 1, steps)
-      if preemption.asked() or time.perf_counter() - saved > SECONDS_BETWEEN_SAVES:
+      if step % visit == 0 and sharding.any_process(
+        preemption.asked() or time.perf_counter() - saved > SECONDS_BETWEEN_SAVES
+      ):
         check(step, now)
         saved = time.perf_counter()
         if (step + 1) % epoch_steps:
@@ -190,7 +160,9 @@ def train(
     row = np.array([*metrics.mean(0), accuracy, state.seconds])
     history = np.array(state.history)
     history[epoch] = row
-    state = state._replace(history=history, metrics=np.zeros_like(metrics), seconds=np.zeros(()))
+    state = state._replace(
+      history=history, metrics=np.zeros_like(metrics), seconds=np.zeros((), np.float32)
+    )
     if accuracy > state.best_accuracy:
       state = state._replace(best=(learned.params, learned.stats), best_accuracy=accuracy)
     scalars(epoch, dict(zip(_CURVES, row.tolist(), strict=True)))
@@ -204,7 +176,7 @@ def train(
 
     def save(step, state):
       checkpoints.save(step, state)
-      if preemption.asked():
+      if sharding.any_process(preemption.asked()):
         checkpoints.wait()
         raise preemption.Preempted(f"in train_cnn, after step {step} of {steps}")
 
@@ -214,12 +186,23 @@ def train(
     while done < steps:
       state = train_epoch(done, state, save)
       done = (done // epoch_steps + 1) * epoch_steps
-      save(done, state)
-  params, stats = state.best
-  checkpoint.save_tree(directory / "model", {"params": params, "stats": stats})
+      if sharding.any_process(preemption.asked() or checkpoints.affordable):
+        save(done, state)
+  params, stats = sharding.local(state.best)
   curves = np.asarray(state.history).T.tolist()
-  cache.write_text(directory / "history.json", json.dumps(dict(zip(_CURVES, curves, strict=True))))
-  shutil.rmtree(directory / "checkpoints")
+  if sharding.is_first():
+    checkpoint.save_tree(directory / "model", {"params": params, "stats": stats})
+    history = json.dumps(dict(zip(_CURVES, curves, strict=True)))
+    cache.write_text(directory / "history.json", history)
+    shutil.rmtree(directory / "checkpoints")
+
+
+def _check_groups(spec: CnnSpec) -> None:
+  if spec.norm_groups < 1 or spec.batch_size % spec.norm_groups:
+    raise UserError(
+      f"config.cnn.norm_groups = {spec.norm_groups}: a batch of config.cnn.batch_size = "
+      f"{spec.batch_size} cannot be divided into as many equal groups; give a divisor"
+    )
 
 
 def _not_finite(loss, step, data, spec, directory) -> UserError:

@@ -297,33 +297,44 @@ def training_rows(split: Slices, *, batch_size: int, seed: int) -> grain.MapData
 
 
 def training_batches(
-  split: Slices, *, batch_size: int, context: int, seed: int, start: int, stop: int
+  split: Slices,
+  *,
+  batch_size: int,
+  context: int,
+  seed: int,
+  start: int,
+  stop: int,
+  own: slice = slice(None),
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields batches number `start` to `stop` of `training_rows`.
+  """Yields batches number `start` to `stop` of `training_rows`, or of each the rows in `own`.
 
   Yields:
     uint8 slices [batch, height, width, context] and labels [batch].
   """
   batches = training_rows(split, batch_size=batch_size, seed=seed)[start:stop].map(
-    lambda batch: (with_context(split, batch, context), split.labels[batch].astype(np.int32))
+    lambda batch: (
+      with_context(split, batch[own], context),
+      split.labels[batch[own]].astype(np.int32),
+    )
   )
   yield from batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
 
 
 def sequential_batches(
-  split: Slices, *, batch_size: int, context: int
+  split: Slices, *, batch_size: int, context: int, own: slice = slice(None)
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields all slices in order; the last batch is filled up by repeating its last row.
 
   Yields:
-    uint8 slices [batch, height, width, context] and the rows [≤ batch] they come from.
+    uint8 slices [batch, height, width, context], or those in `own` of the batch alone, and the
+    rows [≤ batch] that the whole batch comes from.
   """
   count = len(split)
 
   def batch(start: int) -> tuple[np.ndarray, np.ndarray]:
     rows = np.arange(start, min(start + batch_size, count))
     filled = np.pad(rows, (0, batch_size - len(rows)), mode="edge")
-    return with_context(split, filled, context), rows
+    return with_context(split, filled[own], context), rows
 
   starts = grain.MapDataset.range(0, count, batch_size)
   yield from starts.map(batch).to_iter_dataset(

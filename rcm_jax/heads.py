@@ -77,12 +77,10 @@ def train(
     epochs=epochs,
     epochs_per_call=per_call,
   )
-  mesh = sharding.device_mesh()
-  spread = (
-    sharding.split_leading(mesh) if len(members) % mesh.size == 0 else sharding.replicated(mesh)
-  )
-  stacked = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *members), spread)
-  state = jax.device_put(jax.jit(over_members(training.init))(stacked), spread)
+  spread, whole = _spread(len(members))
+  stacked = spread(jax.tree.map(lambda *x: np.stack(x), *members))
+  mesh = sharding.local_mesh()
+  state = jax.jit(sharding.split_work(over_members(training.init), mesh))(stacked)
   started = time.perf_counter()
   curves = np.full((len(members), epochs, 2), np.nan, np.float32)
   about = {"head": dataclasses.asdict(spec), **(about or {})}
@@ -90,17 +88,21 @@ def train(
     preemption.at_safe_points(),
     checkpoint.Checkpoints(directory / "checkpoints", about=about) as checkpoints,
   ):
-    found = checkpoints.restore({"state": state, "curves": curves, "seconds": np.zeros(())})
+    rows = lambda leaf: np.zeros((len(members), *leaf.shape[1:]), leaf.dtype)
+    found = checkpoints.restore(
+      {"state": jax.tree.map(rows, state), "curves": curves, "seconds": np.zeros((), np.float32)}
+    )
     first, seconds = 0, 0.0
     if found is not None:
       first, tree = found
-      state, curves, seconds = tree["state"], np.array(tree["curves"]), float(tree["seconds"])
+      state, curves = spread(tree["state"]), np.array(tree["curves"])
+      seconds = float(tree["seconds"])
     resumed(first)
-    run = compile_run(training, state, stacked, np.full(len(members), first, np.int32))
+    everyone = lambda epoch: spread(np.full(len(members), epoch, np.int32))
+    run = compile_run(training, state, stacked, everyone(first))
     for epoch in range(first, epochs, per_call):
-      epoch_numbers = np.full(len(members), epoch, np.int32)
-      state, now = run(state, stacked, epoch_numbers)
-      curves[:, epoch : epoch + per_call] = now
+      state, now = run(state, stacked, everyone(epoch))
+      curves[:, epoch : epoch + per_call] = whole(now)
       bad = np.argwhere(~np.isfinite(curves[:, epoch : epoch + per_call, 0]))
       if bad.size:
         member, when = bad[0]
@@ -113,18 +115,18 @@ def train(
         loss, accuracy = curves[:, i].mean(0).tolist()
         scalars(i, {"loss": loss, "validation_accuracy": accuracy})
       advance(epoch + per_call, epochs)
-      checkpoints.save(
-        epoch + per_call,
-        {
-          "state": state,
-          "curves": curves,
-          "seconds": np.asarray(seconds + time.perf_counter() - started),
-        },
-      )
-      if preemption.asked():
+      stop = sharding.any_process(preemption.asked())
+      if stop or sharding.any_process(checkpoints.affordable):
+        taken = np.asarray(seconds + time.perf_counter() - started, np.float32)
+        tree = {"state": whole(state), "curves": curves, "seconds": taken}
+        checkpoints.save(epoch + per_call, tree)
+      if stop:
         checkpoints.wait()
         raise preemption.Preempted(f"in train_heads, after epoch {epoch + per_call} of {epochs}")
-  checkpoint.save_tree(directory / "heads", state.best_params)
+  best = whole(state.best_params)
+  if not sharding.is_first():
+    return
+  checkpoint.save_tree(directory / "heads", best)
   cache.write_text(
     directory / "history.json",
     json.dumps(
@@ -137,6 +139,27 @@ def train(
     ),
   )
   shutil.rmtree(directory / "checkpoints")
+
+
+def _spread(count: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+  """Returns how rows of members get onto this process' devices, and back to whole arrays.
+
+  The last member stands in where devices would have nothing to do, and is then left out again.
+  """
+  more = -count % jax.device_count()
+  split = sharding.split_leading(sharding.local_mesh())
+  own = sharding.own_rows(count + more)
+
+  def place(rows):
+    filled = np.pad(np.asarray(rows), [(0, more)] + [(0, 0)] * (rows.ndim - 1), mode="edge")
+    return jax.device_put(filled[own], split)
+
+  def whole(rows):
+    if not more and jax.process_count() == 1:
+      return rows
+    return sharding.gather(np.asarray(rows))[:count]
+
+  return lambda tree: jax.tree.map(place, tree), lambda tree: jax.tree.map(whole, tree)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 import numpy as np
 import optax
 
-from rcm_jax import decode, losses
+from rcm_jax import decode, losses, sharding
 from rcm_jax.arrays import Features
 from rcm_jax.models.head import Head, HeadSpec
 from tfds_rcm.staging import num_cores
@@ -206,11 +206,14 @@ def over_members(function: Callable) -> Callable:
 def compile_run(training: Training, *args: Any) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
   """Compiles `training.run` over members, for arguments like `args`, each with a member axis.
 
+  Members are split over this process' devices, which have nothing to tell each other.
+
   A step of one member gives a second core of a CPU little to do. There, every member runs by
   itself, as many at a time as there are cores, and the program is compiled for one.
   """
-  if jax.default_backend() != "cpu" or jax.device_count() > 1:
-    run = over_members(lambda state, member, epoch: training.run(state, member, epoch))
+  mesh = sharding.local_mesh()
+  if jax.default_backend() != "cpu" or mesh.size > 1:
+    run = sharding.split_work(over_members(training.run), mesh)
     return jax.jit(run).lower(*args).compile()
   one = lambda args, i: jax.tree.map(lambda leaf: leaf[i], args)
   program = jax.jit(training.run).lower(*one(jax.device_get(args), 0)).compile()

@@ -82,6 +82,7 @@ def _head(run: stages.Run) -> stages.Result:
       advance=advance,
       **stages.hooks(run, "train_heads"),
     ),
+    everywhere=True,
   )
   trained = heads.load(spec, members, directory)
   result = single
@@ -186,7 +187,7 @@ def _baseline(run: stages.Run, module: Any, model_class: Any) -> stages.Result:
       f"{name}, seed {seed}: {model_class.load(directory / 'model.npz').chosen}"
     )
     probabilities = {
-      split: stages.cut_up(run.splits[split], np.load(directory / f"{split}.npy"))
+      split: stages.cut_up(run.splits[split], stages.load_rows(directory / f"{split}.npy"))
       for split in stages.EVALUATED
     }
     predictions = stages.predictions_by_stack(

@@ -13,12 +13,13 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 import jax
 import ml_collections
 
-from rcm_jax import cache, data, evaluate, feature_file, figures, methods, stages
+from rcm_jax import cache, data, evaluate, feature_file, figures, methods, sharding, stages
 from rcm_jax.writer import Writer
 from tfds_rcm import prepare
 from tfds_rcm.errors import UserError, nearest
@@ -51,38 +52,48 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pat
     raise UserError(
       f"config.model: '{config.model}' is none of {', '.join(methods.METHODS)}{nearest(config.model, methods.METHODS)}"
     )
+  if not sharding.is_first():  # it computes with the first one, and leaves the results to it
+    with tempfile.TemporaryDirectory() as elsewhere:
+      _run(config, pathlib.Path(elsewhere), cache_dir)
+    return
   with cache.locked(workdir, wait=False):
-    about = _claim(workdir, config)
-    try:
-      cache_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-      raise UserError(
-        f"{cache_dir}: cannot be written ({error.strerror}); choose another --cache_dir"
-      ) from error
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    writer = Writer(workdir)
-    try:
-      if config.features.file:
-        name, source, splits = _from_file(config)
-        tested = source
-      else:
-        name = stages.dataset_name(config.data)
-        source, tested, splits = _decode_all(config.data, workdir, cache_dir, writer)
-      this = stages.Run(config, workdir, cache_dir, writer, source, tested, splits, about)
-      result = methods.METHODS[config.model](this)
-    finally:
-      writer.close()
-    dataset = {
-      "name": name,
-      "stacks": {name: len(split.stack_id) for name, split in splits.items()},
-      "slices": {name: len(split) for name, split in splits.items()},
-    }
-    rows = evaluate.write_run(
-      workdir, dataset, result.predictions, versions=_versions(), train_seconds=result.seconds
-    )
-    figures.boundary_error_histograms(result.predictions, workdir / "figures/boundary_errors.png")
-    figures.strata_ribbon(result.predictions, workdir / "figures/strata.png")
+    _run(config, workdir, cache_dir)
+
+
+def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pathlib.Path) -> None:
+  about = _claim(workdir, config)
+  try:
+    cache_dir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f"{cache_dir}: cannot be written ({error.strerror}); choose another --cache_dir"
+    ) from error
+  jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  writer = Writer(workdir)
+  try:
+    if config.features.file:
+      name, source, splits = _from_file(config)
+      tested = source
+    else:
+      name = stages.dataset_name(config.data)
+      source, tested, splits = _decode_all(config.data, workdir, cache_dir, writer)
+    this = stages.Run(config, workdir, cache_dir, writer, source, tested, splits, about)
+    result = methods.METHODS[config.model](this)
+  finally:
+    writer.close()
+  dataset = {
+    "name": name,
+    "stacks": {name: len(split.stack_id) for name, split in splits.items()},
+    "slices": {name: len(split) for name, split in splits.items()},
+  }
+  rows = evaluate.write_run(
+    workdir, dataset, result.predictions, versions=_versions(), train_seconds=result.seconds
+  )
+  figures.boundary_error_histograms(result.predictions, workdir / "figures/boundary_errors.png")
+  figures.strata_ribbon(result.predictions, workdir / "figures/strata.png")
+  if not sharding.is_first():
+    return
   evaluate.print_table(rows, title=f"{dataset['stacks']['test']} test stacks of {dataset['name']}")
   writer.console.print(f"results.json, predictions.csv and figures are in {workdir}")
 
@@ -137,9 +148,10 @@ def _decode(
 ) -> pathlib.Path:
   for source in sources:
     name, _, preset = source.partition("/")
-    if name == "rcm_phantom":  # the embedded default makes itself
+    if name == "rcm_phantom" and sharding.is_first():  # the embedded default makes itself
       with writer.progress(source) as advance:
         prepare.prepare_phantom(preset or "demo", wanted.data_dir, progress=advance)
+  sharding.wait_for_all("datasets are prepared")
   builders = [data.open_builder(source, wanted.data_dir) for source in sources]
   for builder in builders:  # who was in which split belongs to the results
     divided = pathlib.Path(builder.data_dir) / "splits.csv"

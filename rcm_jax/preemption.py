@@ -27,6 +27,11 @@ class Preempted(SystemExit):
     self.where = where
 
 
+def request() -> None:
+  """Asks the process to stop, as a signal does."""
+  _asked.set()
+
+
 def clear() -> None:
   """Forgets that the process was asked."""
   _asked.clear()

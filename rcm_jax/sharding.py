@@ -1,21 +1,179 @@
-"""One mesh for one or many devices: batches and members are split, all else is copied."""
+"""One program for one or many devices, of one or many processes.
+
+Devices lie along one axis, "data". Batches, and the members of a sweep, are split over it; all else
+is copied. Whatever a device computes from its share alone needs no communication; a training step of
+the CNN needs one all-reduce (`mean_over_devices`). Every process loads only its devices' rows, and
+the first process alone writes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+import math
+import os
+from typing import Any
+
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.flatten_util import ravel_pytree
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from tfds_rcm.errors import UserError
+
+_AXIS = "data"
 
 
-def device_mesh() -> jax.sharding.Mesh:
-  """Returns all devices along one axis, "data"."""
-  return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def start(coordinator: str | None, processes: int | None, index: int | None) -> None:
+  """Joins the processes of a run, if there are several; before anything else asks for devices.
+
+  Args:
+    coordinator: HOST:PORT of the first process. Without it, and in a Slurm step of several tasks,
+      all three come from Slurm's environment.
+    processes: in all.
+    index: of this one.
+
+  Raises:
+    UserError: some, but not all, of the three are given.
+  """
+  given = (coordinator, processes, index)
+  if any(value is not None for value in given):
+    if any(value is None for value in given):
+      raise UserError("--coordinator, --processes and --process belong together; give all or none")
+    jax.distributed.initialize(coordinator, processes, index)
+  elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    jax.distributed.initialize()
 
 
-def split_leading(mesh: jax.sharding.Mesh) -> NamedSharding:
+def device_mesh(divides: int = 0) -> Mesh:
+  """Returns the devices along one axis.
+
+  Args:
+    divides: if given, the number of devices must divide it, and a process with more devices than
+      that uses the first ones only.
+
+  Raises:
+    UserError: devices of several processes do not divide it.
+  """
+  devices = jax.devices()
+  count = math.gcd(len(devices), divides) if divides else len(devices)
+  if count < len(devices) and jax.process_count() > 1:
+    raise UserError(
+      f"config.cnn.norm_groups = {divides} cannot be divided over {len(devices)} devices; make it "
+      "a multiple of their number, and config.cnn.batch_size a multiple of that"
+    )
+  return jax.make_mesh((count,), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices[:count])
+
+
+def local_mesh() -> Mesh:
+  """Returns this process' own devices along one axis."""
+  return jax.make_mesh(
+    (jax.local_device_count(),), (_AXIS,), axis_types=(AxisType.Auto,), devices=jax.local_devices()
+  )
+
+
+def split_leading(mesh: Mesh) -> NamedSharding:
   """Returns the sharding that splits an array's first axis over the devices."""
-  return NamedSharding(mesh, PartitionSpec("data"))
+  return NamedSharding(mesh, PartitionSpec(_AXIS))
 
 
-def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding that copies an array to every device."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def put(tree: Any, sharding: NamedSharding) -> Any:
+  """Puts arrays, which every process has whole, onto the devices."""
+  if jax.process_count() == 1:
+    return jax.device_put(tree, sharding)
+
+  def place(leaf: Any) -> jax.Array:
+    leaf = np.asarray(leaf)
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+  return jax.tree.map(place, tree)
+
+
+def own_rows(count: int) -> slice:
+  """Returns which of `count` rows, split over all processes, this one is to load."""
+  share = count // jax.process_count()
+  return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+
+
+def put_rows(tree: Any, mesh: Mesh) -> Any:
+  """Puts rows onto the devices, each process having loaded its `own_rows`."""
+  if jax.process_count() == 1:
+    return jax.device_put(tree, split_leading(mesh))
+  place = lambda leaf: jax.make_array_from_process_local_data(split_leading(mesh), leaf)
+  return jax.tree.map(place, tree)
+
+
+def local(tree: Any) -> Any:
+  """Returns this process' copies of what was `put` on all devices, as they lie on one device."""
+  if jax.process_count() == 1:
+    return tree
+  here = lambda leaf: leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
+  return jax.tree.map(here, tree)
+
+
+def gather(rows: np.ndarray) -> np.ndarray:
+  """Returns the rows of all processes, those of the first process first."""
+  if jax.process_count() == 1:
+    return rows
+  return np.asarray(multihost_utils.process_allgather(rows, tiled=True))
+
+
+def mean_over_devices(
+  function: Callable[..., Any], mesh: Mesh, copied: Sequence[bool]
+) -> Callable[..., Any]:
+  """Maps a function over shares of its arguments; returns the means of its results.
+
+  All results, whatever their shapes, travel in one vector, so in one all-reduce.
+
+  Args:
+    function: arrays → pytree of float32 arrays.
+    mesh: of the devices. On a single one, the function itself is returned.
+    copied: for each argument, whether every device gets it whole, or its share of the rows.
+  """
+  if mesh.size == 1:
+    return function
+
+  def share(*args: Any) -> Any:
+    flat, unravel = ravel_pytree(function(*args))
+    return unravel(jax.lax.pmean(flat, _AXIS))
+
+  specs = tuple(PartitionSpec() if whole else PartitionSpec(_AXIS) for whole in copied)
+  return jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+
+
+def split_work(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+  """Maps a function over shares of its arguments' first axes, without any communication."""
+  if mesh.size == 1:
+    return function
+  spec = PartitionSpec(_AXIS)
+  return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+
+
+def is_first() -> bool:
+  """Whether this process is the one that writes."""
+  return jax.process_index() == 0
+
+
+def any_process(flag: bool) -> bool:
+  """Whether the flag is set in any process; all must ask at the same point."""
+  if jax.process_count() == 1:
+    return flag
+  return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def told_by_first(tree: Any) -> Any:
+  """Returns the first process' arrays to all; all must ask at the same point."""
+  if jax.process_count() == 1:
+    return tree
+  return multihost_utils.broadcast_one_to_all(jax.tree.map(np.asarray, tree))
+
+
+def wait_for_all(where: str) -> None:
+  """Waits until every process has come here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(where)

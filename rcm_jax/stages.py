@@ -64,14 +64,21 @@ def stage(
   name: str,
   spec: Mapping[str, Any],
   compute: Callable[[pathlib.Path, writer_lib.Advance], None],
+  *,
+  everywhere: bool = False,
 ) -> pathlib.Path:
-  """Returns a stage's directory, filled by `compute` with a progress bar unless it is cached."""
+  """Returns a stage's directory, filled by `compute` with a progress bar unless it is cached.
+
+  See `cache.stage`.
+  """
 
   def shown(directory: pathlib.Path) -> None:
     with writer.progress(name) as advance:
       compute(directory, advance)
 
-  return cache.stage(cache_dir, name, {**spec, "version": __version__}, shown)
+  return cache.stage(
+    cache_dir, name, {**spec, "version": __version__}, shown, everywhere=everywhere
+  )
 
 
 def dataset_name(wanted: ml_collections.ConfigDict) -> str:
@@ -130,3 +137,8 @@ def predictions_by_stack(
 def cut_up(split: data.Slices, rows: np.ndarray) -> list[np.ndarray]:
   """Divides an array of one row a slice, [n, …], into one array a stack."""
   return [rows[split.rows(stack)] for stack in range(len(split.stack_id))]
+
+
+def load_rows(path: pathlib.Path) -> np.ndarray:
+  """Reads an array that a stage has written, one row a slice."""
+  return np.load(path, allow_pickle=False)

@@ -134,7 +134,7 @@ def _read_attention(path):
   if not path.exists():
     return maps, taps
   try:
-    with np.load(path) as values:
+    with np.load(path, allow_pickle=False) as values:
       for i, name in enumerate(values["names"]):
         kind, *key = json.loads(str(name))
         (maps if kind == "map" else taps)[tuple(key)] = values[f"a{i}"]

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 import tensorboardX
 
-from rcm_jax import cache
+from rcm_jax import cache, sharding
 
 Advance = Callable[[int, int], None]  # (done, total)
 
@@ -33,7 +33,7 @@ class Writer:
   """
 
   def __init__(self, workdir: pathlib.Path, console: Console | None = None):
-    self.console = console or Console(stderr=True, highlight=False)
+    self.console = console or Console(stderr=True, highlight=False, quiet=not sharding.is_first())
     self._path = workdir / "metrics.jsonl"
     self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), flush_secs=10)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax import cnn, cnn_training, preemption
+from rcm_jax import checkpoint, cnn, cnn_training, preemption
 from rcm_jax.augment import Augmentation
 from rcm_jax.data import Slices
 from rcm_jax.models import inception
@@ -22,6 +22,7 @@ SPEC = cnn.CnnSpec(
   width=0.0625,
   epochs=3,
   batch_size=6,
+  norm_groups=1,
   learning_rate=3e-3,
   dropout=0.2,
   bn_momentum=0.5,
@@ -79,7 +80,8 @@ def test_the_best_epoch_is_kept(trained):
   assert accuracy == pytest.approx(max(r["validation_accuracy"] for r in reported.values()))
 
 
-def test_resume_equals_uninterrupted(trained, tmp_path):
+def test_resume_equals_uninterrupted(trained, tmp_path, monkeypatch):
+  monkeypatch.setattr(checkpoint, "MAX_STALL", float("inf"))
   whole, _ = trained
 
   class Killed(Exception):

@@ -263,6 +263,7 @@ def test_fine_tuning_starts_from_the_file_and_keeps_its_statistics(tmp_path):
     width=0.1,
     epochs=1,
     batch_size=2,
+    norm_groups=1,
     learning_rate=1e-3,
     dropout=0.5,
     bn_momentum=0.5,

@@ -61,7 +61,11 @@ def fold(model: inception.InceptionV3, dtype: DTypeLike = jnp.float32) -> Params
       }
   for name in ("embed", "classifier"):
     dense = getattr(model, name)
-    params[name] = {"kernel": dense.kernel[...], "bias": dense.bias[...]}
+    # By way of the host: what was read onto one device could not follow images onto others.
+    params[name] = {
+      "kernel": jnp.asarray(np.asarray(dense.kernel[...])),
+      "bias": jnp.asarray(np.asarray(dense.bias[...])),
+    }
   return params
 
 

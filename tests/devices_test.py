@@ -1,0 +1,119 @@
+"""One device, eight simulated ones and two processes: one training, one set of features and heads."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+import shutil
+import socket
+import subprocess
+import sys
+
+import cnn_test
+import devices_worker
+import heads_test
+import numpy as np
+import pytest
+
+from rcm_jax import cnn, cnn_training, heads
+from tfds_rcm.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+# Sums of gradients are added in another order; Adam's first steps divide by their size.
+TOLERANCE = 1e-4
+
+
+def start(directory: Path, devices: int, *distributed: str) -> subprocess.Popen:
+  environment = {
+    **os.environ,
+    "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+  }
+  command = [sys.executable, "tests/devices_worker.py", str(directory), *distributed]
+  return subprocess.Popen(
+    command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  )
+
+
+def finish(processes: list[subprocess.Popen]) -> None:
+  outputs = [process.communicate()[0] for process in processes]
+  assert [process.returncode for process in processes] == [0] * len(processes), outputs
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("one")
+  devices_worker.work(directory)
+  return directory
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("eight")
+  finish([start(directory, 8)])
+  return directory
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, eight):
+  """Each of two devices; they begin with a checkpoint of the eight."""
+  directory = tmp_path_factory.mktemp("two")
+  shutil.copytree(eight / "stopped", directory / "cnn")
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  finish([start(directory, 2, address, "2", str(index)) for index in range(2)])
+  return directory
+
+
+def history(directory: Path, stage: str) -> dict:
+  return json.loads((directory / stage / "history.json").read_text())
+
+
+@pytest.mark.parametrize("several", ["eight", "two_processes"])
+def test_curves_features_and_heads_are_those_of_one_device(one, several, request):
+  directory = request.getfixturevalue(several)
+  for stage in ("cnn", "heads"):
+    expected, actual = history(one, stage), history(directory, stage)
+    np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=TOLERANCE)
+    assert actual["validation_accuracy"] == expected["validation_accuracy"]
+  for name in ("train", "validation", "test"):
+    expected, actual = (
+      np.load(d / "features" / f"{name}_features.npy", allow_pickle=False) for d in (one, directory)
+    )
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(actual, expected, atol=10 * TOLERANCE * scale)
+  expected, actual = (
+    heads.load(heads_test.SPEC, heads_test.MEMBERS, d / "heads").probabilities(
+      heads_test.VALIDATION
+    )
+    for d in (one, directory)
+  )
+  np.testing.assert_allclose(actual, expected, atol=TOLERANCE)
+
+
+def test_a_checkpoint_of_eight_devices_goes_on_on_one(one, eight, tmp_path):
+  shutil.copytree(eight / "stopped", tmp_path / "cnn")
+  steps = []
+  cnn_training.train(
+    devices_worker.SPEC,
+    cnn_test.SPLITS,
+    tmp_path / "cnn",
+    advance=lambda done, total: steps.append(done),
+  )
+  assert steps == [2, 3, 4]
+  expected, actual = history(one, "cnn"), history(tmp_path, "cnn")
+  np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=TOLERANCE)
+  assert cnn.load(devices_worker.SPEC, tmp_path / "cnn") is not None
+
+
+def test_a_step_of_the_cnn_has_one_all_reduce_and_heads_have_none(eight):
+  found = json.loads((eight / "collectives.json").read_text())
+  assert found == {"cnn": ["all-reduce("], "heads": []}
+
+
+def test_groups_that_do_not_divide_a_batch_are_refused(tmp_path):
+  spec = cnn_test.dataclasses.replace(cnn_test.SPEC, norm_groups=4)
+  with pytest.raises(UserError, match=r"norm_groups = 4: a batch of .* = 6"):
+    cnn_training.train(spec, cnn_test.SPLITS, tmp_path)

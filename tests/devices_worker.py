@@ -1,0 +1,108 @@
+"""Trains, extracts and sweeps on the devices of one process or of several; `devices_test` runs it.
+
+python tests/devices_worker.py DIRECTORY [COORDINATOR PROCESSES INDEX]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+import shutil
+import sys
+
+import cnn_test
+import heads_test
+import jax
+import numpy as np
+
+from rcm_jax import cnn, cnn_step, cnn_training, heads, preemption, sharding
+from rcm_jax.members import compile_run, make_train, over_members
+
+SPEC = dataclasses.replace(cnn_test.SPEC, batch_size=8, norm_groups=8, epochs=2)
+
+
+def collectives(text: str) -> list[str]:
+  """Returns the operations of a compiled program that talk to other devices."""
+  names = ("all-reduce(", "all-gather(", "reduce-scatter(", "all-to-all(", "collective-permute(")
+  started = ("all-reduce-start(", "all-gather-start(", "collective-permute-start(")
+  lines = [line for line in text.splitlines() if "=" in line]
+  return [name for line in lines for name in names + started if f" {name}" in line]
+
+
+def count_collectives() -> dict[str, list[str]]:
+  """Compiles one step of the CNN and a training of heads, and looks at the programs."""
+  mesh = sharding.device_mesh(SPEC.norm_groups)
+  programs = cnn_step.build(SPEC, 2, mesh)
+  images = np.zeros((8, 75, 75, 1), np.uint8)
+  numbers = np.arange(8, dtype=np.int32)
+  rows = sharding.put_rows((numbers, images, numbers % 3), mesh)
+  learned = sharding.put(programs.start, sharding.replicated(mesh))
+  step = programs.train.lower(learned, np.int32(0), *rows).compile().as_text()
+  training = make_train(
+    heads_test.SPEC,
+    heads_test.TRAIN,
+    heads_test.VALIDATION,
+    batch_size=4,
+    epochs=2,
+    epochs_per_call=2,
+  )
+  split = sharding.split_leading(sharding.local_mesh())
+  members = [heads_test.MEMBERS[i % 3] for i in range(8)]
+  members = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *members), split)
+  init = sharding.split_work(over_members(training.init), sharding.local_mesh())
+  state = jax.jit(init)(members)
+  run = compile_run(training, state, members, jax.device_put(np.zeros(8, np.int32), split))
+  return {"cnn": collectives(step), "heads": collectives(run.as_text())}
+
+
+def work(directory: Path, stop_after: int | None = None) -> None:
+  """Trains the CNN, extracts, trains heads; or leaves a checkpoint of the CNN after a step."""
+  for name in ("cnn", "features", "heads"):
+    (directory / name).mkdir(parents=True, exist_ok=True)
+
+  def advance(done, total):
+    if done == stop_after:
+      preemption.request()
+
+  cnn_training.train(SPEC, cnn_test.SPLITS, directory / "cnn", advance=advance)
+  sharding.wait_for_all("cnn")
+  cnn.extract(
+    SPEC,
+    directory / "cnn",
+    cnn_test.SPLITS,
+    directory / "features",
+    batch_size=8,
+    dtype="float32",
+  )
+  heads.train(
+    heads_test.SPEC,
+    heads_test.MEMBERS,
+    heads_test.TRAIN,
+    heads_test.VALIDATION,
+    directory / "heads",
+    epochs=8,
+    batch_size=4,
+  )
+  sharding.wait_for_all("heads")
+
+
+def main() -> None:
+  directory, *distributed = sys.argv[1:]
+  directory = Path(directory)
+  if distributed:
+    coordinator, processes, index = distributed
+    sharding.start(coordinator, int(processes), int(index))
+  else:
+    try:
+      work(directory, stop_after=1)
+    except preemption.Preempted:
+      preemption.clear()
+    shutil.copytree(directory / "cnn", directory / "stopped")
+  work(directory)
+  if not distributed:
+    (directory / "collectives.json").write_text(json.dumps(count_collectives()))
+
+
+if __name__ == "__main__":
+  main()
