@@ -16,9 +16,11 @@ import time
 from typing import Any
 
 from launch import cost
+from rcm_jax import preemption
 from tfds_rcm.errors import UserError
 
 _POLL_SECONDS = 0.1
+_PREEMPTED = preemption.EXIT_CODE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +158,8 @@ def run_local(jobs: Sequence[Job], args: argparse.Namespace, gpus: Sequence[str]
         if process.returncode:
           failed.append(job)
         state = f"failed, exit code {process.returncode}" if process.returncode else "done"
+        if process.returncode == _PREEMPTED:
+          state = "stopped on request, and saved"
         print(
           f"{job.name}: {state} after {time.monotonic() - started:.0f} s "
           f"({len(ended)} of {len(jobs)})",

@@ -1,4 +1,4 @@
-"""Time and storage of each stage at 1, 4 and 16 times the data: python -m benchmarks.scaling.
+"""Time and storage of each stage at 1, 4 and 16 times the data: python -m benchmarks.stages.
 
 Runs `rcm_jax.main` on small phantoms, each in a process and with a cache of its own but with the
 programs of a first run compiled, and prints one line a stage and size. Heads are compiled anew for
@@ -64,7 +64,7 @@ def measure(times: int, folder: pathlib.Path, compiled: pathlib.Path | None) -> 
 def main(argv: Sequence[str] | None = None) -> None:
   """Measures all sizes and prints them."""
   parser = argparse.ArgumentParser(
-    prog="python -m benchmarks.scaling", description=__doc__.split("\n")[0]
+    prog="python -m benchmarks.stages", description=__doc__.split("\n")[0]
   )
   parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write rows here")
   parser.add_argument("--times", type=int, nargs="*", default=TIMES, help="of the data")
