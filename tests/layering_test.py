@@ -113,7 +113,7 @@ def unsafe_calls(source: str) -> list[str]:
     if isinstance(node, ast.Call):
       name = ast.unparse(node.func)
       given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-      loads = name.endswith(("np.load", "read_array")) or name in ("load", "numpy.load")
+      loads = name in ("np.load", "numpy.load") or name.endswith("read_array")
       if name in ("eval", "exec") or (loads and given.get("allow_pickle") != "False"):
         faults.append(f"line {node.lineno}: {name}")
   return faults
