@@ -103,9 +103,12 @@ def _run(part: str, preset: str, source: str, args: argparse.Namespace) -> None:
 
 def _write_ablation(part: str, folded: Sequence[jobs.Job], workdir: Path, out: Path) -> None:
   """Writes one table, a block a job."""
+  runs = {job.name: study.gather(workdir / job.name)[0][0] for job in folded}
   found = []
   for job in folded:
-    (run,), _ = study.gather(workdir / job.name)
+    run = runs[job.name]
+    if len({other.dataset for other in runs.values()}) == 1 and job.fields["model"] == "head":
+      run.predictions.pop("inception_v3", None)  # of the one CNN that all share
     found.append((_setting(job), run.dataset, evaluate.estimate_methods(run)))
   title = (ablations.ABLATIONS[part].__doc__ or part).split("\n")[0]
   table = paper_tables.settings_table(part, title, found)
