@@ -248,9 +248,11 @@ def test_a_study_and_the_phantom_mix_in_one_run(source, tmp_path):
   wanted.sources, wanted.data_dir = ("rcm_clinical", phantom), str(data_dir)
   writer = writer_lib.Writer(tmp_path)
   with pytest.raises(UserError, match=r"20, 20\) pixels, others of .*set config.data.image_size"):
-    pipeline._decode(wanted, tmp_path, tmp_path / "cache", writer)
+    pipeline._decode(wanted.sources, wanted, tmp_path, tmp_path / "cache", writer)
   wanted.image_size = 16
-  splits = data.load_slices(pipeline._decode(wanted, tmp_path, tmp_path / "cache", writer))
+  splits = data.load_slices(
+    pipeline._decode(wanted.sources, wanted, tmp_path, tmp_path / "cache", writer)
+  )
   writer.close()
   for split, count in (("train", 4), ("validation", 3), ("test", 3)):
     mixed = splits[split]

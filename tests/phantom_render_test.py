@@ -11,7 +11,9 @@ import pytest
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
 from tfds_rcm.rcm_phantom import noise, preview, readers, render, scene, spec
 
-PHANTOM = dataclasses.replace(spec.PRESETS["demo"], stacks=(8, 2, 2), size_px=48, artifact_rate=0.0)
+PHANTOM = dataclasses.replace(
+  spec.PRESETS["demo"], stacks=(8, 2, 2), size_px=48, pixel_um=1.7, artifact_rate=0.0
+)
 
 
 def rendered(phantom, index, *, slices=None):
