@@ -58,10 +58,7 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
     ),
     everywhere=True,
   )
-  # The test split apart: the same model may be tested on other data.
-  extracted = {"model": model_dir.name, "dtype": config.features.dtype}
-  features_dir = _extract(run, spec, model_dir, ("train", "validation"), extracted)
-  test_dir = _extract(run, spec, model_dir, ("test",), {**extracted, "tested": run.tested})
+  classifier = extract_features(run, spec, model_dir)
   history = json.loads((model_dir / "history.json").read_text())
   figures.training_curves(
     {
@@ -71,7 +68,6 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
     },
     run.workdir / "figures" / "cnn_training.png",
   )
-  classifier = Classifier(spec, model_dir, features_dir, test_dir)
   method = config.method if config.model == "cnn" else "inception_v3"
   result = _result(run, classifier, method, seed, spec.context)
   return classifier, stages.Result(result.predictions, {(method, seed): sum(history["seconds"])})
@@ -126,3 +122,12 @@ def _extract(
     ),
     everywhere=True,
   )
+
+
+def extract_features(run: stages.Run, spec: cnn.CnnSpec, model_dir: pathlib.Path) -> Classifier:
+  """Extracts the features of all splits by the CNN in `model_dir`."""
+  # The test split apart: the same model may be tested on other data.
+  described = {"model": model_dir.name, "dtype": run.config.features.dtype}
+  features_dir = _extract(run, spec, model_dir, ("train", "validation"), described)
+  test_dir = _extract(run, spec, model_dir, ("test",), {**described, "tested": run.tested})
+  return Classifier(spec, model_dir, features_dir, test_dir)

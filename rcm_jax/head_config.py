@@ -23,10 +23,16 @@ def members(config: ml_collections.ConfigDict) -> list[Member]:
   ]
 
 
-def method(config: ml_collections.ConfigDict, member: Member) -> str:
-  """Name of a member's row: the run's method, made exact where members differ in more than seed."""
+def method(config: ml_collections.ConfigDict, member: Member, name: str | None = None) -> str:
+  """Name of a member's row: `name`, made exact where members differ in more than seed.
+
+  Args:
+    config: whose members they are.
+    member: one of them.
+    name: None for the run's method.
+  """
   head = config.head
-  name = config.method
+  name = config.method if name is None else name
   # The name may go on behind the half-width.
   if head.attention == "toeplitz" and (len(head.half_widths) > 1 or head.likelihood == "slices"):
     width = f"_d{member.half_width}"

@@ -171,12 +171,14 @@ class Trained:
     members: their seeds and hyperparameters.
     params: best snapshots, leading axis M.
     history: `history.json`.
+    directory: where all this was read.
   """
 
   spec: HeadSpec
   members: Sequence[Member]
   params: Any
   history: dict[str, Any]
+  directory: pathlib.Path
 
   def probabilities(self, features: Features) -> Float[np.ndarray, "M N T C"]:
     """Classifies stacks, on padding too, where the values mean nothing."""
@@ -221,4 +223,4 @@ def load(spec: HeadSpec, members: Sequence[Member], directory: pathlib.Path) -> 
   one = nnx.state(nnx.eval_shape(lambda: Head(spec, nnx.Rngs(0))), nnx.Param)
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(members), *x.shape), x.dtype), one)
   history = json.loads((directory / "history.json").read_text())
-  return Trained(spec, members, checkpoint.load_tree(directory / "heads", like), history)
+  return Trained(spec, members, checkpoint.load_tree(directory / "heads", like), history, directory)

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 import numpy as np
 import optax
 
 from rcm_jax import decode, losses, sharding
-from rcm_jax.arrays import Features
+from rcm_jax.arrays import ArrayLike, Features
 from rcm_jax.models.head import Head, HeadSpec
 from tfds_rcm.staging import num_cores
 
@@ -81,6 +81,66 @@ def recurrent_penalty(params: Any) -> Float[Array, ""]:
   )
 
 
+def loss(
+  spec: HeadSpec,
+  params: Any,
+  member: Member,
+  values: Float[ArrayLike, "B T F"],
+  truth: losses.Targets,
+  key: Key[Array, ""],
+  told: Float[ArrayLike, ""] | float,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+  """What one member's training minimises on a batch of stacks.
+
+  Args:
+    spec: the architecture.
+    params: the member's.
+    member: its hyperparameters.
+    values: features of the stacks' slices.
+    truth: about the same stacks.
+    key: of dropout and scheduled sampling.
+    told: share of slices that are told the label; for scheduled sampling and teacher forcing.
+
+  Returns:
+    The loss with its penalty on weights, and without.
+  """
+  tells_labels = spec.feedback in ("teacher", "scheduled")
+  model = nnx.merge(graph_of(spec), params)
+  dropout_key, told_key = jax.random.split(key)
+  dropout = jax.vmap(model.dropout_masks, (0, None))(
+    jax.random.split(dropout_key, len(values)), member.dropout
+  )
+  use_label = jax.random.bernoulli(told_key, told, truth.mask.shape) if tells_labels else None
+
+  def one(x, real, dropout, y, use_label):
+    return model.evidence(
+      x,
+      real,
+      half_width=member.half_width,
+      dropout=dropout,
+      labels=y if tells_labels else None,
+      use_label=use_label,
+    )
+
+  evidence = jax.vmap(one)(values, truth.mask, dropout, truth.labels, use_label)
+  if spec.ordered:
+    of_data = losses.of_boundaries(evidence, truth, member.mae_weight)
+  else:
+    of_data = losses.of_slices(evidence, truth)
+  return of_data + member.l1 * recurrent_penalty(params), of_data
+
+
+def accuracy(spec: HeadSpec, params: Any, member: Member, features: Features) -> Float[Array, ""]:
+  """Returns the share of slices that one member classifies right."""
+  model = nnx.merge(graph_of(spec), params)
+  logits = jax.vmap(lambda x, m: model(x, m, half_width=member.half_width))(
+    jnp.asarray(features.values), jnp.asarray(features.mask)
+  )
+  strata = decode.strata_of(jax.nn.softmax(logits), ordered=spec.ordered)
+  correct = (strata == features.labels) & features.mask
+  return correct.sum() / features.mask.sum()
+
+
 def make_train(
   spec: HeadSpec,
   train: Features,
@@ -102,7 +162,6 @@ def make_train(
     epochs: in all, which scheduled sampling needs to know.
     epochs_per_call: that `run` trains.
   """
-  graph = graph_of(spec)
   count = len(train)
   steps = -(-count // batch_size)
   adam = optax.scale_by_adam()
@@ -111,43 +170,10 @@ def make_train(
     lambda x: jnp.concatenate([x, jnp.zeros((1, *x.shape[1:]), x.dtype)]),
     (train.values, losses.targets_of(train)),
   )
-  tells_labels = spec.feedback in ("teacher", "scheduled")
 
   def loss_fn(params, member, rows, key, told):
-    x, truth = values[rows], jax.tree.map(lambda known: known[rows], targets)
-    real = truth.mask
-    model = nnx.merge(graph, params)
-    dropout_key, told_key = jax.random.split(key)
-    dropout = jax.vmap(model.dropout_masks, (0, None))(
-      jax.random.split(dropout_key, batch_size), member.dropout
-    )
-    use_label = jax.random.bernoulli(told_key, told, real.shape) if tells_labels else None
-
-    def one(x, real, dropout, y, use_label):
-      return model.evidence(
-        x,
-        real,
-        half_width=member.half_width,
-        dropout=dropout,
-        labels=y if tells_labels else None,
-        use_label=use_label,
-      )
-
-    evidence = jax.vmap(one)(x, real, dropout, truth.labels, use_label)
-    if spec.ordered:
-      loss = losses.of_boundaries(evidence, truth, member.mae_weight)
-    else:
-      loss = losses.of_slices(evidence, truth)
-    return loss + member.l1 * recurrent_penalty(params), loss
-
-  def accuracy(params, member):
-    model = nnx.merge(graph, params)
-    logits = jax.vmap(lambda x, m: model(x, m, half_width=member.half_width))(
-      jnp.asarray(validation.values), jnp.asarray(validation.mask)
-    )
-    strata = decode.strata_of(jax.nn.softmax(logits), ordered=spec.ordered)
-    correct = (strata == validation.labels) & validation.mask
-    return correct.sum() / validation.mask.sum()
+    truth = jax.tree.map(lambda known: known[rows], targets)
+    return loss(spec, params, member, values[rows], truth, key, told)
 
   def init(member: Member) -> _State:
     params = nnx.state(Head(spec, nnx.Rngs(params=jax.random.key(member.seed))), nnx.Param)
@@ -166,19 +192,19 @@ def make_train(
       def step(carry, inputs):
         params, opt_state = carry
         rows, key = inputs
-        (_, loss), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        (_, of_data), grads = jax.value_and_grad(loss_fn, has_aux=True)(
           params, member, rows, key, told
         )
         updates, opt_state = adam.update(grads, opt_state)
         params = jax.tree.map(lambda p, u: p - member.learning_rate * u, params, updates)
-        return (params, opt_state), loss
+        return (params, opt_state), of_data
 
       (params, opt_state), step_losses = jax.lax.scan(
         step,
         (state.params, state.optimizer),
         (order.reshape(steps, batch_size), jax.random.split(step_key, steps)),
       )
-      now = accuracy(params, member)
+      now = accuracy(spec, params, member, validation)
       better = now > state.best_accuracy
       best = jax.tree.map(
         lambda new, old: jnp.where(better, new, old),

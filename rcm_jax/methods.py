@@ -14,6 +14,7 @@ from rcm_jax import (
   bundle,
   cnn,
   data,
+  end_to_end,
   feature_file,
   figures,
   head_config,
@@ -25,7 +26,9 @@ from rcm_jax import (
 from rcm_jax import writer as writer_lib
 from rcm_jax.arrays import Features
 from rcm_jax.baselines import hames, kaur
-from rcm_jax.classifier import Classifier, classify_slices
+from rcm_jax.classifier import Classifier, classify_slices, extract_features
+from rcm_jax.members import Member
+from rcm_jax.models.head import HeadSpec
 from rcm_jax.predictions import StackPrediction
 
 MAPPED_STACKS = 4  # test stacks whose attention maps are kept
@@ -49,14 +52,78 @@ def _features(run: stages.Run) -> stages.Result:
 
 
 def _head(run: stages.Run) -> stages.Result:
+  # First, so that a head that cannot be is told before the CNN trains.
+  spec, members = head_config.spec(run.config, run.splits), head_config.members(run.config)
+  classifier, single = classify_slices(run, run.config.cnn.seed)
+  features = _load_features(run, classifier)
+  trained = _train_heads(run, spec, members, classifier, features)
+  result = single + _classify_stacks(run, trained, features, run.config.method)
+  _show_heads(run, trained, features["test"].cut(spec.max_slices))
+  if classifier.spec is not None:
+    _keep_model(run, classifier, trained, result.predictions)
+  return result
+
+
+def _end_to_end(run: stages.Run) -> stages.Result:
+  """Fine-tunes the CNN and all heads of the two-stage solution, which keeps rows of its own."""
   config = run.config
   # First, so that a head that cannot be is told before the CNN trains.
   spec, members = head_config.spec(config, run.splits), head_config.members(config)
-  classifier, single = classify_slices(run, config.cnn.seed)
-  features = {
+  two_stage, single = classify_slices(run, config.cnn.seed)
+  features = _load_features(run, two_stage)
+  before = _train_heads(run, spec, members, two_stage, features)
+  name = config.method.removesuffix("_end_to_end")
+  result = single + _classify_stacks(run, before, features, name)
+  tuning = end_to_end.Tuning(
+    **config.end_to_end, seed=config.cnn.seed, augmentation=two_stage.spec.augmentation
+  )
+  described = {
+    **dataclasses.asdict(tuning),
+    "model": two_stage.model_dir.name,
+    "heads": before.directory.name,
+    "backend": jax.default_backend(),
+  }
+  directory = stages.stage(
+    run.cache_dir,
+    run.writer,
+    "end_to_end",
+    described,
+    lambda directory, advance: end_to_end.train(
+      cnn.load(two_stage.spec, two_stage.model_dir),
+      spec,
+      members,
+      before.params,
+      run.splits,
+      directory,
+      tuning,
+      advance=advance,
+      **stages.hooks(run, "end_to_end"),
+    ),
+  )
+  classifier = extract_features(run, two_stage.spec, directory)
+  features = _load_features(run, classifier)
+  trained = heads.load(spec, members, directory)
+  result += _classify_stacks(run, trained, features, config.method)
+  _show_heads(run, trained, features["test"].cut(spec.max_slices))
+  _keep_model(run, classifier, trained, result.predictions)
+  return result
+
+
+def _load_features(run: stages.Run, classifier: Classifier) -> dict[str, Features]:
+  return {
     name: data.features_of(split, classifier.load(name, "features"))
     for name, split in run.splits.items()
   }
+
+
+def _train_heads(
+  run: stages.Run,
+  spec: HeadSpec,
+  members: Sequence[Member],
+  classifier: Classifier,
+  features: dict[str, Features],
+) -> heads.Trained:
+  config = run.config
   described = {
     **dataclasses.asdict(spec),
     "members": [member._asdict() for member in members],
@@ -84,21 +151,24 @@ def _head(run: stages.Run) -> stages.Result:
     ),
     everywhere=True,
   )
-  trained = heads.load(spec, members, directory)
-  result = single
-  for name in stages.EVALUATED:
+  return heads.load(spec, members, directory)
+
+
+def _classify_stacks(
+  run: stages.Run, trained: heads.Trained, features: dict[str, Features], name: str
+) -> stages.Result:
+  """Predicts every evaluated stack with every member; `name` is of the members' rows."""
+  spec, result = trained.spec, stages.Result()
+  for split in stages.EVALUATED:
     # A perceptron with one score a slice cannot see more slices than it was trained on.
-    seen = features[name].cut(spec.max_slices) if spec.attention == "location" else features[name]
-    for member, padded in zip(members, trained.probabilities(seen), strict=True):
+    seen = features[split].cut(spec.max_slices) if spec.attention == "location" else features[split]
+    for member, padded in zip(trained.members, trained.probabilities(seen), strict=True):
       by_stack = [rows[real] for rows, real in zip(padded, seen.mask, strict=True)]
-      method, seed = head_config.method(config, member), int(member.seed)
+      method, seed = head_config.method(run.config, member, name), int(member.seed)
       predictions = stages.predictions_by_stack(
-        method, seed, stages.sees(spec.window), run.splits, {name: by_stack}, spec.ordered
+        method, seed, stages.sees(spec.window), run.splits, {split: by_stack}, spec.ordered
       )
       result += stages.Result(predictions, {(method, seed): trained.history["seconds"]})
-  _show_heads(run, trained, features["test"].cut(spec.max_slices))
-  if classifier.spec is not None:
-    _keep_model(run, classifier, trained, result.predictions)
   return result
 
 
@@ -200,6 +270,7 @@ def _baseline(run: stages.Run, module: Any, model_class: Any) -> stages.Result:
 # A new kind of model is one entry here.
 METHODS: dict[str, Callable[[stages.Run], stages.Result]] = {
   "head": _head,
+  "end_to_end": _end_to_end,
   "cnn": _cnn,
   "features": _features,
   "hames": lambda run: _baseline(run, hames, hames.Hames),

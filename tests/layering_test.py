@@ -17,7 +17,16 @@ TOP = {
 }
 STAGES = {
   f"rcm_jax.{stage}"
-  for stage in ("cnn", "cnn_step", "cnn_training", "evaluate", "export", "heads", "predict")
+  for stage in (
+    "cnn",
+    "cnn_step",
+    "cnn_training",
+    "end_to_end",
+    "evaluate",
+    "export",
+    "heads",
+    "predict",
+  )
 }
 
 # Room → (what of ours it may import, and what of that it may not). The longest name that matches

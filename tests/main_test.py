@@ -8,8 +8,8 @@ import subprocess
 from main_runs import ROOT, SMALL, Runs, command, results
 import pytest
 
-from configs import features, full_sequence, hames, toeplitz_d1
-from rcm_jax import cnn, cnn_training, heads, main, pipeline
+from configs import end_to_end, features, full_sequence, hames, toeplitz_d1
+from rcm_jax import bundle, cnn, cnn_training, heads, main, pipeline
 from rcm_jax.predictions import COLUMNS
 from tfds_rcm.errors import UserError
 
@@ -102,6 +102,18 @@ def test_another_head_trains_no_cnn(home, monkeypatch, tmp_path):
   pipeline.run(config, tmp_path, home / "cache")
   inputs = {row["method"]: row["input"] for row in results(tmp_path)["rows"]}
   assert inputs == {"inception_v3": "single image", "full_sequence": "partial stack"}
+
+
+def test_cnn_and_heads_are_tuned_after_the_two_stages(home, monkeypatch, tmp_path):
+  monkeypatch.setattr(cnn_training, "train", None)
+  config = small(end_to_end)
+  config.data.data_dir = str(home / "data")
+  config.update_from_flattened_dict({"end_to_end.epochs": 1, "end_to_end.cnn_rate": 1e-3})
+  pipeline.run(config, tmp_path / "run", home / "cache")
+  rows = [(row["method"], row["seed"]) for row in results(tmp_path / "run")["rows"]]
+  methods = ("toeplitz_d1", "toeplitz_d1_end_to_end")
+  assert sorted(rows) == [("inception_v3", 0), *((m, seed) for m in methods for seed in (0, 1))]
+  assert tuple(bundle.load(tmp_path / "run/model").description.seeds) == (0, 1)
 
 
 def test_a_baseline_needs_no_cnn(home, monkeypatch, tmp_path):
