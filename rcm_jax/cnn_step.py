@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -30,8 +32,9 @@ class Programs(NamedTuple):
 
   Attributes:
     start: what training begins with.
-    train: jitted (learned, step, numbers [B], images [B, H, W, C], labels [B]) → (learned,
-      [loss, accuracy]); numbers 0 to B − 1 tell rows their places in the batch.
+    train: jitted (learned, seed, step, numbers [B], images [B, H, W, C], labels [B]) → (learned,
+      [loss, accuracy]); the seed is that of order and views, numbers 0 to B − 1 tell rows their
+      places in the batch.
     hits: jitted (learned, images, labels) → whether each slice is classified correctly.
   """
 
@@ -46,7 +49,16 @@ def build(spec: CnnSpec, epoch_steps: int, mesh: Mesh) -> Programs:
   A batch consists of `spec.norm_groups` groups. Each is normalised by its own statistics and has
   its own dropout, on whichever device it lies, so that the number of devices changes rounding only.
   """
-  graph, params, stats, rest = nnx.split(start(spec), nnx.Param, nnx.BatchStat, ...)
+  _, params, stats, _ = nnx.split(start(spec), nnx.Param, nnx.BatchStat, ...)
+  optimizer = make_optimizer(spec, epoch_steps)
+  functions = _functions(dataclasses.replace(spec, seed=0), epoch_steps, mesh)
+  return Programs(Learned(params, stats, optimizer.init(params)), *functions)
+
+
+@functools.lru_cache(maxsize=1)
+def _functions(spec: CnnSpec, epoch_steps: int, mesh: Mesh) -> tuple[Callable, Callable]:
+  """The jitted functions of `Programs`: the same for all seeds of one run, compiled once."""
+  graph, _, _, rest = nnx.split(start(spec), nnx.Param, nnx.BatchStat, ...)
   optimizer = make_optimizer(spec, epoch_steps)
   size = spec.batch_size // spec.norm_groups
 
@@ -68,19 +80,21 @@ def build(spec: CnnSpec, epoch_steps: int, mesh: Mesh) -> Programs:
     )
     return jax.tree.map(lambda x: x.mean(0), found)
 
-  def gradients(params, stats, step, numbers, images, labels):
-    key = jax.random.fold_in(jax.random.key(spec.seed), step)
+  def gradients(params, stats, seed, step, numbers, images, labels):
+    key = jax.random.fold_in(jax.random.key(seed), step)
     view_keys = jax.random.split(key, spec.batch_size)[numbers]
     (loss, (stats, correct)), grads = jax.value_and_grad(loss_of_share, has_aux=True)(
       params, stats, key, numbers, view_keys, images, labels
     )
     return grads, stats, jnp.stack([loss, correct])
 
-  everywhere = sharding.mean_over_devices(gradients, mesh, (True, True, True, False, False, False))
+  everywhere = sharding.mean_over_devices(
+    gradients, mesh, (True, True, True, True, False, False, False)
+  )
 
   @jax.jit
-  def train(learned, step, numbers, images, labels):
-    grads, stats, metrics = everywhere(learned.params, learned.stats, step, numbers, images, labels)
+  def train(learned, seed, step, *rows):
+    grads, stats, metrics = everywhere(learned.params, learned.stats, seed, step, *rows)
     updates, optimizer_state = optimizer.update(grads, learned.optimizer, learned.params)
     return Learned(optax.apply_updates(learned.params, updates), stats, optimizer_state), metrics
 
@@ -90,4 +104,4 @@ def build(spec: CnnSpec, epoch_steps: int, mesh: Mesh) -> Programs:
     model.eval()
     return jnp.argmax(model(inception.from_uint8(images)), -1) == labels
 
-  return Programs(Learned(params, stats, optimizer.init(params)), train, hits)
+  return train, hits

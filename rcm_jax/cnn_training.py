@@ -85,6 +85,7 @@ def train(
   mesh = sharding.device_mesh(spec.norm_groups)
   programs = cnn_step.build(spec, epoch_steps, mesh)
   own = sharding.own_rows(spec.batch_size)
+  seed = np.uint32(spec.seed)
   numbers = sharding.put_rows(np.arange(spec.batch_size, dtype=np.int32)[own], mesh)
   learned = sharding.put(programs.start, sharding.replicated(mesh))
   state = _State(
@@ -141,7 +142,7 @@ def train(
     visit = 1 if jax.process_count() == 1 else STEPS_BETWEEN_VISITS
     for step, batch in enumerate(batches, first):
       learned, now = programs.train(
-        learned, np.int32(step), numbers, *sharding.put_rows(batch, mesh)
+        learned, seed, np.int32(step), numbers, *sharding.put_rows(batch, mesh)
       )
       if before is not None:
         check(step - 1, before)  # waits for it: the device has the next step to do meanwhile

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax import checkpoint, cnn, cnn_training, preemption
+from rcm_jax import checkpoint, cnn, cnn_step, cnn_training, preemption, sharding
 from rcm_jax.augment import Augmentation
 from rcm_jax.data import Slices
 from rcm_jax.models import inception
@@ -158,6 +158,22 @@ def test_extraction_equals_the_network_slice_by_slice(trained, tmp_path):
     np.testing.assert_allclose(features, model.features(images), atol=1e-4 * scale)
     probabilities = np.load(tmp_path / f"{name}_probabilities.npy")
     np.testing.assert_allclose(probabilities, jax.nn.softmax(model(images)), atol=1e-4)
+
+
+def test_seeds_share_one_program_and_learn_differently():
+  numbers = np.arange(SPEC.batch_size, dtype=np.int32)
+  data = SPLITS["train"]
+  batch = data.slices[: SPEC.batch_size, ..., None], data.labels[: SPEC.batch_size].astype(np.int32)
+  mesh = sharding.device_mesh(1)
+  zero, one = (cnn_step.build(dataclasses.replace(SPEC, seed=n), 2, mesh) for n in (0, 1))
+  assert one.train is zero.train
+  # From the same parameters, so that order, views and dropout alone can make the difference.
+  losses = [
+    float(zero.train(zero.start, np.uint32(seed), np.int32(0), numbers, *batch)[1][0])
+    for seed in (0, 1, 0)
+  ]
+  assert losses[0] == losses[2] != losses[1]
+  assert zero.train._cache_size() == 1
 
 
 def test_a_loss_that_is_no_number_names_the_stacks(tmp_path):

@@ -38,7 +38,7 @@ def count_collectives() -> dict[str, list[str]]:
   numbers = np.arange(8, dtype=np.int32)
   rows = sharding.put_rows((numbers, images, numbers % 3), mesh)
   learned = sharding.put(programs.start, sharding.replicated(mesh))
-  step = programs.train.lower(learned, np.int32(0), *rows).compile().as_text()
+  step = programs.train.lower(learned, np.uint32(0), np.int32(0), *rows).compile().as_text()
   training = make_train(
     heads_test.SPEC,
     heads_test.TRAIN,
