@@ -57,8 +57,21 @@ def events(args):
     return file.read().split()
 
 
-def test_one_at_a_time_by_default(args):
+def test_two_at_a_time_by_default_on_a_core_each(args, monkeypatch):
   args.at_once = None
+  monkeypatch.setattr(jobs, "num_cores", lambda: 8)
+  with_cores = "events.write(str(sorted(os.sched_getaffinity(0))).replace(' ', '') + '\\n');"
+  jobs.run_local([stand(name, f"time.sleep(0.3); {with_cores}") for name in "abcd"], args)
+  cores = sorted(os.sched_getaffinity(0))
+  half = len(cores) // 2
+  shares = {str(part or cores).replace(" ", "") for part in (cores[:half], cores[half:])}
+  assert len(events(args)) == 4
+  assert set(events(args)) == shares
+
+
+def test_one_at_a_time_on_one_core(args, monkeypatch):
+  args.at_once = None
+  monkeypatch.setattr(jobs, "num_cores", lambda: 1)
   jobs.run_local([stand(name, around(name, 0)) for name in "abc"], args)
   assert events(args) == ["+a", "-a", "+b", "-b", "+c", "-c"]
 
