@@ -173,10 +173,11 @@ def _decode(
 
 
 def _claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Writes config.json, or refuses a directory that another configuration has written to."""
+  """Writes config.json, or refuses a directory that has metrics or results of another one."""
   path = workdir / "config.json"
   mine = json.loads(config.to_json_best_effort())
-  if path.exists():
+  used = any((workdir / name).exists() for name in ("metrics.jsonl", "results.json"))
+  if used and path.exists():
     try:
       theirs = json.loads(path.read_text())["config"]
     except (ValueError, KeyError) as error:

@@ -235,6 +235,20 @@ def test_a_method_that_cannot_be_is_told_before_anything_trains(
     pipeline.run(config, tmp_path, home / "cache")
 
 
+def test_a_mistake_does_not_use_up_the_workdir(home, monkeypatch, tmp_path):
+  no_training(monkeypatch)
+  config = small(toeplitz_d1)
+  config.data.data_dir = str(home / "data")
+  right = config.head.half_widths
+  config.head.half_widths = (500,)
+  with pytest.raises(UserError, match="half_widths"):
+    pipeline.run(config, tmp_path, home / "cache")
+  config.head.half_widths = right
+  pipeline.run(config, tmp_path, home / "cache")
+  kept = json.loads((tmp_path / "config.json").read_text())["config"]
+  assert tuple(kept["head"]["half_widths"]) == right
+
+
 def test_an_unknown_config_names_the_nearest(monkeypatch, capsys):
   monkeypatch.chdir(ROOT)
   with pytest.raises(SystemExit, match="1"):
