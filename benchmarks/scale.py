@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     seconds, _ = _prepare(source, again, kill_after=counts[-1] // 2)
     staged = _staged(again)
     print(f"killed after {seconds:.1f} s with {staged} of {counts[-1]} stacks finished")
-    if list(again.glob("rcm_clinical/1.0.0")):
+    if list(again.glob("rcm_clinical/2.0.0")):
       sys.exit("a killed run registered a dataset")
     seconds, _ = _prepare(source, again)
     same = _digests(again) == whole
@@ -102,7 +102,7 @@ def _family_mib(pid: int) -> float:
 def _digests(data_dir: pathlib.Path) -> dict[str, str]:
   return {
     path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-    for path in sorted(data_dir.glob("rcm_clinical/1.0.0/*.array_record*"))
+    for path in sorted(data_dir.glob("rcm_clinical/2.0.0/*.array_record*"))
   }
 
 

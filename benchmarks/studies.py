@@ -8,6 +8,7 @@ import functools
 import os
 import pathlib
 
+from array_record.python import array_record_module
 import numpy as np
 from PIL import Image
 import pydicom
@@ -108,18 +109,30 @@ def read(path: pathlib.Path) -> int:
     return sum(int(pixels[0, 0]) for pixels in reader)
 
 
-def decode(kind: str, path: pathlib.Path, folder: pathlib.Path | None = None) -> int:
-  """Decodes a stack by the format's library, slice by slice, and writes it to a file that is removed."""
-  slices = _DECODED[kind](path)
-  if folder is None:
-    return sum(int(pixels[0, 0]) for pixels in slices)
+def decode(kind: str, path: pathlib.Path) -> int:
+  """Decodes a stack by the format's library, slice by slice."""
+  return sum(int(pixels[0, 0]) for pixels in _DECODED[kind](path))
+
+
+def decode_and_write(kind: str, folder: pathlib.Path, path: pathlib.Path) -> int:
+  """The same, written to an .npy file that is removed."""
   target = folder / f"{path.stem}.npy"
   with target.open("wb") as file:
     shape = (SLICES, SIDE, SIDE)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
-    for pixels in slices:
+    for pixels in _DECODED[kind](path):
       file.write(pixels)
+  target.unlink()
+  return 0
+
+
+def decode_and_record(kind: str, folder: pathlib.Path, path: pathlib.Path) -> int:
+  """The same, written by ArrayRecord as one record of the bare pixels, to a file that is removed."""
+  target = folder / f"{path.stem}.array_record"
+  writer = array_record_module.ArrayRecordWriter(str(target), "group_size:1,uncompressed")
+  writer.write(b"".join(_DECODED[kind](path)))
+  writer.close()
   target.unlink()
   return 0
 

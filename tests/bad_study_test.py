@@ -24,7 +24,7 @@ def _source(tmp_path):
 def error(source, data_dir, *options):
   line = studies.fail("rcm_clinical", source, data_dir, *options)
   assert not clinical.Builder(data_dir=data_dir).is_prepared()
-  assert not list(data_dir.glob("rcm_clinical/*1.0.0*"))
+  assert not list(data_dir.glob("rcm_clinical/*2.0.0*"))
   return line
 
 

@@ -1,5 +1,6 @@
 """A folder and a spreadsheet become a dataset."""
 
+import subprocess
 import sys
 import zipfile
 
@@ -55,7 +56,7 @@ def check_records(data_dir, num_stacks=6):
 def assert_nothing_registered(data_dir):
   builder = clinical.Builder(data_dir=data_dir)
   assert not builder.is_prepared()
-  assert not list(data_dir.glob("rcm_clinical/*1.0.0*"))
+  assert not list(data_dir.glob("rcm_clinical/*2.0.0*"))
 
 
 def test_a_study_becomes_a_dataset(source, tmp_path):
@@ -64,8 +65,8 @@ def test_a_study_becomes_a_dataset(source, tmp_path):
   assert {split: len(r) for split, r in check_records(data).items()} == dict.fromkeys(SPLITS, 2)
   assert "6 of 3 patients, 36 slices" in out
   assert "dej 33.3 %" in out
-  assert (data / "rcm_clinical/1.0.0/splits.csv").is_file()
-  assert "0 problems" in (data / "rcm_clinical/1.0.0/report.txt").read_text()
+  assert (data / "rcm_clinical/2.0.0/splits.csv").is_file()
+  assert "0 problems" in (data / "rcm_clinical/2.0.0/report.txt").read_text()
   assert not (data / "rcm_clinical/staging").exists()
 
 
@@ -164,7 +165,7 @@ def test_a_damaged_shard_of_an_interrupted_run_is_made_again(source, tmp_path, m
   cut, flipped = (data / "rcm_clinical/staging").iterdir()
   cut.write_bytes(cut.read_bytes()[:-1])
   damaged = bytearray(flipped.read_bytes())
-  damaged[damaged.index(b"IDAT") + 50] ^= 1
+  damaged[damaged.index(b"slices/value") + 50] ^= 1
   flipped.write_bytes(damaged)
   prepare(source, data)
   check_records(data)
@@ -233,6 +234,23 @@ def test_beam_gives_the_same_dataset(source, tmp_path):
   pytest.importorskip("apache_beam", reason="Beam asks for an older protobuf than we pin")
   prepare(source, tmp_path / "data", "--beam_options=--runner=DirectRunner")
   check_records(tmp_path / "data")
+
+
+@pytest.mark.parametrize("compression", ["fast", "small"])
+def test_programs_without_our_code_read_the_dataset(source, tmp_path, compression):
+  prepare(source, tmp_path / "data", f"--compression={compression}")
+  script = """
+import sys, numpy as np, tensorflow_datasets as tfds
+folder = tfds.builder_from_directory(sys.argv[1])
+for split in folder.info.splits:
+  for record in folder.as_data_source(split):
+    print(record["stack_id"].decode(), *np.asarray(list(record["slices"])).sum((1, 2, 3)))
+assert "tfds_rcm" not in sys.modules and "tensorflow" not in sys.modules
+"""
+  folder = tmp_path / "data/rcm_clinical/2.0.0"
+  out = subprocess.check_output([sys.executable, "-c", script, folder], cwd=tmp_path, text=True)
+  sums = {name: list(map(int, rest)) for name, *rest in map(str.split, out.splitlines())}
+  assert sums == {f"s{i}": studies.volume(i).sum((1, 2)).tolist() for i in range(6)}
 
 
 def test_the_dataset_is_found_by_its_name(source, tmp_path):

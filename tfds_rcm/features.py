@@ -1,8 +1,8 @@
 """The record that every source writes: one stack of slices, shallow to deep.
 
-On disk (TFDS, ArrayRecord) the slices are PNG files; `as_data_source` decodes
-them when a record is read, one record at a time. `read_record` turns what it
-hands over into plain arrays and strings.
+On disk (TFDS, ArrayRecord) the slices are PNG files, or one volume of plain bytes;
+`as_data_source` decodes either when a record is read, one record at a time.
+`read_record` turns what it hands over into plain arrays and strings.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import io
 import math
-import os
 from typing import Any
 
-from array_record.python import array_record_module
 from jaxtyping import Float, Int, UInt8
 import numpy as np
 import tensorflow_datasets as tfds
@@ -46,16 +44,25 @@ class Record:
   pixel_um: float | None
 
 
-def stack_features() -> tfds.features.FeaturesDict:
-  """Returns the features of one stack, see the module's text."""
+def stack_features(*, png: bool = True) -> tfds.features.FeaturesDict:
+  """Returns the features of one stack.
+
+  Args:
+    png: slices as PNG files; else one volume of plain bytes, which takes the time of
+      copying them, to write and to read.
+  """
+  if png:
+    slices = tfds.features.Sequence(
+      tfds.features.Image(shape=(None, None, 1), dtype=np.uint8, encoding_format="png")
+    )
+  else:
+    slices = tfds.features.Tensor(shape=(None, None, None, 1), dtype=np.uint8, encoding="bytes")
   return tfds.features.FeaturesDict(
     {
       "stack_id": tfds.features.Text(),
       "patient_id": tfds.features.Text(),
       "site": tfds.features.Text(),
-      "slices": tfds.features.Sequence(
-        tfds.features.Image(shape=(None, None, 1), dtype=np.uint8, encoding_format="png")
-      ),
+      "slices": slices,
       "labels": tfds.features.Sequence(tfds.features.ClassLabel(names=LABELS)),
       "depth_um": tfds.features.Sequence(tfds.features.Scalar(np.float32)),
       "pixel_um": tfds.features.Scalar(np.float32),
@@ -67,7 +74,7 @@ def stack_record(
   *,
   stack_id: str,
   patient_id: str,
-  slices: Sequence[bytes],
+  slices: Sequence[bytes] | Sequence[UInt8[np.ndarray, "height width"]],
   labels: Sequence[int],
   depth_um: Sequence[float],
   site: str = "",
@@ -78,8 +85,8 @@ def stack_record(
   Args:
     stack_id: unique name of the stack in its dataset.
     patient_id: name of the patient; a patient belongs to one split only.
-    slices: T images as PNG files' bytes, 8-bit gray, shallow first. (TFDS would
-      import TensorFlow to encode arrays.)
+    slices: T images of gray levels, shallow first: PNG files' bytes (TFDS would import
+      TensorFlow to make them), or arrays for a volume of plain bytes.
     labels: T indices into LABELS.
     depth_um: T depths in µm, growing.
     site: where on the body, empty if unknown.
@@ -106,7 +113,7 @@ def stack_record(
     "stack_id": stack_id,
     "patient_id": patient_id,
     "site": site,
-    "slices": [io.BytesIO(png) for png in slices],
+    "slices": [io.BytesIO(s) if isinstance(s, bytes) else s[..., np.newaxis] for s in slices],
     "labels": [int(label) for label in labels],
     "depth_um": [float(depth) for depth in depth_um],
     "pixel_um": math.nan if pixel_um is None else float(pixel_um),
@@ -143,37 +150,3 @@ class StableWriter(tfds.core.ExampleWriter):
       for key, record in examples
     )
     return super().write(path, ordered)
-
-
-def write_shard(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> None:
-  """Writes a shard of what `stack_record` made; TFDS and StableWriter write the same records.
-
-  They take several times as long, above all to have ArrayRecord compress speckle once more.
-  """
-  writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
-  try:
-    for record in records:
-      writer.write(_example(record).SerializeToString(deterministic=True))
-  finally:
-    writer.close()
-
-
-def _example(record: Mapping[str, Any]) -> tf_example_pb2.Example:
-  example = tf_example_pb2.Example()
-  columns = example.features.feature
-  for name in ("stack_id", "patient_id", "site"):
-    columns[name].bytes_list.value.append(record[name].encode())
-  columns["slices"].bytes_list.value.extend(png.getvalue() for png in record["slices"])
-  columns["labels"].int64_list.value.extend(record["labels"])
-  columns["depth_um"].float_list.value.extend(record["depth_um"])
-  columns["pixel_um"].float_list.value.append(record["pixel_um"])
-  return example
-
-
-def is_whole_shard(path: str | os.PathLike[str], count: int) -> bool:
-  """Whether a shard is there with `count` records, all of which can be read."""
-  try:
-    reader = array_record_module.ArrayRecordReader(os.fspath(path))
-    return reader.num_records() == count and all(reader.read([i]) for i in range(count))
-  except (OSError, ValueError, RuntimeError, IndexError):  # ArrayRecord's for damaged files
-    return False

@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from tfds_rcm import check, features, splits, staging
+from tfds_rcm.shards import is_whole_shard, write_shard
 from tfds_rcm.study import Job, Plan, make_record
 
 _MAX_STACKS_PER_SHARD = 4  # some 70 MB each; what an interrupted process has to do again
@@ -28,7 +29,7 @@ class ManifestBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
   them instead, without staging.
   """
 
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version("2.0.0")
   DESCRIPTION = ""
   HOMEPAGE = ""
 
@@ -105,11 +106,13 @@ class ManifestBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     fresh.download_and_prepare(download_config=download_config)
 
   def _info(self) -> tfds.core.DatasetInfo:
+    # A prepared dataset's own features.json tells how its slices are stored.
+    described = features.stack_features(png=self._plan.options.compress) if self._plan else None
     return tfds.core.DatasetInfo(
       builder=self,
       description=self.DESCRIPTION,
       homepage=self.HOMEPAGE or None,
-      features=features.stack_features(),
+      features=described,
     )
 
   def _shard_iterators_per_split(
@@ -157,11 +160,11 @@ class _Linker(tfds.core.ExampleWriter):
 
 
 def _make_shard(jobs: Sequence[Job], path: pathlib.Path) -> None:
-  features.write_shard(path, (example for _, example in _decode(jobs)))
+  write_shard(path, (example for _, example in _decode(jobs)))
 
 
 def _is_whole(jobs: Sequence[Job], path: pathlib.Path) -> bool:
-  return features.is_whole_shard(path, len(jobs))
+  return is_whole_shard(path, len(jobs))
 
 
 def _names(jobs: Sequence[Job]) -> Iterator[tuple[str, None]]:

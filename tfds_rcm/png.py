@@ -1,4 +1,4 @@
-"""The PNG files in which every builder stores its slices."""
+"""The PNG files in which a builder stores slices."""
 
 from __future__ import annotations
 
@@ -8,34 +8,23 @@ import zlib
 from jaxtyping import UInt8
 import numpy as np
 
-_NONE = 0  # the PNG filter that leaves a row as it is
 _UP = 2  # the PNG filter that stores differences to the row above
 
 
-def encode_png(gray: UInt8[np.ndarray, "height width"], *, compress: bool = True) -> bytes:
+def encode_png(gray: UInt8[np.ndarray, "height width"]) -> bytes:
   """A lossless PNG file of a gray image.
 
   Speckle has no repetitions, so a search for them costs most of an encoder's time
   and gains nothing: differences between rows and Huffman codes alone give files as
   small as Pillow's at a twentieth of the time.
-
-  Args:
-    gray: the image.
-    compress: False stores the pixels as they are, which takes the time of copying them,
-      here and for whoever decodes the file.
   """
   height, width = gray.shape
   rows = np.empty((height, width + 1), np.uint8)
-  if compress:
-    rows[:, 0] = _UP
-    rows[0, 1:] = gray[0]
-    np.subtract(gray[1:], gray[:-1], out=rows[1:, 1:])
-    packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
-    packed = packer.compress(rows) + packer.flush()
-  else:
-    rows[:, 0] = _NONE
-    rows[:, 1:] = gray
-    packed = zlib.compress(rows, 0)
+  rows[:, 0] = _UP
+  rows[0, 1:] = gray[0]
+  np.subtract(gray[1:], gray[:-1], out=rows[1:, 1:])
+  packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
+  packed = packer.compress(rows) + packer.flush()
   header = struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0)
   return b"\x89PNG\r\n\x1a\n" + b"".join(
     _chunk(kind, data) for kind, data in ((b"IHDR", header), (b"IDAT", packed), (b"IEND", b""))

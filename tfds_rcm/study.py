@@ -23,7 +23,7 @@ from tfds_rcm.errors import UserError
 from tfds_rcm.png import encode_png
 
 # Part of the staged shards' names: to be raised when what is stored changes.
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Options:
     rules: how labels are to be understood.
     value_range: stored values that become black and white in pixels deeper than 8
       bit; each stack's own range if None.
-    compress: smaller records for more time, see `png.encode_png`.
+    compress: slices as PNG files, smaller and slower, see `features.stack_features`.
   """
 
   folder: pathlib.Path
@@ -155,7 +155,7 @@ def make_record(job: Job) -> dict[str, Any]:
   """
   entry = job.stack.entry
   with _at_row(entry), _open(entry, job.value_range) as reader:
-    slices = [encode_png(pixels, compress=job.compress) for pixels in reader.once()]
+    slices = [encode_png(pixels) if job.compress else pixels for pixels in reader.once()]
   return {
     "stack_id": entry.stack_id,
     "patient_id": entry.patient_id,
