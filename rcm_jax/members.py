@@ -16,6 +16,7 @@ import optax
 from rcm_jax import decode, losses, sharding
 from rcm_jax.arrays import ArrayLike, Features
 from rcm_jax.models.head import Head, HeadSpec
+from rcm_jax.ops import boundaries
 from tfds_rcm.staging import num_cores
 
 
@@ -40,11 +41,15 @@ class Member(NamedTuple):
   mae_weight: Any = 0.0
 
 
+# What an ordered head's evidence is tried to be divided by.
+TEMPERATURES = (0.8, 1.0, 1.25, 1.6, 2.0, 2.5, 3.2, 4.0, 5.0, 6.4)
+
+
 class _State(NamedTuple):
   params: Any
   optimizer: Any
   best_params: Any
-  best_accuracy: Any
+  best_score: Any
 
 
 class Training(NamedTuple):
@@ -141,6 +146,41 @@ def accuracy(spec: HeadSpec, params: Any, member: Member, features: Features) ->
   return correct.sum() / features.mask.sum()
 
 
+def soften(
+  spec: HeadSpec, params: Any, member: Member, features: Features, truth: losses.Targets
+) -> tuple[Any, Float[Array, ""]]:
+  """Divides an ordered head's evidence by what makes the boundaries of these stacks most probable.
+
+  Trained on boundaries that readers misplace, a head grows too sure: its medians become its most
+  probable boundaries, which err more. The decoder's last layer takes the temperature up, so
+  that the head's probabilities are calibrated as they leave it.
+
+  Args:
+    spec: an ordered head's; with class feedback, its evidence is left as it is.
+    params: the member's.
+    member: its hyperparameters.
+    features: of stacks that were not trained on.
+    truth: about the same stacks.
+
+  Returns:
+    Parameters, and the boundaries' mean log-likelihood with them, by stack.
+  """
+  model = nnx.merge(graph_of(spec), params)
+  evidence = jax.vmap(lambda x, m: model.evidence(x, m, half_width=member.half_width))(
+    jnp.asarray(features.values), truth.mask
+  )
+  temperatures = jnp.array(TEMPERATURES if spec.feedback == "none" else (1.0,))
+  of_stacks = jax.vmap(boundaries.log_likelihood)
+  tried = jax.vmap(lambda t: of_stacks(evidence / t, truth.mask, truth.boundaries).mean())(
+    temperatures
+  )
+  best = tried.argmax()
+  scaled = lambda path, leaf: (
+    leaf / temperatures[best] if jax.tree_util.keystr(path).startswith("['decoder']") else leaf
+  )
+  return jax.tree_util.tree_map_with_path(scaled, params), tried[best]
+
+
 def make_train(
   spec: HeadSpec,
   train: Features,
@@ -156,8 +196,8 @@ def make_train(
     spec: the architecture.
     train: padded training stacks.
     validation: padded validation stacks; the snapshot that classifies most of their
-      slices correctly is kept. Where strata come from boundaries, a boundary that is off by k
-      slices makes k wrong strata, so that this is the one of least boundary error too.
+      slices correctly is kept; of an ordered head, the one under which their boundaries are most
+      probable, softened by `soften`.
     batch_size: stacks a step; the last step of an epoch may have fewer.
     epochs: in all, which scheduled sampling needs to know.
     epochs_per_call: that `run` trains.
@@ -165,6 +205,7 @@ def make_train(
   count = len(train)
   steps = -(-count // batch_size)
   adam = optax.scale_by_adam()
+  judged = losses.targets_of(validation)
   # One all-masked stack stands in where an epoch's last batch has no more stacks.
   values, targets = jax.tree.map(
     lambda x: jnp.concatenate([x, jnp.zeros((1, *x.shape[1:]), x.dtype)]),
@@ -177,7 +218,7 @@ def make_train(
 
   def init(member: Member) -> _State:
     params = nnx.state(Head(spec, nnx.Rngs(params=jax.random.key(member.seed))), nnx.Param)
-    return _State(params, adam.init(params), params, jnp.float32(-1))
+    return _State(params, adam.init(params), params, jnp.float32(-jnp.inf))
 
   def run(state: _State, member: Member, first_epoch: Any) -> tuple[_State, Any]:
     base = jax.random.key(member.seed)
@@ -204,12 +245,15 @@ def make_train(
         (state.params, state.optimizer),
         (order.reshape(steps, batch_size), jax.random.split(step_key, steps)),
       )
-      now = accuracy(spec, params, member, validation)
-      better = now > state.best_accuracy
+      kept, likelihood = params, None
+      if spec.ordered:
+        kept, likelihood = soften(spec, params, member, validation, judged)
+      now = accuracy(spec, kept, member, validation)
+      score = likelihood if spec.ordered else now
       best = jax.tree.map(
-        lambda new, old: jnp.where(better, new, old),
-        (params, now),
-        (state.best_params, state.best_accuracy),
+        lambda new, old: jnp.where(score > state.best_score, new, old),
+        (kept, score),
+        (state.best_params, state.best_score),
       )
       return _State(params, opt_state, *best), jnp.stack([step_losses.mean(), now])
 

@@ -2,15 +2,17 @@
 
 import dataclasses
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax import heads
+from rcm_jax import heads, losses
 from rcm_jax.arrays import Features
-from rcm_jax.members import Member, make_train, recurrent_penalty
+from rcm_jax.members import TEMPERATURES, Member, graph_of, make_train, recurrent_penalty
 from rcm_jax.models.head import HeadSpec
+from rcm_jax.ops import boundaries
 from tfds_rcm.errors import UserError
 
 SPEC = HeadSpec(
@@ -105,6 +107,30 @@ def test_snapshot_is_the_best_epochs(together):
   correct = (probabilities.argmax(-1) == VALIDATION.labels) & VALIDATION.mask
   accuracy = correct.sum((1, 2)) / VALIDATION.mask.sum()
   np.testing.assert_allclose(accuracy, history.max(1), atol=1e-6)
+
+
+def test_an_ordered_head_keeps_the_epoch_and_temperature_that_make_boundaries_most_probable():
+  spec = dataclasses.replace(SPEC, feedback="none", likelihood="boundaries")
+  member = Member(0, 1, 3e-2, 0.05, 0.1)
+  training = make_train(spec, TRAIN, VALIDATION, batch_size=4, epochs=6, epochs_per_call=1)
+  truth = losses.targets_of(VALIDATION)
+
+  @jax.jit
+  def likelihood(params, temperature):
+    model = nnx.merge(graph_of(spec), params)
+    evidence = jax.vmap(lambda x, m: model.evidence(x, m, half_width=1))(
+      jnp.asarray(VALIDATION.values), truth.mask
+    )
+    return jax.vmap(boundaries.log_likelihood)(
+      evidence / temperature, truth.mask, truth.boundaries
+    ).mean()
+
+  run, state, tried = jax.jit(training.run), training.init(member), []
+  for epoch in range(6):
+    state, _ = run(state, member, epoch)
+    tried.append([likelihood(state.params, t) for t in TEMPERATURES])
+  assert TEMPERATURES[np.argmax(np.max(tried, axis=0))] != 1.0  # or nothing is tested
+  np.testing.assert_allclose(likelihood(state.best_params, 1.0), np.max(tried), rtol=1e-4)
 
 
 def test_resume_equals_uninterrupted(together, tmp_path, monkeypatch):
