@@ -251,16 +251,22 @@ def _assess(study, methods):
     validation, test = study.of_split(method, "validation"), study.of_split(method, "test")
     if not all(validation):
       continue
-    pairs = zip(validation, test)
-    single = [calibrate.assess(calibrate.calibrate(known), asked) for known, asked in pairs]
+    single = [_assess_one(*pair) for pair in zip(validation, test)]
     assessed.append((method, 1, single))
     if len(test) > 1:
       known, asked = (
         calibrate.ensemble(list(itertools.chain(*runs))) for runs in (validation, test)
       )
-      found = calibrate.assess(calibrate.calibrate(known), asked)
-      assessed.append((method, len(test), [found]))
+      assessed.append((method, len(test), [_assess_one(known, asked)]))
   return assessed
+
+
+def _assess_one(validation, test):
+  calibration = calibrate.calibrate(validation)
+  return (
+    calibrate.assess(calibration, test),
+    calibrate.rehearse(calibration, validation, test),
+  )
 
 
 def _draw(study, methods, folder):

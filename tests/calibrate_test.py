@@ -117,6 +117,22 @@ def test_intervals_hold_on_new_stacks_and_widen_with_doubt():
   assert (vague[:, 2] - vague[:, 0] > sharp[:, 2] - sharp[:, 0]).all()
 
 
+def test_more_patients_bring_intervals_down_to_what_was_asked():
+  rng = np.random.default_rng(3)
+  known = [stack(rng, f"v{i}", f"p{i // 2}", "validation", noise=2.5) for i in range(20)]
+  asked = [stack(rng, f"t{i}", f"q{i // 2}", noise=2.5) for i in range(160)]
+  calibration = calibrate.calibrate(known)
+  few = calibrate.assess(calibration, asked)
+  more = calibrate.rehearse(calibration, known, asked, divisions=40)
+  assert more.patients == 10 + 40
+  assert (np.abs(more.covered - 0.9) < 0.03).all()
+  assert (np.abs(few.covered - 0.9) > 0.04).all()  # the luck of ten patients
+  one = calibrate.rehearse(calibration, known[:2], asked[:2], divisions=3)
+  assert one.patients == 1  # half of a test patient is none
+  assert np.isinf(one.width_um).all()
+  assert (one.covered == 1).all()
+
+
 def test_boundary_temperature_discounts_witnesses_that_repeat_each_other():
   rng = np.random.default_rng(0)
   once = [stack(rng, f"v{i}", f"p{i}", noise=2.5) for i in range(60)]
