@@ -63,6 +63,17 @@ def test_folders_and_a_table_with_telling_columns(tmp_path):
   assert (tmp_path / "data/rcm_dryad/converted/manifest.csv").is_file()
 
 
+def test_a_readme_and_columns_with_remarks(tmp_path):
+  root = folders(tmp_path / "archive")
+  (root / "README.txt").write_text("About the data\nStacks of skin, taken with care.\n")
+  table(
+    root, ("Stack name", "Image no.", "Class (1 = SC, 2 = VE)", "Volunteer"),
+    lambda i, t: (f"stack {i:02d}", t + 1, CLASSES[t], f"v{i % 3}"),
+  )  # fmt: skip
+  prepare(root, tmp_path, "--step_um=3", "--first_slice=1", NUMBERS)
+  check_records(tmp_path)
+
+
 def test_a_zip_with_paths_in_the_table_and_patients_in_the_paths(tmp_path):
   root = folders(tmp_path / "archive")
   table(

@@ -9,8 +9,14 @@ import difflib
 class UserError(ValueError):
   """Bad input, told in one line: what and where, what was expected, what to do.
 
-  Command lines print the message and exit with code 1, without a traceback.
+  Command lines print the message and exit with code 1, without a traceback. What a damaged
+  file brings into it is made printable.
   """
+
+  def __init__(self, message: str):
+    super().__init__(
+      "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message)
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -15,8 +15,6 @@ from array_record.python import array_record_module
 import numpy as np
 from tensorflow_datasets.proto import tf_feature_pb2
 
-# Protocol buffers hold no more than 2 GiB. A record's other fields are small.
-MAX_PIXELS = 2**31 - 2**20
 _FIRST, _SECOND = b"\x0a", b"\x12"  # tags of a message's field 1 or 2, its length to follow
 _Chunks = list[bytes | np.ndarray]
 

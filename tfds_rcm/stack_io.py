@@ -30,6 +30,7 @@ from tfds_rcm.formats import dicom, images, tiff, volume
 from tfds_rcm.formats.raw import RawStack, check_path, crop_caption, to_gray
 
 SUFFIXES = images.SUFFIXES | tiff.SUFFIXES | dicom.SUFFIXES | volume.SUFFIXES
+_PLAUSIBLE_PIXEL_UM = (0.01, 100.0)
 Number = float | int
 Range = tuple[Number, Number]
 
@@ -186,6 +187,8 @@ def open_stack(
     raise UserError(f"{path}: value_range={value_range}, expected (lowest, highest)")
   raw = _open_raw(path)
   try:
+    if not raw.names:
+      raise UserError(f"{path}: holds no slices; copy or export it again")
     if step_um is not None:
       depth_um = step_um * np.arange(len(raw.names), dtype=np.float64)
     elif raw.depth_um is None:
@@ -193,9 +196,10 @@ def open_stack(
     else:
       depth_um = np.asarray(raw.depth_um, np.float64)
       _check_depths(path, depth_um, len(raw.names))
-    return StackReader(
-      path, raw, depth_um, raw.pixel_um if pixel_um is None else pixel_um, value_range
-    )
+    if pixel_um is None:
+      pixel_um = raw.pixel_um
+      _check_pixel(path, pixel_um)
+    return StackReader(path, raw, depth_um, pixel_um, value_range)
   except BaseException:
     raw.close()
     raise
@@ -222,6 +226,15 @@ def _check_depths(path: pathlib.Path, depth_um: np.ndarray, count: int) -> None:
   if not finite or (np.diff(depth_um) <= 0).any():
     raise UserError(
       f"{path}: the depths in the file are not {count} rising numbers; mend them or give step_um"
+    )
+
+
+def _check_pixel(path: pathlib.Path, pixel_um: Number | None) -> None:
+  low, high = _PLAUSIBLE_PIXEL_UM
+  if pixel_um is not None and not low <= pixel_um <= high:
+    raise UserError(
+      f"{path}: its tags make a pixel {pixel_um:g} µm wide, expected {low:g} to {high:g}; give "
+      "pixel_um"
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import functools
+import math
 import pathlib
 from typing import Any
 
@@ -24,6 +25,8 @@ from tfds_rcm.png import encode_png
 
 # Part of the staged shards' names: to be raised when what is stored changes.
 _FORMAT = 3
+# Protocol buffers hold no more than 2 GiB. A record's other fields are small.
+MAX_PIXELS = 2**31 - 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +247,11 @@ def _examine(entry: manifest_lib.Entry, *, options: Options, decode: bool) -> Ex
       merged = labels_lib.merge_readings(
         entry.place, entry.readings, reader.names, reader.depth_um, options.rules
       )
+      if math.prod(reader.shape) > MAX_PIXELS:
+        raise UserError(
+          f"{entry.path}: {' x '.join(map(str, reader.shape))} pixels, expected at most "
+          f"{MAX_PIXELS:,} in a stack; crop or shrink its slices"
+        )
       if decode:
         for _ in reader:
           pass

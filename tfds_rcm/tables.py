@@ -11,7 +11,7 @@ import math
 import pathlib
 
 from tfds_rcm.errors import UserError
-from tfds_rcm.formats.raw import check_path
+from tfds_rcm.formats.raw import check_path, decoding
 
 _DELIMITERS = ",;\t"
 
@@ -107,7 +107,8 @@ def _decode(path: pathlib.Path) -> str:
   if data.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
     raise UserError(f"{path}: a spreadsheet, expected CSV; save it as CSV (UTF-8)")
   if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-    return data.decode("utf-16")
+    with decoding(path):
+      return data.decode("utf-16")
   try:
     return data.decode("utf-8-sig")
   except UnicodeDecodeError:

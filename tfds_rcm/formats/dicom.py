@@ -12,11 +12,10 @@ from pydicom import uid
 
 from tfds_rcm.errors import UserError
 from tfds_rcm.formats.images import in_natural_order
-from tfds_rcm.formats.raw import RawStack, check_path, check_size, decoding
+from tfds_rcm.formats.raw import RawStack, check_count, check_path, check_size, decoding
 
 SUFFIXES = frozenset({".dcm", ".dicom"})
 _UM_PER_MM = 1000.0
-_PLAUSIBLE_PIXEL_UM = (0.01, 100.0)
 _CODECS = (
   (uid.JPEG2000TransferSyntaxes, "pylibjpeg pylibjpeg-openjpeg"),
   (uid.JPEGLSTransferSyntaxes, "pyjpegls"),
@@ -48,8 +47,10 @@ def open_dicom(path: pathlib.Path) -> RawStack:
   header = _header(path)
   with decoding(path):
     count = int(header.get("NumberOfFrames", 1) or 1)
+    check_count(path, count, path.stat().st_size)
     depth_um = _frame_depths_um(header, count)
-    pixel_um = _pixel_um(path, header)
+    pixel_um = _pixel_um(header)
+    inverted = header.get("PhotometricInterpretation") == "MONOCHROME1"
   order = np.arange(count) if depth_um is None else np.argsort(depth_um, kind="stable")
   frames = _Frames(path, order.tolist())
   return RawStack(
@@ -57,7 +58,7 @@ def open_dicom(path: pathlib.Path) -> RawStack:
     read=frames.read,
     depth_um=None if depth_um is None else depth_um[order],
     pixel_um=pixel_um,
-    inverted=header.get("PhotometricInterpretation") == "MONOCHROME1",
+    inverted=inverted,
     close=frames.close,
   )
 
@@ -95,15 +96,15 @@ def open_dicoms(paths: Sequence[pathlib.Path]) -> RawStack:
   if len(paths) == 1:
     return open_dicom(paths[0])
   headers = {path: _header(path) for path in paths}
-  series = {header.get("SeriesInstanceUID") for header in headers.values()}
+  series, depths = set(), {}
+  for path, header in headers.items():
+    with decoding(path):
+      if int(header.get("NumberOfFrames", 1) or 1) != 1:
+        raise UserError(f"{path}: has several frames; give a multi-frame file's own path")
+      series.add(header.get("SeriesInstanceUID"))
+      depths[path] = _frame_depths_um(header, 1)
   if len(series) > 1:
     raise UserError(f"{paths[0].parent}: holds {len(series)} series; give each a folder of its own")
-  depths = {}
-  for path, header in headers.items():
-    if int(header.get("NumberOfFrames", 1) or 1) != 1:
-      raise UserError(f"{path}: has several frames; give a multi-frame file's own path")
-    with decoding(path):
-      depths[path] = _frame_depths_um(header, 1)
   if all(depth is not None for depth in depths.values()):
     ordered = sorted(paths, key=lambda p: depths[p][0])
     depth_um = np.concatenate([depths[p] for p in ordered])
@@ -115,13 +116,14 @@ def open_dicoms(paths: Sequence[pathlib.Path]) -> RawStack:
     ordered, depth_um = _in_instance_order(headers), None
   first = headers[ordered[0]]
   with decoding(ordered[0]):
-    pixel_um = _pixel_um(ordered[0], first)
+    pixel_um = _pixel_um(first)
+    inverted = first.get("PhotometricInterpretation") == "MONOCHROME1"
   return RawStack(
     names=[str(p) for p in ordered],
     read=lambda t: open_dicom(ordered[t]).read(0),
     depth_um=depth_um,
     pixel_um=pixel_um,
-    inverted=first.get("PhotometricInterpretation") == "MONOCHROME1",
+    inverted=inverted,
   )
 
 
@@ -131,14 +133,13 @@ def _header(path: pathlib.Path) -> pydicom.Dataset:
     header = pydicom.dcmread(path, stop_before_pixels=True)
     check_size(path, int(header.Rows), int(header.Columns))
     syntax = header.file_meta.TransferSyntaxUID
-  if syntax.is_encapsulated:
-    _check_codec(path, syntax)
+    if syntax.is_encapsulated:
+      _check_codec(path, syntax)
   return header
 
 
 def _check_codec(path: pathlib.Path, syntax: uid.UID) -> None:
-  with decoding(path):
-    decoder = pydicom_pixels.get_decoder(syntax)
+  decoder = pydicom_pixels.get_decoder(syntax)
   if not decoder.is_available:
     package = next((name for syntaxes, name in _CODECS if syntax in syntaxes), "python-gdcm")
     raise UserError(
@@ -147,12 +148,15 @@ def _check_codec(path: pathlib.Path, syntax: uid.UID) -> None:
 
 
 def _in_instance_order(headers: dict[pathlib.Path, pydicom.Dataset]) -> list[pathlib.Path]:
-  paths = list(headers)
-  numbers = [header.get("InstanceNumber") for header in headers.values()]
-  if None in numbers or len(set(numbers)) < len(numbers):
+  paths, numbers = list(headers), {}
+  for path, header in headers.items():
+    with decoding(path):
+      number = header.get("InstanceNumber")
+      numbers[path] = None if number is None else int(number)
+  if None in numbers.values() or len(set(numbers.values())) < len(numbers):
     return in_natural_order(paths)
-  ordered = sorted(paths, key=lambda p: int(headers[p].InstanceNumber))
-  steps = np.diff([int(headers[p].InstanceNumber) for p in ordered])
+  ordered = sorted(paths, key=numbers.__getitem__)
+  steps = np.diff([numbers[p] for p in ordered])
   for place in np.flatnonzero(steps != np.median(steps)):
     raise UserError(
       f"{ordered[place + 1]}: gap in Instance Number after {ordered[place].name}; restore the slice"
@@ -176,23 +180,15 @@ def _frame_depths_um(header: pydicom.Dataset, count: int) -> np.ndarray | None:
   return (float(first or 0.0) + float(step) * np.arange(count)) * _UM_PER_MM
 
 
-def _pixel_um(path: pathlib.Path, header: pydicom.Dataset) -> float | None:
+def _pixel_um(header: pydicom.Dataset) -> float | None:
   spacing, field = _nested(header, "PixelSpacing"), _nested(header, "FieldOfViewDimensions")
   if spacing is not None:
-    pixel_um = float(spacing[0]) * _UM_PER_MM
-  elif field is not None:
+    return float(spacing[0]) * _UM_PER_MM
+  if field is not None:
     # One number or two in an order that writers swap: a square pixel makes both irrelevant.
     sides = np.broadcast_to(np.atleast_1d(np.asarray(field, np.float64)), 2)
-    pixel_um = float(np.sqrt(sides.prod() / (header.Rows * header.Columns))) * _UM_PER_MM
-  else:
-    return None
-  low, high = _PLAUSIBLE_PIXEL_UM
-  if not low <= pixel_um <= high:
-    raise UserError(
-      f"{path}: its tags make a pixel {pixel_um:g} µm wide, expected {low:g} to {high:g}; give "
-      "pixel_um"
-    )
-  return pixel_um
+    return float(np.sqrt(sides.prod() / (header.Rows * header.Columns))) * _UM_PER_MM
+  return None
 
 
 def _nested(dataset: pydicom.Dataset, keyword: str):

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import warnings
 
 from jaxtyping import Float, Shaped
 import numpy as np
@@ -16,6 +17,7 @@ from tfds_rcm.errors import UserError
 # A slice of a VivaScope has 1 Mpx. A header that claims 50 times as much is damaged or hostile,
 # and would fill the memory before a decoder noticed.
 MAX_SLICE_PIXELS = 50_000_000
+_MAX_REASON = 200  # characters; pydicom and zipfile quote the damaged bytes
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -42,17 +44,21 @@ class RawStack:
 
 @contextlib.contextmanager
 def decoding(place: str | os.PathLike[str]) -> Iterator[None]:
-  """Turns whatever a decoder raises into one line that names the file.
+  """Turns whatever a decoder raises into one line that names the file, and hides its warnings.
 
   Raises:
     UserError: in place of any exception raised inside the block.
   """
   try:
-    yield
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")
+      yield
   except UserError:
     raise
   except Exception as error:  # Decoders raise SyntaxError, struct.error, zlib.error and more.
     reason = " ".join(str(error).split()) or type(error).__name__
+    if len(reason) > _MAX_REASON:
+      reason = reason[:_MAX_REASON] + "…"
     raise UserError(
       f"{place}: cannot be decoded ({reason}); the file is damaged or cut short: copy or export "
       "it again"
@@ -69,7 +75,7 @@ def check_path(path: pathlib.Path) -> os.stat_result:
     status = path.stat()
   except FileNotFoundError as error:
     raise UserError(f"{path}: no such file or folder; check the path") from error
-  except (OSError, RuntimeError) as error:  # RuntimeError: a loop, before Python 3.13.
+  except (OSError, RuntimeError, ValueError) as error:  # A loop before Python 3.13; a NUL.
     reason = getattr(error, "strerror", None) or str(error)
     raise UserError(f"{path}: cannot be opened ({reason}); mend the link or the rights") from error
   if path.is_file() and status.st_size == 0:
@@ -90,16 +96,31 @@ def check_size(place: str | os.PathLike[str], height: int, width: int) -> None:
     )
 
 
+def check_count(place: str | os.PathLike[str], slices: int, num_bytes: int) -> None:
+  """Refuses a header that claims more slices than there are bytes, which would fill the memory.
+
+  Raises:
+    UserError: if there are no slices or more than `num_bytes`.
+  """
+  if not 0 < slices <= num_bytes:
+    raise UserError(
+      f"{place}: the header claims {slices} slices, but the file has {num_bytes:,} bytes; it is "
+      "damaged or cut short: copy or export it again"
+    )
+
+
 def to_gray(
   place: str, pixels: Shaped[np.ndarray, "height width *channels"]
 ) -> Shaped[np.ndarray, "height width"]:
   """One channel from gray, or from colour saved by mistake (equal channels stay exact).
 
   Raises:
-    UserError: if there are two or more than four channels.
+    UserError: if there are two or more than four channels, or anything but real numbers.
   """
   if pixels.dtype == bool:
     pixels = pixels.astype(np.uint8) * 255
+  if pixels.dtype.kind not in "uif":
+    raise UserError(f"{place}: stored as {pixels.dtype}, expected real numbers; export it anew")
   if pixels.ndim == 2:
     return pixels
   channels = pixels.shape[-1]

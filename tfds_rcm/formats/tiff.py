@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import logging
+import os
 import pathlib
+import sys
 import xml.etree.ElementTree
 
 import numpy as np
@@ -31,11 +34,11 @@ def open_tiff(path: pathlib.Path) -> RawStack:
     tif = tifffile.TiffFile(path)
   try:
     with decoding(path):
-      pages = [page.aspage() for page in tif.pages if not page.is_reduced]
+      pages = [page.aspage() for page in _chain(path, tif) if not page.is_reduced]
       _check_last_page(path, tif)
       step_um, pixel_um = _spacing(path, tif)
-    for number, page in enumerate(pages):
-      _check_page(f"{path} page {number}", page, tif.filehandle.size)
+      for number, page in enumerate(pages):
+        _check_page(f"{path} page {number}", page, tif.filehandle.size)
   except BaseException:
     tif.close()
     raise
@@ -69,6 +72,16 @@ def open_tiffs(paths: Sequence[pathlib.Path]) -> RawStack:
       raw.close()
 
   return RawStack(names=[str(p) for p in paths], read=read)
+
+
+def _chain(path: pathlib.Path, tif: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
+  """The file's pages; tifffile would follow one that points back for ever."""
+  seen = set()
+  for page in tif.pages:
+    if page.offset in seen:
+      raise UserError(f"{path}: its pages run in a circle; the file is damaged: export it again")
+    seen.add(page.offset)
+    yield page
 
 
 def _check_last_page(path: pathlib.Path, tif: tifffile.TiffFile) -> None:
@@ -113,10 +126,24 @@ def _decode_with_pillow(path: pathlib.Path, page: tifffile.TiffPage) -> np.ndarr
   """LZW and JPEG pages, which tifffile decodes only with the package imagecodecs."""
   if page.bitspersample != 8 and page.samplesperpixel != 1:
     raise UserError(f"{path}: compression {page.compression.name} needs: pip install imagecodecs")
-  with Image.open(path) as image:
+  with _silent_libtiff(), Image.open(path) as image:
     image.seek(page.index)
     deep = image.mode.startswith(("I", "F"))
     return np.asarray(image if deep else image.convert("L"))
+
+
+@contextlib.contextmanager
+def _silent_libtiff() -> Iterator[None]:
+  """Drops what libtiff, below Pillow, would print about a damaged file."""
+  sys.stderr.flush()
+  shown = os.dup(2)
+  try:
+    with open(os.devnull, "wb") as nowhere:
+      os.dup2(nowhere.fileno(), 2)
+    yield
+  finally:
+    os.dup2(shown, 2)
+    os.close(shown)
 
 
 def _spacing(path: pathlib.Path, tif: tifffile.TiffFile) -> tuple[float | None, float | None]:

@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 
 from tfds_rcm.errors import UserError
-from tfds_rcm.formats.raw import RawStack, check_path, check_size, decoding
+from tfds_rcm.formats.raw import RawStack, check_count, check_path, check_size, decoding
 
 SUFFIXES = frozenset({".npy", ".npz"})
 _Header = tuple[tuple[int, ...], np.dtype, int]  # shape, type, offset of the first value
@@ -54,10 +54,12 @@ def open_npz(path: pathlib.Path) -> RawStack:
         "[slices, height, width] among them"
       )
     shape, dtype, offset = headers[volumes[0]]
+    check_count(path, shape[0], archive.getinfo(volumes[0] + ".npy").file_size)
     names = _names(path, shape)
     with decoding(path):
       depth_um = _numbers(archive, headers, "depth_um")
       pixel_um = _numbers(archive, headers, "pixel_um")
+      pixel_um = None if pixel_um is None else float(pixel_um[0])
       stream = archive.open(volumes[0] + ".npy")
   except BaseException:
     archive.close()
@@ -77,7 +79,7 @@ def open_npz(path: pathlib.Path) -> RawStack:
     names=names,
     read=read,
     depth_um=depth_um,
-    pixel_um=None if pixel_um is None else float(pixel_um[0]),
+    pixel_um=pixel_um,
     close=close,
   )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 import csv
 import dataclasses
+import itertools
 import os
 import pathlib
 import re
@@ -34,11 +35,14 @@ _TABLES = (".csv", ".tsv", ".txt")
 _NAMES = {
   "stack_id": ("stack_id", "stack", "stack_name", "stack_number", "folder", "series", "id"),
   "patient_id": ("patient_id", "patient", "subject_id", "subject", "participant", "volunteer"),
-  "slice": ("slice", "slice_number", "image", "image_number", "frame", "file", "filename"),
+  "slice": (
+    "slice", "slice_number", "slice_no", "image", "image_number", "image_no", "frame", "file",
+    "filename",
+  ),
   "label": ("label", "class", "layer", "stratum", "strata"),
   "reader": ("reader", "annotator", "observer", "rater", "expert"),
   "site": ("site", "body_site", "location"),
-}
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +140,7 @@ def _is_volume(path: pathlib.Path) -> bool:
   if suffix in tiff.SUFFIXES:
     try:
       with tifffile.TiffFile(path) as tif:
-        return len(tif.pages) > 1
+        return len(list(itertools.islice(tif.pages, 2))) > 1
     except (OSError, ValueError):
       return False  # Damaged: told with its reason when the stack is examined.
   return False
@@ -154,7 +158,13 @@ def _find_labels(folder: pathlib.Path, hints: Hints) -> _Labels:
   found, seen = [], []
   for path in paths:
     if hints.labels or (path.suffix.lower() in _TABLES and path.is_file()):
-      table = read_table(path)
+      try:
+        table = read_table(path)
+      except UserError:
+        if hints.labels:
+          raise
+        seen.append(f"{path.name} (no table)")  # above all a README
+        continue
       columns = _columns(table, hints.columns)
       seen.append(f"{path.name} ({', '.join(table.columns)})")
       if ("label" in columns and "slice" in columns) or set(TRANSITIONS) & set(columns):
@@ -173,15 +183,18 @@ def _find_labels(folder: pathlib.Path, hints: Hints) -> _Labels:
 
 def _columns(table: Table, given: Mapping[str, str]) -> dict[str, str]:
   columns = {name: name for name in TRANSITIONS if name in table.columns}
+  by_name = {_bare(column): column for column in reversed(table.columns)}
   for ours, names in _NAMES.items():
-    wanted = "_".join(given.get(ours, "").lower().split())
-    if wanted in table.columns:
-      columns[ours] = wanted
-    elif ours not in given:
-      match = next((name for name in names if name in table.columns), None)
-      if match:
-        columns[ours] = match
+    wanted = [_bare(given[ours])] if ours in given else names
+    match = next((by_name[name] for name in wanted if name in by_name), None)
+    if match:
+      columns[ours] = match
   return columns
+
+
+def _bare(column: str) -> str:
+  """A column's name without what people add: `Class (1 = SC)` is class, `Image no.` image_no."""
+  return "_".join(re.findall(r"[^\W_]+", re.sub(r"\(.*\)", "", column.lower()) or column.lower()))
 
 
 def _matcher(stacks: Mapping[str, pathlib.Path], labels: _Labels) -> Callable[[Row], str]:
