@@ -22,12 +22,14 @@ class Figures(NamedTuple):
     inconsistent: impossible transitions.
     mae_um: of both boundaries, after median-then-max.
     own_mae_um: of both boundaries, by posterior medians.
+    monotone_mae_um: of both boundaries, in the most probable labelling that skin allows.
   """
 
   accuracy: float
   inconsistent: float | None
   mae_um: tuple[float, float] | None
   own_mae_um: tuple[float, float] | None = None
+  monotone_mae_um: tuple[float, float] | None = None
 
 
 class Finding(NamedTuple):
@@ -56,6 +58,7 @@ def measured(rows: Sequence[Mapping[str, Any]]) -> dict[str, Figures]:
       _mean([run["inconsistent"]["total"] for run in runs]),
       _boundaries(runs, "median_then_max"),
       _boundaries(runs, "posterior_median"),
+      _boundaries(runs, "monotone"),
     )
   return found
 
@@ -195,10 +198,17 @@ def _shown_ordered(f):
   )
 
 
-def _shown_posterior(f):
-  lower = {name: np.array(x.own_mae_um) <= x.mae_um for name, x in f.items()}
-  kept = [sum(flags[b] for flags in lower.values()) for b in range(2)]
-  return f"epidermis-DEJ in {kept[0]}, DEJ-dermis in {kept[1]} of {len(lower)} methods"
+def _no_more(claim, field):
+  """Claims that one decoding errs no more than median-then-max, whatever the method."""
+  excess = lambda f: np.array([np.subtract(getattr(x, field), x.mae_um) for x in f.values()])
+
+  def shown(f):
+    found = excess(f)
+    kept = (found <= 0).sum(0)
+    text = f"epidermis-DEJ in {kept[0]}, DEJ-dermis in {kept[1]} of {len(f)} methods"
+    return text + (f"; at most {found.max():.2f} µm more" if found.max() > 0 else "")
+
+  return Finding(claim, shown, lambda f: bool(np.all(excess(f) <= 0)), ())
 
 
 OURS = (
@@ -214,11 +224,10 @@ OURS = (
     lambda f: f[_OURS].inconsistent == 0,
     (_OURS,),
   ),
-  Finding(
-    "Posterior medians err no more than median-then-max, whatever the method",
-    _shown_posterior,
-    lambda f: all(bool(np.all(np.array(x.own_mae_um) <= x.mae_um)) for x in f.values()),
-    (),
+  _no_more("Posterior medians err no more than median-then-max, whatever the method", "own_mae_um"),
+  _no_more(
+    "The most probable possible labelling errs no more than median-then-max, whatever the method",
+    "monotone_mae_um",
   ),
 )
 

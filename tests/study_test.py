@@ -54,7 +54,7 @@ def test_tests_of_other_domains_share_no_patient_with_training():
       assert "+seed=1000" not in point["data.sources"][0]
 
 
-def _row(method, accuracy, inconsistent, errors, own=None):
+def _row(method, accuracy, inconsistent, errors, own=None, monotone=None):
   def decoded(values):
     return {"boundary_mae_um": dict(zip(("epidermis_dej", "dej_dermis"), values, strict=True))}
 
@@ -62,7 +62,11 @@ def _row(method, accuracy, inconsistent, errors, own=None):
     "method": method,
     "accuracy": accuracy / 100,
     "inconsistent": {"total": inconsistent},
-    "decoding": {"median_then_max": decoded(errors), "posterior_median": decoded(own or errors)},
+    "decoding": {
+      "median_then_max": decoded(errors),
+      "posterior_median": decoded(own or errors),
+      "monotone": decoded(monotone or errors),
+    },
   }
 
 
@@ -107,6 +111,12 @@ def test_findings_name_what_was_not_reached():
   assert "The ordered head has no impossible transition | 0.0 | yes |" in text
   rows[-1] = _row("ordered", 88, 0, (5, 9), own=(5.0, 7.9))
   assert "(-13 and -11 %) | yes |" in findings.to_markdown(rows, "a phantom")
+  rows = [
+    _row(name, 88, 0, (7, 9), monotone=(7, 9 + more)) for name, more in (("a", 0.04), ("b", 0))
+  ]
+  text = findings.to_markdown(rows, "a phantom")
+  assert "epidermis-DEJ in 2, DEJ-dermis in 1 of 2 methods; at most 0.04 µm more | **no** |" in text
+  assert "epidermis-DEJ in 2, DEJ-dermis in 2 of 2 methods | yes |" in text  # medians
 
 
 def test_a_dry_run_says_what_each_part_costs(tmp_path, capsys):
