@@ -139,7 +139,8 @@ def loss_fn(
     for place, member in enumerate(trained):
       own = jax.tree.map(lambda leaf, place=place: leaf[place], params["heads"])
       own_key = jax.random.fold_in(head_key, member.seed)
-      found.append(members.loss(spec, own, member, values, batch.truth, own_key, told))
+      draws = members.draw(spec, member, own_key, values.shape[:2], told)
+      found.append(members.loss(spec, own, member, values, batch.truth, draws))
     whole, of_data = map(jnp.stack, zip(*found, strict=True))
     return whole.mean(), of_data
 

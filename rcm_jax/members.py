@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 import numpy as np
 import optax
 
 from rcm_jax import decode, losses, sharding
 from rcm_jax.arrays import ArrayLike, Features
-from rcm_jax.models.head import Head, HeadSpec
+from rcm_jax.models.head import DropoutMasks, Head, HeadSpec, dropout_masks
 from rcm_jax.ops import boundaries
 from tfds_rcm.staging import num_cores
 
@@ -86,14 +86,49 @@ def recurrent_penalty(params: Any) -> Float[Array, ""]:
   )
 
 
+class Draws(NamedTuple):
+  """What is random in one step.
+
+  Attributes:
+    dropout: a mask of each stack's recurrent connections.
+    use_label: slices whose decoder is told the previous label; None where none ever is.
+  """
+
+  dropout: DropoutMasks
+  use_label: Bool[Array, "*dims"] | None
+
+
+def draw(
+  spec: HeadSpec,
+  member: Member,
+  key: Key[Array, ""],
+  mask_shape: tuple[int, int],
+  told: Float[ArrayLike, ""] | float,
+) -> Draws:
+  """Draws one step's dropout and told labels.
+
+  Args:
+    spec: the architecture.
+    member: whose dropout rate it is.
+    key: of this step.
+    mask_shape: stacks and slices of the batch.
+    told: share of slices that are told the previous label, in the modes that tell any.
+  """
+  dropout_key, told_key = jax.random.split(key)
+  keys = jax.random.split(dropout_key, mask_shape[0])
+  dropout = jax.vmap(lambda key: dropout_masks(spec, key, member.dropout))(keys)
+  tells_labels = spec.feedback in ("teacher", "scheduled")
+  use_label = jax.random.bernoulli(told_key, told, mask_shape) if tells_labels else None
+  return Draws(dropout, use_label)
+
+
 def loss(
   spec: HeadSpec,
   params: Any,
   member: Member,
   values: Float[ArrayLike, "B T F"],
   truth: losses.Targets,
-  key: Key[Array, ""],
-  told: Float[ArrayLike, ""] | float,
+  draws: Draws,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """What one member's training minimises on a batch of stacks.
 
@@ -103,31 +138,24 @@ def loss(
     member: its hyperparameters.
     values: features of the stacks' slices.
     truth: about the same stacks.
-    key: of dropout and scheduled sampling.
-    told: share of slices that are told the label; for scheduled sampling and teacher forcing.
+    draws: of this step.
 
   Returns:
     The loss with its penalty on weights, and without.
   """
-  tells_labels = spec.feedback in ("teacher", "scheduled")
   model = nnx.merge(graph_of(spec), params)
-  dropout_key, told_key = jax.random.split(key)
-  dropout = jax.vmap(model.dropout_masks, (0, None))(
-    jax.random.split(dropout_key, len(values)), member.dropout
-  )
-  use_label = jax.random.bernoulli(told_key, told, truth.mask.shape) if tells_labels else None
 
-  def one(x, real, dropout, y, use_label):
+  def one(x, real, y, draws):
     return model.evidence(
       x,
       real,
       half_width=member.half_width,
-      dropout=dropout,
-      labels=y if tells_labels else None,
-      use_label=use_label,
+      dropout=draws.dropout,
+      labels=None if draws.use_label is None else y,
+      use_label=draws.use_label,
     )
 
-  evidence = jax.vmap(one)(values, truth.mask, dropout, truth.labels, use_label)
+  evidence = jax.vmap(one)(values, truth.mask, truth.labels, draws)
   if spec.ordered:
     of_data = losses.of_boundaries(evidence, truth, member.mae_weight)
   else:
@@ -212,9 +240,9 @@ def make_train(
     (train.values, losses.targets_of(train)),
   )
 
-  def loss_fn(params, member, rows, key, told):
+  def loss_fn(params, member, rows, draws):
     truth = jax.tree.map(lambda known: known[rows], targets)
-    return loss(spec, params, member, values[rows], truth, key, told)
+    return loss(spec, params, member, values[rows], truth, draws)
 
   def init(member: Member) -> _State:
     params = nnx.state(Head(spec, nnx.Rngs(params=jax.random.key(member.seed))), nnx.Param)
@@ -229,13 +257,14 @@ def make_train(
         [jax.random.permutation(order_key, count), jnp.full(steps * batch_size - count, count)]
       )
       told = 1.0 if spec.feedback == "teacher" else 1 - number / max(epochs - 1, 1)
+      # All steps' at once: within the loop a step spends a tenth of its time on random numbers.
+      draws = jax.vmap(lambda key: draw(spec, member, key, (batch_size, values.shape[1]), told))(
+        jax.random.split(step_key, steps)
+      )
 
       def step(carry, inputs):
         params, opt_state = carry
-        rows, key = inputs
-        (_, of_data), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-          params, member, rows, key, told
-        )
+        (_, of_data), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, member, *inputs)
         updates, opt_state = adam.update(grads, opt_state)
         params = jax.tree.map(lambda p, u: p - member.learning_rate * u, params, updates)
         return (params, opt_state), of_data
@@ -243,7 +272,7 @@ def make_train(
       (params, opt_state), step_losses = jax.lax.scan(
         step,
         (state.params, state.optimizer),
-        (order.reshape(steps, batch_size), jax.random.split(step_key, steps)),
+        (order.reshape(steps, batch_size), draws),
       )
       kept, likelihood = params, None
       if spec.ordered:

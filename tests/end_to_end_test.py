@@ -114,8 +114,7 @@ def plain_gradient(start, spec):
         member,
         values,
         truth,
-        jax.random.fold_in(head_key, member.seed),
-        0.0,
+        members.draw(spec, member, jax.random.fold_in(head_key, member.seed), (2, 5), 0.0),
       )[0]
       for i, member in enumerate(MEMBERS)
     ]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax.models.head import Head, HeadSpec
+from rcm_jax.models.head import Head, HeadSpec, dropout_masks
 from tfds_rcm.errors import UserError
 
 T, F = 9, 4
@@ -137,8 +137,8 @@ def test_traced_half_width_equals_a_narrower_kernel(stack):
 
 
 def test_dropout_scales_what_it_keeps():
-  head = make(GLOBAL)
-  masks = jax.vmap(head.dropout_masks, (0, None))(jax.random.split(jax.random.key(0), 4000), 0.25)
+  keys = jax.random.split(jax.random.key(0), 4000)
+  masks = jax.vmap(lambda key: dropout_masks(GLOBAL, key, 0.25))(keys)
   assert masks.encoder.shape == (4000, 2, 5)
   assert masks.decoder.shape == (4000, 5)
   kept = np.asarray(masks.encoder)

@@ -121,6 +121,17 @@ class DropoutMasks(NamedTuple):
   decoder: Float[Array, "H"]
 
 
+def dropout_masks(
+  spec: HeadSpec, key: Key[Array, ""], rate: Float[Array, ""] | float
+) -> DropoutMasks:
+  """Draws one stack's dropout; `rate` may be traced."""
+  directions = (2,) if spec.bidirectional else ()
+  encoder, decoder = jax.random.split(key)
+  keep = 1 - rate
+  draw = lambda key, shape: jax.random.bernoulli(key, keep, shape) / keep
+  return DropoutMasks(draw(encoder, (*directions, spec.hidden)), draw(decoder, (spec.hidden,)))
+
+
 class Head(nnx.Module):
   """Class logits of every slice of one stack, from its slices' features."""
 
@@ -131,16 +142,6 @@ class Head(nnx.Module):
     )
     self.attention = ATTENTIONS[spec.attention](spec, self.encoder.size, rngs)
     self.decoder = DECODERS[spec.decoder](spec, self.encoder.size, rngs)
-
-  def dropout_masks(self, key: Key[Array, ""], rate: Float[Array, ""] | float) -> DropoutMasks:
-    """Draws one stack's dropout; `rate` may be traced."""
-    directions = (2,) if self.spec.bidirectional else ()
-    encoder, decoder = jax.random.split(key)
-    keep = 1 - rate
-    draw = lambda key, shape: jax.random.bernoulli(key, keep, shape) / keep
-    return DropoutMasks(
-      draw(encoder, (*directions, self.spec.hidden)), draw(decoder, (self.spec.hidden,))
-    )
 
   def encode(
     self, x: Float[Array, "T F"], mask: Bool[Array, "T"], dropout: DropoutMasks | None = None
