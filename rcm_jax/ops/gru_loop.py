@@ -9,7 +9,7 @@ the weights returns one weight gradient a stack, [B, H, 3H], and JAX sums them.
 Here the custom rule (`_attach`) returns only the gradient of the
 pre-activations, as two additive inputs; the recurrent one is fed by `_probe`, a
 function that is zero but has the derivative of h · U. Its transpose is the
-gradient of a `flat_dot`: one product over B · T.
+gradient of `flat_dots`: one product over T · B.
 
 How one loop serves stacks, directions and members. Arrays in the loops are
 [G, T, B, …]: G sets of weights (directions, members), B stacks that share
@@ -29,13 +29,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rcm_jax.ops import gru_pallas
-from rcm_jax.ops.flat_dot import flat_dot
+from rcm_jax.ops.flat_dot import flat_dots
 
 
 def recurrence(
   projected: Float[Array, "G T threeH"],
   recurrent_kernel: Float[Array, "G H threeH"],
   bias: Float[Array, "G H"],
+  real: Float[Array, "G T 1"],
   recurrent_mask: Float[Array, "G H"] | None,
   *,
   pallas: bool = False,
@@ -46,6 +47,7 @@ def recurrence(
     projected: x W plus every bias but the one below, in the order of the steps.
     recurrent_kernel: U, gates z, r, h.
     bias: recurrent bias of the candidate, which the reset gate multiplies.
+    real: 1 on real steps, 0 on padded ones.
     recurrent_mask: multiplies the state that enters the product.
     pallas: both loops as Pallas kernels.
 
@@ -60,7 +62,7 @@ def recurrence(
   h, zr, g, q = (a[:, :, 0] for a in run((x[:, :, None], scale), (kernel, candidate_bias)))
   before = jnp.concatenate([jnp.zeros_like(h[:, :1]), h[:, :-1]], axis=1)
   scaled = before if scale is None else before * scale
-  recurrent = _probe(scaled, recurrent_kernel, bias)
+  recurrent = _probe(scaled, recurrent_kernel, real, bias)
   return _attach(pallas, projected, recurrent, h, (before, zr, g, q), (scale, kernel))
 
 
@@ -140,24 +142,36 @@ def backward(
     respect to the recurrent product. They differ in the candidate, by the reset gate.
   """
   d_h, before, zr, g, q, scale = stacks
-  hidden, length = d_h.shape[-1], d_h.shape[1]
-  z, r = zr[..., :hidden], zr[..., hidden:]
-  to_g = (1 - z) * (1 - g * g)
-  slopes = jnp.concatenate([(before - g) * z * (1 - z), to_g * q * r * (1 - r), to_g * r], axis=-1)
+  groups, length, batch, hidden = d_h.shape
   transposed = jnp.swapaxes(weights[0], 1, 2)
 
   def step(i, carry):
-    d_state, d_states = carry
+    d_state, d_candidates, d_recurrents = carry
     t = length - 1 - i
-    d_states = _put(d_states, d_state + _at(d_h, t), t)
-    d_state = _at(d_states, t)
-    back = _product(jnp.tile(d_state, 3) * _at(slopes, t), transposed)
-    return _at(z, t) * d_state + (back if scale is None else back * scale), d_states
+    d_state = d_state + _at(d_h, t)
+    z, r = _at(zr, t)[..., :hidden], _at(zr, t)[..., hidden:]
+    candidate, state = _at(g, t), _at(before, t)
+    # Each gate's gradient goes to its place in the buffer: as one concatenation, here or after the
+    # loop, they take twice the time on a CPU.
+    d_candidates = _put(d_candidates, d_state * (1 - z) * (1 - candidate * candidate), t)
+    d_candidate = _at(d_candidates, t)
+    gates = (
+      d_state * (state - candidate) * z * (1 - z),
+      d_candidate * _at(q, t) * r * (1 - r),
+      d_candidate * r,
+    )
+    for gate, value in enumerate(gates):
+      d_recurrents = _put(d_recurrents, value, t, gate * hidden)
+    back = _product(_at(d_recurrents, t), transposed)
+    return z * d_state + (back if scale is None else back * scale), d_candidates, d_recurrents
 
-  start = (jnp.zeros_like(d_h[:, 0]), jnp.zeros_like(d_h))
-  _, d_states = lax.fori_loop(0, length, step, start)
-  d_recurrent = jnp.tile(d_states, 3) * slopes
-  d_projected = jnp.concatenate([d_recurrent[..., : 2 * hidden], d_states * to_g], axis=-1)
+  start = (
+    jnp.zeros_like(d_h[:, 0]),
+    jnp.zeros_like(d_h),
+    jnp.zeros((groups, length, batch, 3 * hidden), d_h.dtype),
+  )
+  _, d_candidates, d_recurrent = lax.fori_loop(0, length, step, start)
+  d_projected = lax.dynamic_update_slice_in_dim(d_recurrent, d_candidates, 2 * hidden, axis=3)
   return d_projected, d_recurrent
 
 
@@ -169,8 +183,10 @@ def _at(array: Array, step: Array) -> Array:
   return lax.dynamic_index_in_dim(array, step, axis=1, keepdims=False, allow_negative_indices=False)
 
 
-def _put(array: Array, value: Array, step: Array) -> Array:
-  return lax.dynamic_update_index_in_dim(array, value, step, axis=1, allow_negative_indices=False)
+def _put(array: Array, value: Array, step: Array, column: int = 0) -> Array:
+  return lax.dynamic_update_slice(
+    array, value[:, None], (0, step, 0, column), allow_negative_indices=False
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -197,16 +213,16 @@ _attach.defvjp(_attach_forward, _attach_backward)
 
 
 @jax.custom_jvp
-def _probe(before, kernel, bias):
+def _probe(before, kernel, real, bias):
   """Zero, with the derivative of before · kernel + bias in kernel and bias; the bias acts on the candidate only."""
-  del bias
+  del real, bias
   return jnp.zeros((*before.shape[:-1], kernel.shape[-1]), before.dtype)
 
 
 @_probe.defjvp
 def _probe_jvp(primals, tangents):
-  before, _, bias = primals
-  _, d_kernel, d_bias = tangents
-  products = jnp.stack([flat_dot(rows, d) for rows, d in zip(before, d_kernel)])
-  out = products.at[..., -bias.shape[-1] :].add(d_bias[:, None])
-  return _probe(*primals), out
+  before, _, real, bias = primals
+  _, d_kernel, _, d_bias = tangents
+  zeros = jnp.zeros((*bias.shape[:-1], 2 * bias.shape[-1]), bias.dtype)
+  d_biases = jnp.concatenate([zeros, d_bias], axis=-1)[:, None]
+  return _probe(*primals), flat_dots(before, d_kernel) + flat_dots(real, d_biases)
