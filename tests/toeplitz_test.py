@@ -13,7 +13,7 @@ import pytest
 
 from rcm_jax.ops import toeplitz
 
-FAST = ("shift", "band", "conv", "pallas")
+FAST = ("auto", "shift", "band", "conv", "pallas")
 MASKS = {
   "full": [1] * 12,
   "padded": [1] * 7 + [0] * 5,
@@ -74,7 +74,7 @@ def test_fast_forms_equal_reference_with_nan_in_padding(mask, boundary, implemen
 
 
 @pytest.mark.parametrize("implementation", FAST)
-@pytest.mark.parametrize(("length", "half"), [(1, 3), (40, 0), (71, 15)])
+@pytest.mark.parametrize(("length", "half"), [(1, 3), (40, 0), (40, 3), (71, 1), (71, 15)])
 def test_every_length_and_half_width(length, half, implementation):
   h, d_out, weights = _case(length, 3, half)
   mask = jnp.arange(length) < max(1, length - 2)

@@ -64,8 +64,8 @@ def toeplitz_attention(
     implementation: "reference" is the plain T × T band matrix. The others compute the same: "shift" as
       2 D + 1 shifted multiply-adds, which XLA fuses into one pass and into its neighbors; "band" as
       blocks of the band matrix; "conv" as XLA's convolution; "pallas" as one kernel whose backward
-      pass reads everything once. "auto" is "shift", on a CPU the fastest at D = 1; where a wide kernel
-      is trained, a band product is faster (docs/performance.md).
+      pass reads everything once. "auto" is "shift", and "reference" for kernels of more than a third
+      of the stack's slices, whose gradient costs less as a dense product.
 
   Returns:
     Context vectors [T, H], zero on padding.
@@ -80,13 +80,12 @@ def toeplitz_attention(
     )
   if boundary not in ("zero", "renormalize"):
     raise ValueError(f"toeplitz_attention: boundary {boundary!r} is not 'zero' or 'renormalize'")
-  if implementation != "auto" and implementation not in _IMPLEMENTATIONS:
-    known = ", ".join(("auto", *_IMPLEMENTATIONS))
+  if implementation not in _IMPLEMENTATIONS:
+    known = ", ".join(_IMPLEMENTATIONS)
     raise ValueError(f"toeplitz_attention: implementation {implementation!r} is not one of {known}")
-  apply = _IMPLEMENTATIONS["shift" if implementation == "auto" else implementation]
-  out = apply(jnp.where(mask[:, None], h, 0), weights)
+  out = _IMPLEMENTATIONS[implementation](jnp.where(mask[:, None], h, 0), weights)
   if boundary == "renormalize":
-    covered = _shifted(mask[:, None].astype(weights.dtype), weights)
+    covered = _shifted(mask[:, None].astype(weights.dtype), weights, apart=False)
     out = out / jnp.where(covered > 0, covered, 1)
   return jnp.where(mask[:, None], out, 0)
 
@@ -135,32 +134,74 @@ def _taps(h: Array, count: int) -> list[Array]:
   return [padded[k : k + h.shape[0]] for k in range(count)]
 
 
-def _shifted(h: Array, weights: Array) -> Array:
-  return sum(w * tap for w, tap in zip(weights, _taps(h, weights.shape[0])))
+def _inner_taps(h: Array, count: int) -> list[Array]:
+  """The same for the slices from D to T - D, whose taps all lie inside."""
+  return [h[k : h.shape[0] - count + 1 + k] for k in range(count)]
+
+
+def _weighted(taps: list[Array], weights: Array) -> Array:
+  return sum(w * tap for w, tap in zip(weights, taps))
+
+
+def _shifted(h: Array, weights: Array, *, apart: bool) -> Array:
+  """2 D + 1 multiply-adds; `apart`, without a padded array wherever none is needed.
+
+  XLA:CPU asks of every value whether it is padding, and then cannot use vector instructions: a
+  narrow kernel takes twice as long.
+  """
+  count, half = weights.shape[0], weights.shape[0] // 2
+  if half == 0 or not apart:
+    return _weighted(_taps(h, count), weights)
+  first, last = (_weighted(_taps(part, count), weights) for part in (h[: 2 * half], h[-2 * half :]))
+  return jnp.concatenate([first[:half], _weighted(_inner_taps(h, count), weights), last[half:]])
+
+
+def _tap_sums(d_out: Array, taps: list[Array]) -> Array:
+  """Σ d_out · tap for every tap: K accumulators read both once, K separate sums K times."""
+  products = tuple(d_out * tap for tap in taps)
+  zeros = (jnp.zeros((), d_out.dtype),) * len(products)
+  return jnp.stack(
+    lax.reduce(products, zeros, lambda a, b: tuple(x + y for x, y in zip(a, b)), (0, 1))
+  )
 
 
 @jax.custom_vjp
 def _shift(h: Array, weights: Array) -> Array:
-  return _shifted(h, weights)
+  return _shifted(h, weights, apart=7 * weights.shape[0] <= h.shape[0])
 
 
 def _shift_forward(h: Array, weights: Array):
-  return _shifted(h, weights), (h, weights)
+  # Apart if at all possible, because XLA computes the padded form again for every reader of it.
+  return _shifted(h, weights, apart=not _is_wide(h, weights)), (h, weights)
 
 
 def _shift_backward(residuals, d_out: Array):
   h, weights = residuals
-  # One reduction with K accumulators reads both arrays once; K separate ones read them K times.
-  products = tuple(d_out * tap for tap in _taps(h, weights.shape[0]))
-  zeros = (jnp.zeros((), d_out.dtype),) * len(products)
-  sums = lax.reduce(products, zeros, lambda a, b: tuple(x + y for x, y in zip(a, b)), (0, 1))
-  return _shifted(d_out, weights[::-1]), jnp.stack(sums).astype(weights.dtype)
+  count, half = weights.shape[0], weights.shape[0] // 2
+  d_h = _shifted(d_out, weights[::-1], apart=not _is_wide(h, weights))
+  if half == 0 or _is_wide(h, weights):
+    return d_h, _tap_sums(d_out, _taps(h, count)).astype(weights.dtype)
+  first, last = slice(half), slice(-half, None)
+  sums = _tap_sums(d_out[half:-half], _inner_taps(h, count))
+  sums += _tap_sums(d_out[first], [tap[first] for tap in _taps(h[: 2 * half], count)])
+  sums += _tap_sums(d_out[last], [tap[last] for tap in _taps(h[-2 * half :], count)])
+  return d_h, sums.astype(weights.dtype)
+
+
+def _is_wide(h: Array, weights: Array) -> bool:
+  """Whether the band fills so much of its matrix that a dense product is faster (measured on a CPU)."""
+  return 3 * weights.shape[0] > h.shape[0]
+
+
+def _auto(h: Array, weights: Array) -> Array:
+  return _reference(h, weights) if _is_wide(h, weights) else _shift(h, weights)
 
 
 _shift.defvjp(_shift_forward, _shift_backward)
 
 
 _IMPLEMENTATIONS = {
+  "auto": _auto,
   "reference": _reference,
   "shift": _shift,
   "band": _band,
