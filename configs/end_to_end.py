@@ -3,7 +3,8 @@
     python -m rcm_jax.main --config=configs/end_to_end.py --workdir=runs/end_to_end
 
 The two-stage solution of `toeplitz_d1` is trained first, or taken from the cache, and keeps rows of
-its own. See `rcm_jax/end_to_end.py` for the training. Not measured yet.
+its own. See `rcm_jax/end_to_end.py` for the training. Whether it helps was not measured; what is
+known of its time and memory is in docs/bedside.md.
 """
 
 import ml_collections
