@@ -101,7 +101,8 @@ def open_builder(source: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
   except ValueError as error:
     raise UserError(f"config.data.sources: '{source}': {str(error).splitlines()[0]}") from error
   if not builder.info.splits:
-    option = f" --preset={preset}" if name == "rcm_phantom" and preset else ""
+    option = f" --preset={preset}" if preset else ""
+    option = option if name == "rcm_phantom" else " --source=STUDY"
     raise UserError(
       f"{builder.data_dir}: dataset '{source}' is not prepared; run: "
       f"python -m tfds_rcm.prepare {name}{option} --data_dir={builder.data_dir_root}"

@@ -161,6 +161,20 @@ def test_a_damaged_utf_16_table(tmp_path, capfd, recwarn):
   check_damaged(path, lambda: _plan(folder), capfd, recwarn, named=".csv")
 
 
+def test_a_quote_that_is_never_closed_and_utf_16_without_its_mark(tmp_path):
+  folder = studies.write_study(tmp_path / "study", num_stacks=3)
+  path = folder / "manifest.csv"
+  text = path.read_text()
+  path.write_text(text.replace("p0/arm", '"p0/arm', 1))
+  with pytest.raises(UserError, match=r"manifest.csv, row 4: not CSV .*; save it again"):
+    _plan(folder)
+  path.write_bytes(text.encode("utf-16-le"))
+  with pytest.raises(UserError, match=r"manifest.csv: holds bytes that are no text"):
+    _plan(folder)
+  path.write_text(text.replace("site", '"site\nof the body"', 1))
+  _plan(folder)
+
+
 def test_a_damaged_zip(tmp_path, capfd, recwarn):
   folder = studies.write_study(tmp_path / "study", num_stacks=3)
   packed = tmp_path / "study.zip"

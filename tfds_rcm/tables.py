@@ -70,11 +70,15 @@ def read_table(path: pathlib.Path, required: tuple[str, ...] = ()) -> Table:
   """
   check_path(path)
   text = _decode(path)
+  if "\0" in text:
+    raise UserError(f"{path}: holds bytes that are no text; save it as CSV (UTF-8) again")
   first_line = text.lstrip().partition("\n")[0]
   delimiter = max(_DELIMITERS, key=first_line.count)
-  reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+  reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
   try:
-    lines = [(reader.line_num, [c.strip() for c in cells]) for cells in reader]
+    lines = [
+      (reader.line_num, [" ".join(c.splitlines()).strip() for c in cells]) for cells in reader
+    ]
   except csv.Error as error:
     raise UserError(f"{path}, row {reader.line_num}: not CSV ({error}); save it again") from error
   lines = [(number, cells) for number, cells in lines if any(cells)]
