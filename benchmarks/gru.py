@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import timing
+from benchmarks import peer, timing
 from rcm_jax.ops.gru import bidirectional_gru
 
 FEATURES, HIDDEN, LENGTH = 256, 64, 71
@@ -28,21 +28,27 @@ def flops(stacks: int) -> float:
 
 
 def _case(stacks: int, members: int, peers: bool) -> list[dict]:
-  rng = np.random.default_rng(0)
-  x = rng.normal(size=(stacks, LENGTH, FEATURES)).astype(np.float32)
+  x = _inputs(stacks)
   calls = {"ours": _ours(x, members, "auto"), "ours/reference": _ours(x, members, "reference")}
   if jax.default_backend() == "gpu":
     calls["ours/pallas"] = _ours(x, members, "pallas")
   if peers and members == 1:
-    makers = {"torch": _torch, "keras": _keras, "flax": _flax}
+    makers = {"torch": "_torch", "keras": "_keras", "flax": "_flax"}
     names = {"keras": "keras-jax"}
-    calls |= {names.get(k, k): make(x) for k, make in makers.items() if timing.peer(k)}
+    for name, maker in makers.items():
+      if timing.peer(name):
+        calls[names.get(name, name)] = peer.call(__name__, maker, stacks)
   timed = timing.alternate(calls, repeats=11)
   case = f"{stacks} × {LENGTH} × {FEATURES}, H = {HIDDEN}, forward + backward"
   if members > 1:
     case += f", {members} members"
   floor = members * flops(stacks) / timing.matmul_flops_per_second()
   return [timing.row("gru", case, name, t, floor) for name, t in timed.items()]
+
+
+def _inputs(stacks: int) -> np.ndarray:
+  rng = np.random.default_rng(0)
+  return rng.normal(size=(stacks, LENGTH, FEATURES)).astype(np.float32)
 
 
 def _params(rng: np.random.Generator, *lead: int) -> dict[str, jax.Array]:
@@ -71,9 +77,10 @@ def _ours(x: np.ndarray, members: int, implementation: str):
   return functools.partial(jax.jit(step).lower(params, x).compile(), params, jnp.asarray(x))
 
 
-def _torch(x: np.ndarray):
+def _torch(stacks: int):
   import torch
 
+  x = _inputs(stacks)
   layer = torch.nn.GRU(x.shape[2], HIDDEN, batch_first=True, bidirectional=True)
   values = torch.tensor(x, device="cuda" if torch.cuda.is_available() else "cpu")
   layer.to(values.device)
@@ -87,9 +94,10 @@ def _torch(x: np.ndarray):
   return call
 
 
-def _keras(x: np.ndarray):
+def _keras(stacks: int):
   import keras
 
+  x = _inputs(stacks)
   layer = keras.layers.Bidirectional(keras.layers.GRU(HIDDEN, return_sequences=True))
   layer.build(x.shape)
   variables = [v.value for v in layer.trainable_variables]
@@ -99,12 +107,14 @@ def _keras(x: np.ndarray):
   def loss(variables, x):
     return layer.stateless_call(variables, fixed, x, mask=mask)[0].sum()
 
-  return functools.partial(jax.jit(jax.value_and_grad(loss)), variables, jnp.asarray(x))
+  step = functools.partial(jax.jit(jax.value_and_grad(loss)), variables, jnp.asarray(x))
+  return lambda: jax.block_until_ready(step())
 
 
-def _flax(x: np.ndarray):
+def _flax(stacks: int):
   from flax import nnx
 
+  x = _inputs(stacks)
   cells = [nnx.RNN(nnx.GRUCell(FEATURES, HIDDEN, rngs=nnx.Rngs(d))) for d in (0, 1)]
   graph, params = nnx.split(nnx.Bidirectional(*cells))
   lengths = jnp.full(x.shape[0], x.shape[1])
@@ -112,6 +122,6 @@ def _flax(x: np.ndarray):
   def loss(params, x):
     return nnx.merge(graph, params)(x, seq_lengths=lengths).sum()
 
-  return functools.partial(
-    jax.jit(jax.value_and_grad(loss, allow_int=True)), params, jnp.asarray(x)
-  )
+  step = jax.jit(jax.value_and_grad(loss, allow_int=True))
+  step = functools.partial(step, params, jnp.asarray(x))
+  return lambda: jax.block_until_ready(step())

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import gru, timing
+from benchmarks import gru, peer, timing
 from rcm_jax import members as members_lib
 from rcm_jax.arrays import MAX_SLICES, NUM_STRATA, Features
 from rcm_jax.models.head import HeadSpec
@@ -33,8 +33,10 @@ def rows(peers: bool) -> list[dict]:
     f"ours/{MEMBERS} members": _ours(MEMBERS, "none"),
   }
   if peers:
-    calls |= {"torch": _torch()} if timing.peer("torch") else {}
-    calls |= {"keras-jax": _keras()} if timing.peer("keras") else {}
+    makers = {"torch": ("torch", "_torch"), "keras-jax": ("keras", "_keras")}
+    for name, (package, maker) in makers.items():
+      if timing.peer(package):
+        calls[name] = peer.call(__name__, maker)
   timed = timing.alternate(calls, repeats=5, warmup=1, min_seconds=0)
   floor = STACKS / BATCH * gru.flops(BATCH) / timing.matmul_flops_per_second()
   out = []
