@@ -175,6 +175,13 @@ def test_a_quote_that_is_never_closed_and_utf_16_without_its_mark(tmp_path):
   _plan(folder)
 
 
+def test_a_digit_that_is_no_number(tmp_path):
+  folder = studies.write_study(tmp_path / "study", num_stacks=3)
+  studies.edit(folder / "labels.csv", "s0,3,", "s0,³,")
+  with pytest.raises(UserError, match=r"labels.csv, row 5: slice '³' is neither a number"):
+    _plan(folder)
+
+
 def test_a_damaged_zip(tmp_path, capfd, recwarn):
   folder = studies.write_study(tmp_path / "study", num_stacks=3)
   packed = tmp_path / "study.zip"

@@ -156,7 +156,7 @@ def _slice_labels(
 
 def _slice_index(row: Row, names: Sequence[str], first_slice: int) -> int:
   text = row["slice"]
-  if text.isdigit():
+  if text.isdecimal():
     t = int(text) - first_slice
     if 0 <= t < len(names):
       return t

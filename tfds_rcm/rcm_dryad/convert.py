@@ -209,7 +209,7 @@ def _matcher(stacks: Mapping[str, pathlib.Path], labels: _Labels) -> Callable[[R
   def stack_of(row: Row) -> str:
     key = _stack_key(row, labels)
     found = places.get(key.lower(), set())
-    if not found and key.isdigit():
+    if not found and key.isdecimal():
       found = places.get(str(int(key)), set())
     if len(found) != 1:
       how = f"fits {len(found)} folders ({', '.join(sorted(found)[:3])})" if found else "fits none"
