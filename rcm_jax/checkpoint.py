@@ -25,7 +25,8 @@ MAX_STALL = 0.01  # share of a training's time that regular saves may take
 class Checkpoints:
   """The last few states of one training, by step.
 
-  Of several processes the first one alone writes and reads, and tells the others.
+  Of several processes the first one alone reads, and tells the others; all must save together,
+  because Orbax lets them meet, and the first one writes.
 
   A step is written as one vector a type: Orbax takes a millisecond for every array, and the CNN's
   training has a thousand.
@@ -42,11 +43,11 @@ class Checkpoints:
   def __init__(
     self, directory: pathlib.Path, *, keep: int = 2, about: Mapping[str, Any] | None = None
   ):
-    if sharding.is_first():
-      directory.mkdir(parents=True, exist_ok=True)
     self._directory, self._keep = directory.absolute(), keep
     self._about = None if about is None else dict(about)
-    self._checkpointer = self._open() if sharding.is_first() else None
+    if sharding.is_first():
+      directory.mkdir(parents=True, exist_ok=True)
+      _remove_unfinished(directory, "*")
     self._sealer = futures.ThreadPoolExecutor(1, "seal")
     self._sealing: futures.Future | None = None
     self._saved, self._stall = time.monotonic(), 0.0
@@ -57,17 +58,10 @@ class Checkpoints:
     waited = time.monotonic() - self._saved
     return sharding.is_first() and waited >= self._stall / MAX_STALL
 
-  def _open(self) -> ocp.training.Checkpointer:
-    with _alone():
-      return self._open_alone()
-
-  def _open_alone(self) -> ocp.training.Checkpointer:
-    return ocp.training.Checkpointer(
-      self._directory,
-      save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-      preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
-      cleanup_tmp_directories=True,
-    )
+  def _steps(self) -> list[int]:
+    """Returns the steps on disk, newest first."""
+    names = (path.name for path in self._directory.iterdir())
+    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
   def save(self, step: int, state: Any) -> None:
     """Starts to write `state`, a pytree of arrays; a copy is taken before this returns.
@@ -77,17 +71,21 @@ class Checkpoints:
     """
     started = time.monotonic()
     self.wait()
-    if not sharding.is_first():
-      return
     packed = _pack(jax.device_get(sharding.local(state)))
-    written = self._checkpointer.save_async(step, packed, custom_metadata=self._about)
+    written = ocp.save_async(
+      self._directory / str(step), packed, overwrite=True, custom_metadata=self._about
+    )
     self._saved = time.monotonic()
     self._stall = self._saved - started
     self._sealing = self._sealer.submit(self._seal, step, written)
 
   def _seal(self, step: int, written: Any) -> None:
     written.result()
+    if not sharding.is_first():
+      return
     cache.seal(self._directory / str(step), limit=None)
+    for old in self._steps()[self._keep :]:
+      shutil.rmtree(self._directory / str(old))
 
   def wait(self) -> None:
     """Waits until what was saved last is on disk."""
@@ -117,18 +115,16 @@ class Checkpoints:
     return step, jax.tree.map(place, sharding.told_by_first(tree), like)
 
   def _restore_here(self, like: Any) -> tuple[int, Any] | None:
-    steps = sorted((c.step for c in self._checkpointer.checkpoints), reverse=True)
-    for step in steps:
+    for step in self._steps():
+      folder = self._directory / str(step)
       try:
-        folder = self._directory / str(step)
         # A run that was killed between writing and sealing leaves a step that is whole as it is.
         if (folder / cache.SEAL).exists() and not cache.is_sealed(folder):
           raise ValueError("its files have changed since they were written")
-        packed = _packed_shapes(like)
-        return step, _unpack(self._checkpointer.load(step, jax.tree.map(_abstract, packed)), like)
+        return step, _unpack(load_tree(folder, _packed_shapes(like)), like)
       except Exception as error:  # Orbax raises many types for a damaged checkpoint
         reason = str(error).split("\n")[0][:120]
-        aside = self._move_aside(step)
+        aside = self._move_aside(folder)
         warnings.warn(
           f"checkpoint of step {step} cannot be read ({reason}); moved to {aside}, "
           "trying the one before",
@@ -136,14 +132,11 @@ class Checkpoints:
         )
     return None
 
-  def _move_aside(self, step: int) -> pathlib.Path:
+  def _move_aside(self, folder: pathlib.Path) -> pathlib.Path:
     aside = self._directory / _DAMAGED
     aside.mkdir(exist_ok=True)
     number = sum(1 for _ in aside.iterdir())
-    self._checkpointer.close()
-    target = (self._directory / str(step)).rename(aside / f"step_{step}_{number}")
-    self._checkpointer = self._open()  # it remembers the steps that it has found
-    return target
+    return folder.rename(aside / f"step_{folder.name}_{number}")
 
   def close(self) -> None:
     """Waits for pending writes."""
@@ -151,8 +144,6 @@ class Checkpoints:
       self.wait()
     finally:
       self._sealer.shutdown()
-      if self._checkpointer is not None:
-        self._checkpointer.close()
 
   def __enter__(self) -> Checkpoints:
     return self
@@ -199,7 +190,7 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _alone() -> ocp.Context:
-  """Keeps Orbax from waiting for processes that do not take part."""
+  """Keeps Orbax from waiting for the other processes when this one reads."""
   context = ocp.Context()
   if jax.process_count() > 1:
     me = jax.process_index()
@@ -210,14 +201,20 @@ def _alone() -> ocp.Context:
 
 
 def save_tree(path: pathlib.Path, tree: Any) -> None:
-  """Writes one pytree of arrays, all or nothing."""
-  for leftover in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):  # of a killed run
-    shutil.rmtree(leftover)
-  with _alone():
-    ocp.save(path.absolute(), tree, overwrite=True)
+  """Writes one pytree of arrays, all or nothing; all processes must call it."""
+  if sharding.is_first():
+    _remove_unfinished(path.parent, path.name)
+  sharding.wait_for_all("save a tree")
+  ocp.save(path.absolute(), jax.device_get(sharding.local(tree)), overwrite=True)
 
 
 def load_tree(path: pathlib.Path, like: Any) -> Any:
   """Reads what `save_tree` wrote, in the shapes, types and shardings of `like`."""
   with _alone():
     return ocp.load(path.absolute(), jax.tree.map(_abstract, like))
+
+
+def _remove_unfinished(folder: pathlib.Path, name: str) -> None:
+  """Removes what a killed run had begun to write."""
+  for leftover in folder.glob(f"{name}.orbax-checkpoint-tmp*"):
+    shutil.rmtree(leftover)

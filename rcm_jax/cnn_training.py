@@ -191,8 +191,8 @@ def train(
         save(done, state)
   params, stats = sharding.local(state.best)
   curves = np.asarray(state.history).T.tolist()
+  checkpoint.save_tree(directory / "model", {"params": params, "stats": stats})
   if sharding.is_first():
-    checkpoint.save_tree(directory / "model", {"params": params, "stats": stats})
     history = json.dumps(dict(zip(_CURVES, curves, strict=True)))
     cache.write_text(directory / "history.json", history)
     shutil.rmtree(directory / "checkpoints")

@@ -124,9 +124,9 @@ def train(
         checkpoints.wait()
         raise preemption.Preempted(f"in train_heads, after epoch {epoch + per_call} of {epochs}")
   best = whole(state.best_params)
+  checkpoint.save_tree(directory / "heads", best)
   if not sharding.is_first():
     return
-  checkpoint.save_tree(directory / "heads", best)
   cache.write_text(
     directory / "history.json",
     json.dumps(

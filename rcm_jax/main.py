@@ -14,13 +14,21 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rcm_jax import pipeline, preemption
+from rcm_jax import pipeline, preemption, sharding
 from tfds_rcm.errors import UserError, nearest
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file of configs/, and behind a colon its preset, see configs/base.py."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run's results.")
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator",
+  None,
+  "HOST:PORT of the first of several processes that compute one run together. A Slurm step of "
+  "several tasks needs none of these three.",
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "Number of these processes.")
+_PROCESS = flags.DEFINE_integer("process", None, "Number of this one, from 0.")
 _CACHE_DIR = flags.DEFINE_string(
   "cache_dir",
   None,
@@ -37,6 +45,10 @@ def main(argv: Sequence[str]) -> None:
   logging.set_verbosity(logging.FATAL)  # TFDS and Orbax advise much
   threading.excepthook = _ignore_full_disk
   preemption.install()
+  try:
+    sharding.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  except UserError as error:
+    _fail(str(error))
   workdir = pathlib.Path(_WORKDIR.value)
   cache_dir = pathlib.Path(_CACHE_DIR.value) if _CACHE_DIR.value else workdir.parent / "cache"
   try:

@@ -21,6 +21,8 @@ import numpy as np
 
 from tfds_rcm.errors import UserError
 
+SECONDS_OF_SILENCE = 300  # after which a process that does not answer ends the others
+
 _AXIS = "data"
 
 
@@ -40,9 +42,20 @@ def start(coordinator: str | None, processes: int | None, index: int | None) -> 
   if any(value is not None for value in given):
     if any(value is None for value in given):
       raise UserError("--coordinator, --processes and --process belong together; give all or none")
-    jax.distributed.initialize(coordinator, processes, index)
+    _initialize(coordinator, processes, index)
   elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-    jax.distributed.initialize()
+    _initialize()
+
+
+def _initialize(*args: Any) -> None:
+  jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
+  jax.distributed.initialize(*args, heartbeat_timeout_seconds=SECONDS_OF_SILENCE)
+  # On CPUs, devices that first talk to each other must do so within 30 s; later they wait. Now all
+  # have just started; at their first step one may still compile when the others have done so.
+  wait_for_all("start")
+  mesh = device_mesh()
+  rows = put_rows(np.zeros(jax.local_device_count(), np.float32), mesh)
+  jax.block_until_ready(jax.jit(mean_over_devices(lambda x: x, mesh, [False]))(rows))
 
 
 def device_mesh(divides: int = 0) -> Mesh:
