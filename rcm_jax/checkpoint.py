@@ -201,11 +201,14 @@ def _alone() -> ocp.Context:
 
 
 def save_tree(path: pathlib.Path, tree: Any) -> None:
-  """Writes one pytree of arrays, all or nothing; all processes must call it."""
+  """Writes one pytree of arrays, all or nothing; all processes must call it.
+
+  Of several processes the first one's `path` counts.
+  """
+  path = sharding.path_of_first(path.absolute())
   if sharding.is_first():
     _remove_unfinished(path.parent, path.name)
-  sharding.wait_for_all("save a tree")
-  ocp.save(path.absolute(), jax.device_get(sharding.local(tree)), overwrite=True)
+  ocp.save(path, jax.device_get(sharding.local(tree)), overwrite=True)
 
 
 def load_tree(path: pathlib.Path, like: Any) -> Any:

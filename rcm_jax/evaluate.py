@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import rich.box
 import rich.console
+import rich.markup
 import rich.table
 
 from rcm_jax import (
@@ -133,10 +134,11 @@ def print_table(
     console: where to print.
   """
   console = console or rich.console.Console()
+  plain = rich.markup.escape  # names come from files, and brackets in them are no markup
   if not console.is_terminal:
     console.width = max(console.width, 104)
   table = rich.table.Table(
-    title=title, box=rich.box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False
+    title=plain(title), box=rich.box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False
   )
   table.add_column("\nMethod")
   for name, width in _COLUMNS:
@@ -146,9 +148,9 @@ def print_table(
     runs.setdefault((row["input"], row["method"]), []).append(row)
   for block in sorted({key[0] for key in runs}, key=_block_order):
     lines = [_printed(key[1], group) for key, group in runs.items() if key[0] == block]
-    table.add_row(f"[dim]{block or 'other'}[/dim]")
+    table.add_row(f"[dim]{plain(block or 'other')}[/dim]")
     for i, (_, cells) in enumerate(sorted(lines, key=lambda line: -line[0])):
-      table.add_row(*cells, end_section=i == len(lines) - 1)
+      table.add_row(*map(plain, cells), end_section=i == len(lines) - 1)
   console.print(table)
 
 

@@ -12,6 +12,7 @@ import threading
 from typing import NoReturn
 
 from absl import app, flags, logging
+import jax
 from ml_collections import config_flags
 
 from rcm_jax import pipeline, preemption, sharding
@@ -128,7 +129,9 @@ def _unknown_key(argv: Sequence[str], text: str) -> str | None:
 
 
 def _fail(message: str) -> NoReturn:
-  print(f"rcm_jax: {message}", file=sys.stderr)
+  print(f"rcm_jax: {message}", file=sys.stderr, flush=True)
+  if jax.distributed.is_initialized():
+    os._exit(1)  # an orderly exit would wait for processes that wait for this one
   raise SystemExit(1)
 
 

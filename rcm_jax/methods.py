@@ -30,6 +30,7 @@ from rcm_jax.classifier import Classifier, classify_slices, extract_features
 from rcm_jax.members import Member
 from rcm_jax.models.head import HeadSpec
 from rcm_jax.predictions import StackPrediction
+from tfds_rcm.errors import UserError
 
 MAPPED_STACKS = 4  # test stacks whose attention maps are kept
 
@@ -67,6 +68,8 @@ def _head(run: stages.Run) -> stages.Result:
 def _end_to_end(run: stages.Run) -> stages.Result:
   """Fine-tunes the CNN and all heads of the two-stage solution, which keeps rows of its own."""
   config = run.config
+  if jax.process_count() > 1:
+    raise UserError(f"config.model = {config.model}: trains in one process; start only one")
   # First, so that a head that cannot be is told before the CNN trains.
   spec, members = head_config.spec(config, run.splits), head_config.members(config)
   two_stage, single = classify_slices(run, config.cnn.seed)

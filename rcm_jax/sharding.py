@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 import math
 import os
+import pathlib
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from tfds_rcm.errors import UserError
 SECONDS_OF_SILENCE = 300  # after which a process that does not answer ends the others
 
 _AXIS = "data"
+_LONGEST_PATH = 4096  # bytes
 
 
 def start(coordinator: str | None, processes: int | None, index: int | None) -> None:
@@ -184,6 +186,14 @@ def told_by_first(tree: Any) -> Any:
   if jax.process_count() == 1:
     return tree
   return multihost_utils.broadcast_one_to_all(jax.tree.map(np.asarray, tree))
+
+
+def path_of_first(path: pathlib.Path) -> pathlib.Path:
+  """Returns the first process' path to all; all must ask at the same point."""
+  if jax.process_count() == 1:
+    return path
+  letters = np.frombuffer(os.fsencode(path).ljust(_LONGEST_PATH, b"\0"), np.uint8)
+  return pathlib.Path(os.fsdecode(told_by_first(letters).tobytes().rstrip(b"\0")))
 
 
 def wait_for_all(where: str) -> None:

@@ -33,7 +33,9 @@ class Writer:
   """
 
   def __init__(self, workdir: pathlib.Path, console: Console | None = None):
-    self.console = console or Console(stderr=True, highlight=False, quiet=not sharding.is_first())
+    self.console = console or Console(
+      stderr=True, highlight=False, markup=False, quiet=not sharding.is_first()
+    )
     self._path = workdir / "metrics.jsonl"
     self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), flush_secs=10)
 

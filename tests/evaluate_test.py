@@ -133,12 +133,14 @@ def test_printed_table_names_methods_as_the_paper_does():
     run("kaur", "single image", 0, 2.0)
     + run("toeplitz_d1", "whole stack", 0, 1.0)
     + run("toeplitz_d1", "whole stack", 1, 1.0)
-    + run("mine", "", 0, 1.0)
+    + run("mine[/]", "", 0, 1.0)
   )
   console = rich.console.Console(record=True, width=120, file=io.StringIO())
-  evaluate.print_table(rows, "phantom", console)
+  evaluate.print_table(rows, "[link=x]phantom[/b]", console)
   lines = console.export_text().splitlines()
   text = "\n".join(lines)
+  assert "[link=x]phantom[/b]" in text  # as it stands in a file, not as markup
+  assert "mine[/]" in text
   assert text.index("whole stack") < text.index("single image") < text.index("other")
   [toeplitz] = [line.split() for line in lines if "Toeplitz Att. (D = 1)" in line]
   mean = np.mean([r["accuracy"] for r in rows if r["method"] == "toeplitz_d1"])

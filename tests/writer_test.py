@@ -33,7 +33,7 @@ def test_a_resumed_stage_writes_each_step_once(tmp_path):
 
 def test_progress_says_how_long_a_stage_took(tmp_path, capsys):
   writer = Writer(tmp_path)
-  with writer.progress("extract") as advance:
+  with writer.progress("extract [/x]") as advance:
     advance(1, 2)
   writer.close()
-  assert "extract: 0.0 s" in capsys.readouterr().err
+  assert "extract [/x]: 0.0 s" in capsys.readouterr().err
