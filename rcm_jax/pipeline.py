@@ -17,6 +17,7 @@ import tempfile
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 import ml_collections
 
 from rcm_jax import cache, data, evaluate, feature_file, figures, methods, sharding, stages
@@ -70,6 +71,8 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
     ) from error
   jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  if jax.process_count() > 1:
+    compilation_cache.reset_cache()  # they have compiled before, when there was none
   writer = Writer(workdir)
   try:
     if config.features.file:

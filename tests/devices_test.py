@@ -1,4 +1,4 @@
-"""One device, eight simulated ones and two processes: one training, one set of features and heads."""
+"""One device, and eight simulated ones: one training, one set of features and heads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 from pathlib import Path
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -55,25 +54,12 @@ def eight(tmp_path_factory):
   return directory
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory, eight):
-  """Each of two devices; they begin with a checkpoint of the eight."""
-  directory = tmp_path_factory.mktemp("two")
-  shutil.copytree(eight / "stopped", directory / "cnn")
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    address = f"localhost:{free.getsockname()[1]}"
-  finish([start(directory, 2, address, "2", str(index)) for index in range(2)])
-  return directory
-
-
 def history(directory: Path, stage: str) -> dict:
   return json.loads((directory / stage / "history.json").read_text())
 
 
-@pytest.mark.parametrize("several", ["eight", "two_processes"])
-def test_curves_features_and_heads_are_those_of_one_device(one, several, request):
-  directory = request.getfixturevalue(several)
+def test_curves_features_and_heads_are_those_of_one_device(one, eight):
+  directory = eight
   for stage in ("cnn", "heads"):
     expected, actual = history(one, stage), history(directory, stage)
     np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=TOLERANCE)
