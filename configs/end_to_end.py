@@ -24,6 +24,8 @@ def get_config(preset: str = "demo"):
   config.end_to_end.batch_size = 4  # stacks
   config.end_to_end.cnn_rate = 1e-4  # Adam, one warm-up epoch, cosine decay
   config.end_to_end.head_rate = 3e-4
-  config.end_to_end.micro_batch = 32  # slices that the CNN sees at once
-  config.end_to_end.remat = True
+  # Slices that the CNN sees at once. On a CPU all of a step's, which small ones allow, because
+  # XLA is slow at loops of convolutions there.
+  config.end_to_end.micro_batch = 32 if preset == "paper" else 4 * config.head.max_slices
+  config.end_to_end.remat = preset == "paper"
   return config

@@ -130,14 +130,15 @@ def assert_close(found, expected):
     np.testing.assert_allclose(a / scale, b / scale, atol=2e-4)
 
 
+@pytest.mark.parametrize("micro_batch", [3, 10])  # in a loop; all at once
 @pytest.mark.parametrize("likelihood", ["slices", "boundaries"])
-def test_the_gradient_is_that_of_the_whole(start, likelihood):
+def test_the_gradient_is_that_of_the_whole(start, likelihood, micro_batch):
   feedback = "own" if likelihood == "slices" else "none"
   spec = dataclasses.replace(SPEC, likelihood=likelihood, feedback=feedback)
   start = start[0], heads_of(spec)
-  ((loss, _), found), batch = gradient(start, spec)
+  ((loss, _), found), batch = gradient(start, spec, micro_batch=micro_batch)
   expected_loss, expected = plain_gradient(start, spec)
-  assert int(batch.count) < len(batch.slices)  # a micro-batch is partly, another all padding
+  assert int(batch.count) < len(batch.slices)  # of 3, one is partly and another all padding
   assert loss == pytest.approx(float(expected_loss), rel=1e-5)
   assert_close(found, expected)
   largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(found["cnn"]))
