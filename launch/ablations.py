@@ -7,6 +7,7 @@ from collections.abc import Callable
 from launch import sweep
 
 _SEEDS = range(3)
+_NAMED = {"method": ["toeplitz_d1"]}  # where the dataset tells the settings apart already
 
 
 def _toeplitz(preset: str, half_width: int = 1) -> sweep.Point:
@@ -54,7 +55,7 @@ def regularization(preset: str, source: str) -> sweep.Sweep:
 def training_stacks(preset: str, source: str) -> sweep.Sweep:
   """Fewer stacks to train on, for the CNN and the heads alike."""
   del source
-  return _vary(preset, {"data.train_stacks": [30, 61, 122]})
+  return _vary(preset, {"data.train_stacks": [30, 61, 122], **_NAMED})
 
 
 def test_domain(preset: str, source: str) -> sweep.Sweep:
@@ -73,7 +74,7 @@ def test_domain(preset: str, source: str) -> sweep.Sweep:
     "+skin_types=5,6",
   )
   tested = [(f"{_others(source)}{shift}",) for shift in shifts]
-  return _vary(preset, {"data.sources": [(source,)], "data.test_sources": tested})
+  return _vary(preset, {"data.sources": [(source,)], "data.test_sources": tested, **_NAMED})
 
 
 def training_domain(preset: str, source: str) -> sweep.Sweep:
@@ -82,6 +83,7 @@ def training_domain(preset: str, source: str) -> sweep.Sweep:
     {
       "data.sources": (f"{source}+stacks=100,30,1+{seen}",),
       "data.test_sources": (f"{_others(source)}+{tested}",),
+      "method": "toeplitz_d1",
     }
     for seen, unseen in (
       ("skin_types=1,3", "skin_types=4,6"),
