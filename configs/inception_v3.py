@@ -2,7 +2,7 @@
 
     python -m rcm_jax.main --config=configs/inception_v3.py --workdir=runs/inception_v3
 
-About 8 minutes (three CNNs) on two CPU cores with the demo preset. On the phantom's paper_small
+About 4 minutes (three CNNs) on two CPU cores with the demo preset. On the phantom's paper_small
 stacks (docs/study, 1 seed): 85.3 % accuracy and 389 impossible transitions. The paper, on its own
 stacks: 84.87 % and 68.
 

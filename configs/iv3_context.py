@@ -2,7 +2,7 @@
 
     python -m rcm_jax.main --config=configs/iv3_context.py --workdir=runs/iv3_context
 
-About 10 minutes (three CNNs) on two CPU cores with the demo preset. On the phantom's paper_small
+About 5 minutes (three CNNs) on two CPU cores with the demo preset. On the phantom's paper_small
 stacks (docs/study, 1 seed): 85.0 % accuracy and 380 impossible transitions. The paper, on its own
 stacks: 86.95 %.
 

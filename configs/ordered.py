@@ -12,7 +12,7 @@ It keeps the epoch and the temperature under which the boundaries of validation 
 probable. On validation, more dropout, weight decay, a falling learning rate and larger batches
 made no difference beyond that of seeds: they stay as for the other heads.
 
-About 4 minutes on two CPU cores with the demo preset. On the phantom's paper_small stacks
+About 2 minutes on two CPU cores with the demo preset. On the phantom's paper_small stacks
 (5 seeds, 60 epochs): 88.3 % accuracy, no impossible transition, boundary errors of 6.9 and
 8.8 µm; see docs/study. An expected-error term is --config.head.mae_weights=0.1,
 """

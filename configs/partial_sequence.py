@@ -2,7 +2,7 @@
 
     python -m rcm_jax.main --config=configs/partial_sequence.py --workdir=runs/partial_sequence
 
-About 4 minutes on two CPU cores with the demo preset. On the phantom's paper_small stacks
+About 2 minutes on two CPU cores with the demo preset. On the phantom's paper_small stacks
 (docs/study, 5 seeds): 86.8 % accuracy and 104 impossible transitions. The paper, on its own stacks:
 87.52 %.
 
