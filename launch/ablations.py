@@ -83,7 +83,6 @@ def training_domain(preset: str, source: str) -> sweep.Sweep:
     {
       "data.sources": (f"{source}+stacks=100,30,1+{seen}",),
       "data.test_sources": (f"{_others(source)}+{tested}",),
-      "method": "toeplitz_d1",
     }
     for seen, unseen in (
       ("skin_types=1,3", "skin_types=4,6"),
@@ -91,7 +90,7 @@ def training_domain(preset: str, source: str) -> sweep.Sweep:
     )
     for tested in (seen, unseen)
   ]
-  return sweep.product([_toeplitz(preset)], points, sweep.grid({"seeds": _SEEDS}))
+  return sweep.product([_toeplitz(preset)], points, sweep.grid({**_NAMED, "seeds": _SEEDS}))
 
 
 def _others(source: str) -> str:

@@ -257,7 +257,7 @@ def make_train(
         [jax.random.permutation(order_key, count), jnp.full(steps * batch_size - count, count)]
       )
       told = 1.0 if spec.feedback == "teacher" else 1 - number / max(epochs - 1, 1)
-      # All steps' at once: within the loop a step spends a tenth of its time on random numbers.
+      # All steps' at once, so that the loop draws no random numbers.
       draws = jax.vmap(lambda key: draw(spec, member, key, (batch_size, values.shape[1]), told))(
         jax.random.split(step_key, steps)
       )
