@@ -19,14 +19,15 @@ from orbax.checkpoint import v1 as ocp
 from rcm_jax import cache, sharding
 
 _DAMAGED = "damaged"
+_NO_STEP = -1
 MAX_STALL = 0.01  # share of a training's time that regular saves may take
 
 
 class Checkpoints:
   """The last few states of one training, by step.
 
-  Of several processes the first one alone reads, and tells the others; all must save together,
-  because Orbax lets them meet, and the first one writes.
+  Of several processes all must save and restore together. The first one writes; each reads for
+  itself, and takes the step that all can read.
 
   A step is written as one vector a type: Orbax takes a millisecond for every array, and the CNN's
   training has a thousand.
@@ -102,35 +103,36 @@ class Checkpoints:
       like: a pytree of arrays or `jax.ShapeDtypeStruct` with the shapes, types and
         shardings wanted, so that a checkpoint fits another number of devices.
     """
-    found = self._restore_here(like) if sharding.is_first() else None
-    if jax.process_count() == 1:
-      return found
-    step, tree = found or (-1, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like))
-    step = int(sharding.told_by_first(np.int32(step)))
-    if step < 0:
-      return None
-    place = lambda leaf, like: (
-      sharding.put(leaf, like.sharding) if isinstance(like, jax.Array) else np.asarray(leaf)
-    )
-    return step, jax.tree.map(place, sharding.told_by_first(tree), like)
-
-  def _restore_here(self, like: Any) -> tuple[int, Any] | None:
-    for step in self._steps():
-      folder = self._directory / str(step)
+    while True:
+      newest = max(self._steps(), default=_NO_STEP) if sharding.is_first() else _NO_STEP
+      step = int(sharding.told_by_first(np.int32(newest)))
+      if step == _NO_STEP:
+        return None
+      reason = packed = None
       try:
-        # A run that was killed between writing and sealing leaves a step that is whole as it is.
-        if (folder / cache.SEAL).exists() and not cache.is_sealed(folder):
-          raise ValueError("its files have changed since they were written")
-        return step, _unpack(load_tree(folder, _packed_shapes(like)), like)
+        packed = self._read(step, like)
       except Exception as error:  # Orbax raises many types for a damaged checkpoint
         reason = str(error).split("\n")[0][:120]
-        aside = self._move_aside(folder)
+      if not sharding.any_process(reason is not None):
+        return step, _unpack(packed, like)
+      if sharding.is_first():
+        aside = self._move_aside(self._directory / str(step))
         warnings.warn(
-          f"checkpoint of step {step} cannot be read ({reason}); moved to {aside}, "
-          "trying the one before",
+          f"checkpoint of step {step} cannot be read ({reason or 'another process failed'}); "
+          f"moved to {aside}, trying the one before",
           stacklevel=2,
         )
-    return None
+
+  def _read(self, step: int, like: Any) -> dict[str, Any]:
+    folder = self._directory / str(step)
+    # A run that was killed between writing and sealing leaves a step that is whole as it is.
+    changed = (folder / cache.SEAL).exists() and not cache.is_sealed(folder)
+    # All processes load, even when one knows better: Orbax numbers the loads and saves of each, and
+    # lets them meet in a save by its number.
+    packed = load_tree(folder, _packed_shapes(like))
+    if changed:
+      raise ValueError("its files have changed since they were written")
+    return packed
 
   def _move_aside(self, folder: pathlib.Path) -> pathlib.Path:
     aside = self._directory / _DAMAGED
@@ -177,7 +179,7 @@ def _unpack(packed: Mapping[str, Any], like: Any) -> Any:
     name, size = str(leaf.dtype), math.prod(leaf.shape)
     mine, rest[name] = rest[name][:size].reshape(leaf.shape), rest[name][size:]
     place = getattr(leaf, "sharding", None)
-    return mine if place is None or jax.process_count() > 1 else jax.device_put(mine, place)
+    return mine if place is None else sharding.put(mine, place)
 
   return jax.tree.map(take, like)
 

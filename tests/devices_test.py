@@ -1,4 +1,4 @@
-"""One device, and eight simulated ones: one training, one set of features and heads."""
+"""One device, eight simulated ones, two processes: one training, one set of features and heads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -21,6 +22,7 @@ from tfds_rcm.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 # Sums of gradients are added in another order; Adam's first steps divide by their size.
 TOLERANCE = 1e-4
+SECONDS = 600  # processes that wait for each other in vain
 
 
 def start(directory: Path, devices: int, *distributed: str) -> subprocess.Popen:
@@ -36,7 +38,11 @@ def start(directory: Path, devices: int, *distributed: str) -> subprocess.Popen:
 
 
 def finish(processes: list[subprocess.Popen]) -> None:
-  outputs = [process.communicate()[0] for process in processes]
+  try:
+    outputs = [process.communicate(timeout=SECONDS)[0] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
   assert [process.returncode for process in processes] == [0] * len(processes), outputs
 
 
@@ -54,12 +60,25 @@ def eight(tmp_path_factory):
   return directory
 
 
+@pytest.fixture(scope="module")
+def two(eight, tmp_path_factory):
+  """Two processes of a device each; their CNN goes on from the checkpoint of eight devices."""
+  directory = tmp_path_factory.mktemp("two")
+  shutil.copytree(eight / "stopped", directory / "cnn")
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    coordinator = f"localhost:{free.getsockname()[1]}"
+  finish([start(directory, 1, coordinator, "2", str(i)) for i in range(2)])
+  return directory
+
+
 def history(directory: Path, stage: str) -> dict:
   return json.loads((directory / stage / "history.json").read_text())
 
 
-def test_curves_features_and_heads_are_those_of_one_device(one, eight):
-  directory = eight
+@pytest.mark.parametrize("several", ["eight", "two"])
+def test_curves_features_and_heads_are_those_of_one_device(one, several, request):
+  directory = request.getfixturevalue(several)
   for stage in ("cnn", "heads"):
     expected, actual = history(one, stage), history(directory, stage)
     np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=TOLERANCE)
@@ -92,6 +111,11 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one(one, eight, tmp_path):
   expected, actual = history(one, "cnn"), history(tmp_path, "cnn")
   np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=TOLERANCE)
   assert cnn.load(devices_worker.SPEC, tmp_path / "cnn") is not None
+
+
+def test_a_checkpoint_of_eight_devices_goes_on_on_two(two):
+  for index in range(2):
+    assert json.loads((two / f"steps_{index}.json").read_text()) == [2, 3, 4]
 
 
 def test_a_step_of_the_cnn_has_one_all_reduce_and_heads_have_none(eight):

@@ -60,12 +60,15 @@ def work(directory: Path, stop_after: int | None = None) -> None:
   """Trains the CNN, extracts, trains heads; or leaves a checkpoint of the CNN after a step."""
   for name in ("cnn", "features", "heads"):
     (directory / name).mkdir(parents=True, exist_ok=True)
+  steps = []
 
   def advance(done, total):
+    steps.append(done)
     if done == stop_after:
       preemption.request()
 
   cnn_training.train(SPEC, cnn_test.SPLITS, directory / "cnn", advance=advance)
+  (directory / f"steps_{jax.process_index()}.json").write_text(json.dumps(steps))
   sharding.wait_for_all("cnn")
   cnn.extract(
     SPEC,
