@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,6 +18,7 @@ import time
 
 from main_runs import ROOT, Runs, flip_a_bit, largest
 import pytest
+import slurm_cluster
 
 KILLS = int(os.environ.get("KILLS", "20"))
 SEED = int(os.environ.get("SEED", "7"))  # of the moments
@@ -215,3 +218,44 @@ def test_an_unwritable_directory_is_told_in_one_line(undisturbed, runs, place):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
   runs.finish()
   assert runs.results() == undisturbed.results()
+
+
+def test_two_processes_preempted_by_slurm_are_queued_again_and_end_in_the_same_bits(
+  undisturbed, runs, tmp_path
+):
+  """As docs/scaling.md says: exit code 75 asks for a requeue, which goes on at the last save."""
+  if (absent := slurm_cluster.missing()) is not None:
+    pytest.skip(f"no Slurm to test with: {absent}")
+  calm = Runs(tmp_path / "calm", undisturbed.data)
+  shutil.copytree(undisturbed.cache / "xla", calm.cache / "xla")
+  both = "--config.cnn.norm_groups=2"
+  script, log = tmp_path / "job.sh", tmp_path / "job.log"
+  script.write_text(
+    "#!/bin/bash\n"
+    f"srun -n2 {shlex.join(runs.command(both))}\n"
+    "[ $? -ne 75 ] || scontrol requeue $SLURM_JOB_ID\n"
+  )
+  submit = ["sbatch", "--requeue", "--ntasks=2", "--signal=USR1@60", "--time=60"]
+  submit += ["--open-mode=append", f"--output={log}", f"--chdir={ROOT}", str(script)]
+  (tmp_path / "slurm").mkdir()
+  with slurm_cluster.cluster(tmp_path / "slurm") as names:
+    environment = {**os.environ, **names}
+    call = lambda *command: subprocess.run(
+      command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+    )
+    call("srun", "-n2", *calm.command(both))
+    call(*submit)
+    _wait_for(lambda: runs.began("train_cnn"), log)
+    call("sbatch", "--partition=high", "--exclusive", "--wrap=sleep 1", "--output=/dev/null")
+    _wait_for(lambda: (runs.workdir / "results.json").exists(), log)
+  said = log.read_text()
+  assert re.search(r"stopped on request in train_\w+, after (step|epoch) \d+", said), said
+  assert said.count("decode …") == 1, said  # the second time it went on
+  assert runs.results() == calm.results()
+
+
+def _wait_for(happened, log):
+  deadline = time.monotonic() + 1200  # others may hold the processor
+  while not happened():
+    assert time.monotonic() < deadline, log.read_text() if log.exists() else "no output"
+    time.sleep(0.05)

@@ -36,7 +36,7 @@ KillWait=5
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=localhost CPUs=4 RealMemory=8000
-PartitionName=low Nodes=localhost Default=YES PriorityTier=1 GraceTime=5
+PartitionName=low Nodes=localhost Default=YES PriorityTier=1 GraceTime=60
 PartitionName=high Nodes=localhost PriorityTier=10 PreemptMode=OFF
 """
 
