@@ -73,9 +73,10 @@ class Checkpoints:
     started = time.monotonic()
     self.wait()
     packed = _pack(jax.device_get(sharding.local(state)))
-    written = ocp.save_async(
-      self._directory / str(step), packed, overwrite=True, custom_metadata=self._about
-    )
+    with _patient():
+      written = ocp.save_async(
+        self._directory / str(step), packed, overwrite=True, custom_metadata=self._about
+      )
     self._saved = time.monotonic()
     self._stall = self._saved - started
     self._sealing = self._sealer.submit(self._seal, step, written)
@@ -93,6 +94,14 @@ class Checkpoints:
     sealing, self._sealing = self._sealing, None
     if sealing is not None:
       sealing.result()
+
+  def kept(self, unit: str) -> str:
+    """Says where a training that has to end could go on; `unit` is what its steps count."""
+    self.wait()
+    newest = max(self._steps(), default=_NO_STEP)
+    if newest == _NO_STEP:
+      return "nothing had been saved yet"
+    return f"the last good state, after {unit} {newest}, is kept in {self._directory}"
 
   def restore(self, like: Any) -> tuple[int, Any] | None:
     """Returns the newest readable (step, state), or None where there is none.
@@ -191,6 +200,16 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
 
+def _patient() -> ocp.Context:
+  """Keeps Orbax from giving up a save when the clock is set, by which it measures its patience.
+
+  Threads that wait for a folder have a patience of their own; hence it is made before they start.
+  A process that waits for one that died is ended by `sharding.SECONDS_OF_SILENCE`.
+  """
+  options = ocp.options.AsyncOptions(timeout_secs=None, create_directories_asynchronously=False)
+  return ocp.Context(async_options=options)
+
+
 def _alone() -> ocp.Context:
   """Keeps Orbax from waiting for the other processes when this one reads."""
   context = ocp.Context()
@@ -210,7 +229,8 @@ def save_tree(path: pathlib.Path, tree: Any) -> None:
   path = sharding.path_of_first(path.absolute())
   if sharding.is_first():
     _remove_unfinished(path.parent, path.name)
-  ocp.save(path, jax.device_get(sharding.local(tree)), overwrite=True)
+  with _patient():
+    ocp.save(path, jax.device_get(sharding.local(tree)), overwrite=True)
 
 
 def load_tree(path: pathlib.Path, like: Any) -> Any:

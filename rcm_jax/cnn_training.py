@@ -120,7 +120,7 @@ def train(
     def check(step, values):
       metrics[step % epoch_steps] = sharding.local(values)
       if not np.isfinite(metrics[step % epoch_steps, 0]):
-        raise _not_finite(metrics[step % epoch_steps, 0], step, data, spec, directory)
+        raise _not_finite(metrics[step % epoch_steps, 0], step, data, spec, checkpoints)
 
     def so_far():
       return state._replace(
@@ -206,11 +206,10 @@ def _check_groups(spec: CnnSpec) -> None:
     )
 
 
-def _not_finite(loss, step, data, spec, directory) -> UserError:
+def _not_finite(loss, step, data, spec, checkpoints) -> UserError:
   rows = training_rows(data, batch_size=spec.batch_size, seed=spec.seed)[step]
   stacks = sorted({data.stack_id[i] for i in data.stack[rows]})
   return UserError(
-    f"training loss of the CNN is {loss} at step {step} (stacks {', '.join(stacks)}); the last good "
-    f"state is kept in {directory / 'checkpoints'}; lower config.cnn.learning_rate or look at these "
-    "stacks"
+    f"training loss of the CNN is {loss} at step {step} (stacks {', '.join(stacks)}); "
+    f"{checkpoints.kept('step')}; lower config.cnn.learning_rate or look at these stacks"
   )

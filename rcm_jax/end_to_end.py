@@ -274,8 +274,8 @@ def train(
       row = np.stack([np.mean(seen, axis=0), accuracy(params)])
       if not np.isfinite(row).all():
         raise UserError(
-          f"training loss of CNN and heads together is not finite in epoch {epoch}; the last good "
-          f"epoch is kept in {directory}; lower config.end_to_end.cnn_rate or head_rate"
+          f"training loss of CNN and heads together is not finite in epoch {epoch}; "
+          f"{checkpoints.kept('epoch')}; lower config.end_to_end.cnn_rate or head_rate"
         )
       best = state.best_params, state.best_accuracy
       if _mean(row[1]) > state.best_accuracy:

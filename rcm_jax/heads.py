@@ -108,8 +108,7 @@ def train(
         member, when = bad[0]
         raise UserError(
           f"training loss of head member {members[member]} is not finite in epoch "
-          f"{epoch + when}; the last good state is kept in {directory}; lower "
-          "config.head.learning_rate"
+          f"{epoch + when}; {checkpoints.kept('epoch')}; lower config.head.learning_rates"
         )
       for i in range(epoch, epoch + per_call):
         loss, accuracy = curves[:, i].mean(0).tolist()

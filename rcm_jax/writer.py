@@ -17,7 +17,8 @@ from rich.progress import (
   TimeElapsedColumn,
   TimeRemainingColumn,
 )
-import tensorboardX
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2
 
 from rcm_jax import cache, sharding
 
@@ -37,7 +38,10 @@ class Writer:
       stderr=True, highlight=False, markup=False, quiet=not sharding.is_first()
     )
     self._path = workdir / "metrics.jsonl"
-    self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), flush_secs=10)
+    folder = workdir / "tensorboard"
+    folder.mkdir(parents=True, exist_ok=True)
+    # Not SummaryWriter: its thread dies when the clock is set back, and the training hangs with it.
+    self._events = event_file_writer.EventsWriter(str(folder / "events"))
 
   def resume(self, stage: str, step: int) -> None:
     """Forgets what `stage` wrote at or after `step`, since it is about to come again."""
@@ -59,7 +63,9 @@ class Writer:
     with self._path.open("a") as file:
       file.write(json.dumps({"stage": stage, "step": step, **numbers}) + "\n")
     for key, value in numbers.items():
-      self._events.add_scalar(f"{stage}/{key}", value, step)
+      scalar = summary.scalar(f"{stage}/{key}", value)
+      self._events.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=scalar))
+    self._events.flush()
 
   @contextlib.contextmanager
   def progress(self, stage: str) -> Iterator[Advance]:
@@ -82,5 +88,5 @@ class Writer:
     self.console.print(f"{stage}: {time.perf_counter() - start:.1f} s")
 
   def close(self) -> None:
-    """Flushes TensorBoard's events."""
+    """Closes TensorBoard's file."""
     self._events.close()

@@ -21,6 +21,7 @@ import pytest
 import slurm_cluster
 
 KILLS = int(os.environ.get("KILLS", "20"))
+NAN_STEP = 15  # of 22
 SEED = int(os.environ.get("SEED", "7"))  # of the moments
 
 
@@ -166,6 +167,40 @@ runpy.run_module("rcm_jax.main", run_name="__main__", alter_sys=True)
     os.utime(path, (ahead, ahead))
   _, _, _, *arguments = runs.command()
   runs.finish(command=[sys.executable, "-c", jumping, "rcm_jax.main", *arguments])
+  assert runs.results() == undisturbed.results()
+
+
+def test_a_loss_that_is_not_finite_from_the_start_names_its_stacks(undisturbed, runs):
+  line = runs.fail("--config.cnn.learning_rate=1e30")
+  assert re.search(
+    r"loss of the CNN is (nan|inf) at step \d+ \(stacks \S+, .*\); nothing had been saved", line
+  )
+  runs.finish()
+  assert runs.results() == undisturbed.results()
+
+
+def test_a_loss_that_becomes_nan_leaves_the_last_good_state(undisturbed, runs):
+  breaking = f"""
+import runpy, sys
+from rcm_jax import cnn_step
+build = cnn_step.build
+def broken(*args):
+  programs = build(*args)
+  def train(learned, seed, step, *batch):
+    learned, metrics = programs.train(learned, seed, step, *batch)
+    return learned, metrics * (float("nan") if step == {NAN_STEP} else 1)
+  return programs._replace(train=train)
+cnn_step.build = broken
+sys.argv = sys.argv[1:]
+runpy.run_module("rcm_jax.main", run_name="__main__", alter_sys=True)
+"""
+  _, _, _, *arguments = runs.command()
+  line = runs.fail(command=[sys.executable, "-c", breaking, "rcm_jax.main", *arguments])
+  (last,) = runs.saved("train_cnn")
+  assert 0 < last <= NAN_STEP
+  assert f"is nan at step {NAN_STEP} (stacks " in line
+  assert f"the last good state, after step {last}, is kept in {runs.cache}" in line
+  runs.finish()
   assert runs.results() == undisturbed.results()
 
 

@@ -73,9 +73,9 @@ class Runs:
     assert process.returncode == 0, errors
     return errors
 
-  def fail(self, *extra: str) -> str:
+  def fail(self, *extra: str, command: Sequence[str] | None = None) -> str:
     """Runs to a bad end; returns the one line of it."""
-    process = self.start(*extra)
+    process = self.start(*extra, command=command)
     _, errors = process.communicate()
     assert process.returncode == 1, errors
     assert "Traceback" not in errors, errors
