@@ -206,8 +206,10 @@ def _patient() -> ocp.Context:
   Threads that wait for a folder have a patience of their own; hence it is made before they start.
   A process that waits for one that died is ended by `sharding.SECONDS_OF_SILENCE`.
   """
-  options = ocp.options.AsyncOptions(timeout_secs=None, create_directories_asynchronously=False)
-  return ocp.Context(async_options=options)
+  context = ocp.Context()
+  context.asynchronous.timeout_secs = None
+  context.asynchronous.create_directories_asynchronously = False
+  return context
 
 
 def _alone() -> ocp.Context:
