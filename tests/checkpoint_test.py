@@ -70,3 +70,13 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage):
 def test_a_tree_round_trips(tmp_path):
   checkpoint.save_tree(tmp_path / "tree", state(3))
   assert_equal(checkpoint.load_tree(tmp_path / "tree", state(0)), state(3))
+
+
+def test_a_clock_that_is_set_does_not_end_a_save(tmp_path, jumping_clock):
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    for step in range(4):
+      checkpoints.save(step, state(step))
+  checkpoint.save_tree(tmp_path / "tree", state(4))
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    assert_equal(checkpoints.restore(state(0))[1], state(3))
+  assert_equal(checkpoint.load_tree(tmp_path / "tree", state(0)), state(4))

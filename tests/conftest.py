@@ -6,9 +6,11 @@ imported, and only where the caller has not set them.
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 import random
+import time
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,3 +42,10 @@ flags.FLAGS.mark_as_parsed()  # grain reads absl flags
 def _fixed_seeds():
   random.seed(0)
   np.random.seed(0)  # noqa: NPY002
+
+
+@pytest.fixture
+def jumping_clock(monkeypatch):
+  """A wall clock that is set ahead by 300 days, back, and ahead by an hour, over and over."""
+  real, jumps = time.time, itertools.cycle([0.0, 86400.0 * 300, -86400.0 * 300, 3600.0])
+  monkeypatch.setattr(time, "time", lambda: real() + next(jumps))

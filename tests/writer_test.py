@@ -2,6 +2,8 @@
 
 import json
 
+from tensorboardX.proto import event_pb2
+
 from rcm_jax.writer import Writer
 
 
@@ -29,6 +31,21 @@ def test_a_resumed_stage_writes_each_step_once(tmp_path):
     {"stage": "cnn", "step": 2, "loss": 5.0},
   ]
   assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_tensorboard_has_every_value_though_the_clock_is_set(tmp_path, jumping_clock):
+  writer = Writer(tmp_path)
+  for step in range(30):
+    writer.scalars("cnn", step, {"loss": step / 2})
+  writer.close()
+  (file,) = (tmp_path / "tensorboard").glob("events*")
+  content, values = file.read_bytes(), []
+  while content:  # length, its checksum, event, its checksum
+    size = int.from_bytes(content[:8], "little")
+    event = event_pb2.Event.FromString(content[12 : 12 + size])
+    values += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+    content = content[16 + size :]
+  assert values == [(step, "cnn/loss", step / 2) for step in range(30)]
 
 
 def test_progress_says_how_long_a_stage_took(tmp_path, capsys):
