@@ -3,7 +3,7 @@
     python -m rcm_jax.main --config=configs/full_sequence.py --workdir=runs/full_sequence
 
 About 2 minutes on two CPU cores with the demo preset. On the phantom's paper_small stacks
-(docs/study, 5 seeds): 87.2 % accuracy and 10 impossible transitions. The paper, on its own stacks:
+(docs/study, 5 seeds): 87.1 % accuracy and 14 impossible transitions. The paper, on its own stacks:
 87.97 % and 7.
 
 The paper's other encoders: --config.head.bidirectional=False, --config.head.cell=rnn (or lstm). The

@@ -3,7 +3,7 @@
     python -m rcm_jax.main --config=configs/kaur.py --workdir=runs/kaur
 
 About a minute and a half on two CPU cores with the demo preset. On the phantom's paper_small stacks
-(docs/study, 1 seed): 84.4 % accuracy and 426 impossible transitions. The paper, on its own stacks:
+(docs/study, 3 seeds): 84.8 % accuracy and 418 impossible transitions. The paper, on its own stacks:
 72.12 % and 201.
 
 What their paper leaves open (filters, widths, optimiser) is searched for on the validation stacks

@@ -3,7 +3,7 @@
     python -m rcm_jax.main --config=configs/toeplitz_d0.py --workdir=runs/toeplitz_d0
 
 About 2 minutes on two CPU cores with the demo preset. On the phantom's paper_small stacks
-(docs/study, 5 seeds): 87.5 % accuracy and 10 impossible transitions. The paper, on its own stacks:
+(docs/study, 5 seeds): 87.5 % accuracy and 9 impossible transitions. The paper, on its own stacks:
 87.57 % and 18.
 
 The paper does not say what the decoder is fed in training: here its own probabilities, or

@@ -3,7 +3,7 @@
     python -m rcm_jax.main --config=configs/toeplitz_d2.py --workdir=runs/toeplitz_d2
 
 About 2 minutes on two CPU cores with the demo preset. On the phantom's paper_small stacks
-(docs/study, 5 seeds): 87.3 % accuracy and 2 impossible transitions. The paper, on its own stacks:
+(docs/study, 5 seeds): 87.2 % accuracy and 4 impossible transitions. The paper, on its own stacks:
 86.65 % and 22.
 
 The paper does not say what the decoder is fed in training: here its own probabilities, or

@@ -3,7 +3,7 @@
     python -m rcm_jax.main --config=configs/toeplitz_d5.py --workdir=runs/toeplitz_d5
 
 About 2 minutes on two CPU cores with the demo preset. On the phantom's paper_small stacks
-(docs/study, 5 seeds): 87.0 % accuracy and 3 impossible transitions. The paper, on its own stacks:
+(docs/study, 5 seeds): 87.0 % accuracy and 1 impossible transition. The paper, on its own stacks:
 86.63 % and 4.
 
 The paper does not say what the decoder is fed in training: here its own probabilities, or
