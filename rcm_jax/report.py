@@ -86,11 +86,15 @@ def _warnings(result):
   )
 
 
+def _um(at):
+  return f"{at['depth_um']:.1f}\N{NO-BREAK SPACE}µm"
+
+
 def _boundaries(result):
   rows = []
   for b in result["boundaries"]:
     by_eye = " – read by eye" if b["read_by_eye"] else ""
-    depth = "not in this stack" if b["depth_um"] is None else f"{b['depth_um']:.1f} µm{by_eye}"
+    depth = "not in this stack" if b["depth_um"] is None else f"{_um(b)}{by_eye}"
     rows.append((DISPLAY_NAMES[b["name"]], depth, _range(b), b["slice"]))
   return _table(("", "depth", "interval, µm", "slice"), rows)
 
@@ -98,7 +102,7 @@ def _boundaries(result):
 def _plan(result):
   rows = []
   for number, mosaic in enumerate(result["plan"], start=1):
-    depth = "–" if mosaic["depth_um"] is None else f"{mosaic['depth_um']:.1f} µm"
+    depth = "–" if mosaic["depth_um"] is None else _um(mosaic)
     if mosaic["note"]:
       depth = f"{depth} ({mosaic['note']})" if mosaic["depth_um"] is not None else mosaic["note"]
     rows.append((f"{number} {mosaic['name']}", depth, _range(mosaic), mosaic["slice"]))
