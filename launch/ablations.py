@@ -58,6 +58,12 @@ def training_stacks(preset: str, source: str) -> sweep.Sweep:
   return _vary(preset, {"data.train_stacks": [30, 61, 122], **_NAMED})
 
 
+def seeds(preset: str, source: str) -> sweep.Sweep:
+  """More seeds: how far means of them lie apart, and what ensembles gain."""
+  del source
+  return sweep.product([_toeplitz(preset)], sweep.grid({"seeds": range(20)}))
+
+
 def test_domain(preset: str, source: str) -> sweep.Sweep:
   """Models of the whole training data on other depth steps, instruments and skin types.
 
@@ -107,4 +113,5 @@ ABLATIONS: dict[str, Callable[[str, str], sweep.Sweep]] = {
   "training_stacks": training_stacks,
   "regularization": regularization,
   "training_domain": training_domain,
+  "seeds": seeds,
 }

@@ -14,7 +14,7 @@ import dataclasses
 from pathlib import Path
 import time
 
-from launch import ablations, findings, jobs, sweep, table1
+from launch import ablations, findings, jobs, seeds, sweep, table1
 from rcm_jax import cache, evaluate, paper_tables, study, tables
 from tfds_rcm.errors import UserError
 from tfds_rcm.rcm_phantom import spec
@@ -102,21 +102,29 @@ def _run(part: str, preset: str, source: str, args: argparse.Namespace) -> None:
 
 
 def _write_ablation(part: str, folded: Sequence[jobs.Job], workdir: Path, out: Path) -> None:
-  """Writes one table, a block a job."""
+  """Writes one table: a block a job, or groups of seeds."""
   runs = {job.name: study.gather(workdir / job.name)[0][0] for job in folded}
+  title = (ablations.ABLATIONS[part].__doc__ or part).split("\n")[0]
+  if part == "seeds":
+    (job,) = folded
+    table = seeds.table(runs[job.name], job.fields["method"], part, title)
+  else:
+    table = paper_tables.settings_table(part, title, _by_setting(folded, runs))
+  folder = out / "ablations"
+  folder.mkdir(parents=True, exist_ok=True)
+  cache.write_text(folder / f"{part}.md", tables.to_markdown(table))
+  cache.write_text(folder / f"{part}.csv", tables.to_csv(table))
+  print(f"{folder / part}.md is written", flush=True)
+
+
+def _by_setting(folded, runs):
   found = []
   for job in folded:
     run = runs[job.name]
     if len({other.dataset for other in runs.values()}) == 1 and job.fields["model"] == "head":
       run.predictions.pop("inception_v3", None)  # of the one CNN that all share
     found.append((_setting(job), run.dataset, evaluate.estimate_methods(run)))
-  title = (ablations.ABLATIONS[part].__doc__ or part).split("\n")[0]
-  table = paper_tables.settings_table(part, title, found)
-  folder = out / "ablations"
-  folder.mkdir(parents=True, exist_ok=True)
-  cache.write_text(folder / f"{part}.md", tables.to_markdown(table))
-  cache.write_text(folder / f"{part}.csv", tables.to_csv(table))
-  print(f"{folder / part}.md is written", flush=True)
+  return found
 
 
 def _setting(job: jobs.Job) -> str:
