@@ -153,7 +153,7 @@ def fold(points: Sweep) -> list[jobs.Job]:
     del fields["method"]  # of a group's first point; a half-width in it is each member's own
     groups.setdefault(repr(fields), (point, {}))[1].update(dict.fromkeys(trainings))
   found = [_job(first, box) for first, trainings in groups.values() for box in _boxes(trainings)]
-  return [_after(job, found) for job in found]
+  return _in_order(found)
 
 
 def _boxes(trainings: Iterable[tuple]) -> list[dict[str, tuple]]:
@@ -204,15 +204,35 @@ def _labels(fields: Mapping[str, Any]) -> list[str]:
   return labels
 
 
-def _after(job: jobs.Job, all_jobs: Sequence[jobs.Job]) -> jobs.Job:
-  """Lets a job wait for the first one that makes the features which both need."""
+def _in_order(found: Sequence[jobs.Job]) -> list[jobs.Job]:
+  """Lets jobs wait for the one that makes the features which all need: the quickest to end.
 
-  def features(other):
-    uses = other.fields["model"] in ("head", "cnn", "features")
-    return uses and [v for name, v in other.fields.items() if name.startswith(UPSTREAM)]
+  Those that others wait for come first.
+  """
 
-  first = next((other for other in all_jobs if features(other) == features(job)), job)
-  return job if first is job or not features(job) else dataclasses.replace(job, after=first.name)
+  def features(job):
+    uses = job.fields["model"] in ("head", "cnn", "features")
+    return (
+      repr([v for name, v in job.fields.items() if name.startswith(UPSTREAM)]) if uses else None
+    )
+
+  def work(job):  # what it does besides; several CNNs take longer than any heads
+    is_head = job.fields["model"] == "head"
+    return job.members * job.fields["head.epochs"] if is_head else math.inf
+
+  leaders: dict[str, jobs.Job] = {}
+  for job in found:
+    key = features(job)
+    if key is not None and (key not in leaders or work(job) < work(leaders[key])):
+      leaders[key] = job
+  ordered = [
+    dataclasses.replace(job, after=leader.name)
+    if (leader := leaders.get(features(job), job)) is not job
+    else job
+    for job in found
+  ]
+  awaited = {job.after for job in ordered}
+  return sorted(ordered, key=lambda job: job.name not in awaited)
 
 
 def values_of(text: str) -> tuple[str, tuple[Any, ...]]:

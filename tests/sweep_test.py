@@ -99,11 +99,25 @@ def test_configs_that_differ_only_in_half_width_fold(tmp_path):
   assert job.fields["head.half_widths"] == (0, 1, 4)
 
 
-def test_features_are_made_by_the_first_job_that_needs_them():
+def test_features_are_made_by_the_quickest_job_that_needs_them():
   folded = sweep.fold(
-    sweep.grid({"config": [CONFIG], "cnn.width": [0.25, 0.5], "head.hidden": [32, 64]})
+    sweep.grid(
+      {
+        "config": [CONFIG],
+        "cnn.width": [0.25, 0.5],
+        "head.epochs": [200, 60],
+        "head.l1s": [0.1, 0.2],
+      }
+    )
   )
-  assert [job.after for job in folded] == [None, folded[0].name, None, folded[2].name]
+  made = [job for job in folded if job.after is None]
+  assert folded[:2] == made  # first, because others wait for them
+  assert [(job.fields["cnn.width"], job.fields["head.epochs"]) for job in made] == [
+    (0.25, 60),
+    (0.5, 60),
+  ]
+  for job in folded[2:]:
+    assert job.after == made[[0.25, 0.5].index(job.fields["cnn.width"])].name
 
 
 def test_rows_of_different_jobs_have_different_methods():
