@@ -18,6 +18,7 @@ def alternate(
   repeats: int = 7,
   warmup: int = 2,
   min_seconds: float = 0.02,
+  settle: bool = False,
 ) -> dict[str, dict[str, float]]:
   """Times callables in turn, so that drift of the machine hits all alike.
 
@@ -27,6 +28,9 @@ def alternate(
     repeats: rounds; each round times every implementation once.
     warmup: calls of each before the first round (compilation, caches).
     min_seconds: a short call is repeated within a round until it takes this long.
+    settle: in every round an untimed call goes before, for calls that the memory of the one before
+      matters to: where that has asked the system for much and given it back, even a copy takes half as
+      long again.
 
   Returns:
     Name → {"median", "min", "max"}, seconds a call.
@@ -39,6 +43,8 @@ def alternate(
   samples = {name: [] for name in calls}
   for _ in range(repeats):
     for name, call in calls.items():
+      if settle:
+        jax.block_until_ready(call())
       samples[name].append(_seconds(call, inner[name]))
   return {
     name: {"median": statistics.median(s), "min": min(s), "max": max(s)}
