@@ -111,6 +111,14 @@ def test_without_feedback_kernel_it_is_a_dense_layer():
   np.testing.assert_allclose(got, context @ params["kernel"] + params["bias"], rtol=1e-5)
 
 
+def test_without_kernel_it_goes_on_from_the_product_with_it():
+  rng = np.random.default_rng(5)
+  params, context, real = _dense_params(rng), _normal(rng, T, F), jnp.asarray(MASKS[2], bool)
+  whole = feedback.class_feedback(context, params, real)
+  projected = context @ params.pop("kernel")
+  np.testing.assert_allclose(feedback.class_feedback(projected, params, real), whole, atol=1e-5)
+
+
 def test_gru_decoder_without_feedback_rows_is_a_gru():
   """With a zero kernel for the classes the recurrence is that of `gru`."""
   rng = np.random.default_rng(3)
@@ -130,6 +138,8 @@ def test_wrong_shapes_are_named():
   try:
     with pytest.raises(ValueError, match=r"got \(8, 5\) and \(7,\)"):
       feedback.class_feedback(jnp.zeros((T, F)), _dense_params(rng), jnp.ones(T - 1, bool))
+    with pytest.raises(ValueError, match=r"without kernel, context must be .* got \(8, 5\)"):
+      feedback.class_feedback(jnp.zeros((T, F)), {"bias": jnp.zeros(C)}, jnp.ones(T, bool))
     with pytest.raises(ValueError, match="labels must be"):
       feedback.class_feedback(
         jnp.zeros((T, F)), _dense_params(rng), jnp.ones(T, bool), labels=jnp.zeros((T, C + 1))

@@ -99,6 +99,23 @@ def test_attention_rows_sum_to_one_and_give_the_context(name, stack):
   )
 
 
+@pytest.mark.parametrize("feedback", ["none", "own"])
+@pytest.mark.parametrize("boundary", ["zero", "renormalize"])
+def test_a_dense_decoder_before_toeplitz_attention_is_one_after_it(boundary, feedback, stack):
+  spec = dataclasses.replace(SPECS["toeplitz"], boundary=boundary, feedback=feedback)
+  graph, params = nnx.split(make(spec))
+  x, mask = stack[0], stack[1].at[-2:].set(False)
+
+  def as_drawn(params):
+    head = nnx.merge(graph, params)
+    return head.decoder(head.attention(head.encode(x, mask), mask), mask)
+
+  evidence = lambda params: nnx.merge(graph, params).evidence(x, mask)
+  np.testing.assert_allclose(evidence(params), as_drawn(params), atol=1e-5)
+  gradients = [jax.grad(lambda p, f=f: (f(p) ** 2).sum())(params) for f in (evidence, as_drawn)]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-4), *gradients)
+
+
 def test_toeplitz_of_width_one_without_feedback_is_the_full_sequence_model(stack):
   same = dataclasses.replace(FULL, attention="toeplitz")
   toeplitz, full = Head(same, nnx.Rngs(3)), Head(FULL, nnx.Rngs(3))

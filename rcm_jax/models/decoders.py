@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from rcm_jax.arrays import NUM_STRATA
 from rcm_jax.ops import feedback
+from rcm_jax.ops.flat_dot import flat_dot
 
 _glorot = nnx.initializers.glorot_uniform()
 
@@ -41,11 +42,26 @@ class DenseDecoder(nnx.Module):
     recurrent_mask: Float[Array, "H"] | None = None,
   ) -> Float[Array, "T C"]:
     """Returns logits; see `ops.feedback.class_feedback`. Dropout has nothing to act on."""
-    params = {"kernel": self.kernel[...], "bias": self.bias[...]}
+    return self.decide(self.project(context, mask), mask, labels=labels, use_label=use_label)
+
+  def project(self, h: Float[Array, "T E"], mask: Bool[Array, "T"]) -> Float[Array, "T C"]:
+    """The product with the kernel, zero on padding: all that the layer has to do with E columns."""
+    return flat_dot(jnp.where(mask[:, None], h, 0), self.kernel[...])
+
+  def decide(
+    self,
+    projected: Float[Array, "T C"],
+    mask: Bool[Array, "T"],
+    *,
+    labels: Float[Array, "T C"] | None = None,
+    use_label: Bool[Array, "T"] | None = None,
+  ) -> Float[Array, "T C"]:
+    """Logits from `project`'s results."""
+    params = {"bias": self.bias[...]}
     if self.feedback_kernel is None:
-      return feedback.class_feedback(context, params, mask)
+      return feedback.class_feedback(projected, params, mask)
     params["feedback_kernel"] = self.feedback_kernel[...]
-    return feedback.class_feedback(context, params, mask, labels=labels, use_label=use_label)
+    return feedback.class_feedback(projected, params, mask, labels=labels, use_label=use_label)
 
 
 class GruDecoder(nnx.Module):

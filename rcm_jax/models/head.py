@@ -186,7 +186,13 @@ class Head(nnx.Module):
     Returns:
       Logits of the slices, each by itself; zero on padding.
     """
-    context = self.attention(self.encode(x, mask, dropout), mask, half_width)
+    h = self.encode(x, mask, dropout)
+    if self.spec.attention == "toeplitz" and self.spec.decoder == "dense":
+      # Both are linear, one in the slices and one in the columns: (A h) W = A (h W) has E / C times
+      # fewer values to attend to.
+      projected = self.attention(self.decoder.project(h, mask), mask, half_width)
+      return self.decoder.decide(projected, mask, labels=labels, use_label=use_label)
+    context = self.attention(h, mask, half_width)
     return self.decoder(
       context,
       mask,

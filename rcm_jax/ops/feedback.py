@@ -27,7 +27,8 @@ def class_feedback(
 
   Args:
     context: one vector a slice; padded rows may hold anything, NaN too.
-    params: kernel [F, C], feedback_kernel [C, C], bias [C]. Without feedback_kernel it is a dense layer.
+    params: kernel [F, C], feedback_kernel [C, C], bias [C]. Without feedback_kernel it is a dense layer;
+      without kernel, `context` [T, C] already is the product with it.
     mask: True on real slices.
     labels: one-hot strata of every slice. Given, the previous slice's label takes the place of its
       probabilities (teacher forcing). None: the decoder's own probabilities, gradient flows through them.
@@ -40,23 +41,29 @@ def class_feedback(
   Raises:
     ValueError: shapes disagree.
   """
-  kernel, bias = params["kernel"], params["bias"]
-  _check(context, mask, labels, use_label, classes=bias.shape[-1], name="class_feedback")
-  if kernel.shape != (context.shape[1], bias.shape[-1]):
+  bias = params["bias"]
+  classes = bias.shape[-1]
+  _check(context, mask, labels, use_label, classes=classes, name="class_feedback")
+  if "kernel" in params and params["kernel"].shape != (context.shape[1], classes):
     raise ValueError(
-      f"class_feedback: kernel must be [F, C] = {(context.shape[1], bias.shape[-1])}, got {kernel.shape}"
+      f"class_feedback: kernel must be [F, C] = {(context.shape[1], classes)}, got {params['kernel'].shape}"
     )
-  hoisted = flat_dot(jnp.where(mask[:, None], context, 0), kernel) + bias
+  if "kernel" not in params and context.shape[1] != classes:
+    raise ValueError(
+      f"class_feedback: without kernel, context must be [T, C] = {(mask.shape[0], classes)}, got {context.shape}"
+    )
+  context = jnp.where(mask[:, None], context, 0)
+  hoisted = (flat_dot(context, params["kernel"]) if "kernel" in params else context) + bias
   if "feedback_kernel" not in params:
     return jnp.where(mask[:, None], hoisted, 0)
-  told, forced = _told(labels, use_label, mask, hoisted.dtype, bias.shape[-1])
+  told, forced = _told(labels, use_label, mask, hoisted.dtype, classes)
 
   def step(p, inputs):
     base, real, label, take = inputs
     logits = base + jnp.where(take, label, p) @ params["feedback_kernel"]
     return jnp.where(real, jax.nn.softmax(logits), p), logits
 
-  start = jnp.zeros(bias.shape[-1], hoisted.dtype)
+  start = jnp.zeros(classes, hoisted.dtype)
   logits = jax.lax.scan(step, start, (hoisted, mask, told, forced))[1]
   return jnp.where(mask[:, None], logits, 0)
 
