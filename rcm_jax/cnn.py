@@ -147,7 +147,8 @@ def extract(
     advance: called with the slices done and the slices in all.
   """
   mesh = sharding.local_mesh()
-  batch_size = -(-batch_size // jax.device_count()) * jax.device_count()
+  count = len(sharding.devices())
+  batch_size = -(-batch_size // count) * count
   own = sharding.own_rows(batch_size)
   see = inception_inference.extract_fn(load(spec, model_directory), _compute_dtype())
   total = sum(len(split) for split in splits.values())

@@ -145,7 +145,7 @@ def _spread(count: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
 
   The last member stands in where devices would have nothing to do, and is then left out again.
   """
-  more = -count % jax.device_count()
+  more = -count % len(sharding.devices())
   split = sharding.split_leading(sharding.local_mesh())
   own = sharding.own_rows(count + more)
 

@@ -9,6 +9,7 @@ the first process alone writes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import contextlib
 import math
 import os
 import pathlib
@@ -21,15 +22,22 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 import numpy as np
 
 from tfds_rcm.errors import UserError
+from tfds_rcm.staging import num_cores
 
 SECONDS_OF_SILENCE = 300  # after which a process that does not answer ends the others
 
 _AXIS = "data"
+_UNSET = -1  # JAX's number of CPU devices where nobody chose one
+_has_second_core = False
 _LONGEST_PATH = 4096  # bytes
 
 
-def start(coordinator: str | None, processes: int | None, index: int | None) -> None:
+def start(
+  coordinator: str | None = None, processes: int | None = None, index: int | None = None
+) -> None:
   """Joins the processes of a run, if there are several; before anything else asks for devices.
+
+  A process by itself makes the second core of a CPU a device, see `core_pair`.
 
   Args:
     coordinator: HOST:PORT of the first process. Without it, and in a Slurm step of several tasks,
@@ -47,6 +55,33 @@ def start(coordinator: str | None, processes: int | None, index: int | None) -> 
     _initialize(coordinator, processes, index)
   elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
     _initialize()
+  else:
+    _use_second_core()
+
+
+def _use_second_core() -> None:
+  """Has JAX see a second device in a CPU of several cores, for `core_pair`; `devices` leaves it out."""
+  global _has_second_core
+  simulated = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+  if num_cores() < 2 or simulated or jax.config.jax_num_cpu_devices != _UNSET:
+    return
+  with contextlib.suppress(RuntimeError):  # JAX has looked for devices before, as in our tests
+    jax.config.update("jax_num_cpu_devices", 2)
+    _has_second_core = True
+
+
+def devices() -> list[jax.Device]:
+  """Returns all processes' devices that work is split over."""
+  if _has_second_core and jax.default_backend() == "cpu":
+    return jax.devices()[:1]
+  return jax.devices()
+
+
+def core_pair() -> Mesh | None:
+  """Returns two cores of the CPU along one axis; None where computing is done elsewhere, or there is one core."""
+  if not _has_second_core or jax.default_backend() != "cpu":
+    return None
+  return jax.make_mesh((2,), (_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices())
 
 
 def _initialize(*args: Any) -> None:
@@ -70,21 +105,20 @@ def device_mesh(divides: int = 0) -> Mesh:
   Raises:
     UserError: devices of several processes do not divide it.
   """
-  devices = jax.devices()
-  count = math.gcd(len(devices), divides) if divides else len(devices)
-  if count < len(devices) and jax.process_count() > 1:
+  available = devices()
+  count = math.gcd(len(available), divides) if divides else len(available)
+  if count < len(available) and jax.process_count() > 1:
     raise UserError(
-      f"config.cnn.norm_groups = {divides} cannot be divided over {len(devices)} devices; make it "
+      f"config.cnn.norm_groups = {divides} cannot be divided over {len(available)} devices; make it "
       "a multiple of their number, and config.cnn.batch_size a multiple of that"
     )
-  return jax.make_mesh((count,), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices[:count])
+  return jax.make_mesh((count,), (_AXIS,), axis_types=(AxisType.Auto,), devices=available[:count])
 
 
 def local_mesh() -> Mesh:
   """Returns this process' own devices along one axis."""
-  return jax.make_mesh(
-    (jax.local_device_count(),), (_AXIS,), axis_types=(AxisType.Auto,), devices=jax.local_devices()
-  )
+  own = [device for device in devices() if device.process_index == jax.process_index()]
+  return jax.make_mesh((len(own),), (_AXIS,), axis_types=(AxisType.Auto,), devices=own)
 
 
 def split_leading(mesh: Mesh) -> NamedSharding:

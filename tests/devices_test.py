@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from rcm_jax import cnn, cnn_training, heads
+from tfds_rcm import staging
 from tfds_rcm.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,6 +97,34 @@ def test_curves_features_and_heads_are_those_of_one_device(one, several, request
     for d in (one, directory)
   )
   np.testing.assert_allclose(actual, expected, atol=TOLERANCE)
+
+
+def test_a_member_split_by_direction_is_the_member_alone(eight):
+  found = json.loads((eight / "split.json").read_text())
+  assert found["splits"]
+  assert found["difference"] < TOLERANCE
+
+
+# Which devices a process sees in all, those that work is split over, and whether there is a pair.
+SEEN = """
+import jax
+from rcm_jax import sharding
+sharding.start()
+print(jax.device_count(), len(sharding.devices()), sharding.local_mesh().size, sharding.core_pair() is not None)
+"""
+
+
+@pytest.mark.parametrize(
+  ("flags", "seen"),
+  [("", "2 1 1 True"), ("--xla_force_host_platform_device_count=3", "3 3 3 False")],
+)
+@pytest.mark.skipif(staging.num_cores() < 2, reason="one core")
+def test_the_second_core_serves_the_pair_alone(flags, seen):
+  environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+  done = subprocess.run(
+    [sys.executable, "-c", SEEN], env=environment, capture_output=True, text=True, check=True
+  )
+  assert done.stdout.split() == seen.split()
 
 
 def test_a_checkpoint_of_eight_devices_goes_on_on_one(one, eight, tmp_path):

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 import shutil
 import sys
+from typing import Any
 
 import cnn_test
 import heads_test
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 
 from rcm_jax import cnn, cnn_step, cnn_training, heads, preemption, sharding
-from rcm_jax.members import compile_run, make_train, over_members
+from rcm_jax.members import compile_run, compile_split, make_train, over_members
 
 SPEC = dataclasses.replace(cnn_test.SPEC, batch_size=8, norm_groups=8, epochs=2)
 
@@ -54,6 +55,26 @@ def count_collectives() -> dict[str, list[str]]:
   state = jax.jit(init)(members)
   run = compile_run(training, state, members, jax.device_put(np.zeros(8, np.int32), split))
   return {"cnn": collectives(step), "heads": collectives(run.as_text())}
+
+
+def split_directions() -> dict[str, Any]:
+  """Trains a member by itself and split over two devices, and compares."""
+  mesh = sharding.device_mesh(2)
+  training = make_train(
+    heads_test.SPEC,
+    heads_test.TRAIN,
+    heads_test.VALIDATION,
+    batch_size=4,
+    epochs=8,
+    epochs_per_call=8,
+  )
+  member = jax.tree.map(np.asarray, heads_test.MEMBERS[1])
+  state = jax.device_get(jax.jit(training.init)(member))
+  alone = jax.device_get(jax.jit(training.run)(state, member, 0))
+  program = compile_split(training, mesh, state, member, 0)
+  split = jax.device_get(program(state, member, 0))
+  differences = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), alone, split)
+  return {"splits": training.splits, "difference": max(jax.tree.leaves(differences))}
 
 
 def work(directory: Path, stop_after: int | None = None) -> None:
@@ -105,6 +126,7 @@ def main() -> None:
   work(directory)
   if not distributed:
     (directory / "collectives.json").write_text(json.dumps(count_collectives()))
+    (directory / "split.json").write_text(json.dumps(split_directions()))
 
 
 if __name__ == "__main__":

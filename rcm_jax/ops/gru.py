@@ -100,9 +100,8 @@ def bidirectional_gru(
   check_recurrent(
     "bidirectional_gru", x, params, mask, recurrent_mask, gates=3, bias_rows=(2,), directions=(2,)
   )
-  return jnp.concatenate(
-    _directions(x, params, mask, recurrent_mask, (False, True), implementation), axis=-1
-  )
+  states = _directions(x, params, mask, recurrent_mask, (False, True), implementation)
+  return jnp.moveaxis(states, 0, 1).reshape(x.shape[0], -1)
 
 
 def check_recurrent(
@@ -140,8 +139,8 @@ def check_recurrent(
 
 def _directions(
   x, params, mask, recurrent_mask, reverse: tuple[bool, ...], implementation: str
-) -> list[Array]:
-  """States [T, H] of each direction; every leaf of params has the directions as leading axis."""
+) -> Float[Array, "directions T H"]:
+  """States of each direction; every leaf of params has the directions as leading axis."""
   if implementation not in ("auto", "reference", "scan", "pallas"):
     raise ValueError(
       f"gru: implementation {implementation!r} is not auto, reference, scan or pallas"
@@ -154,10 +153,11 @@ def _directions(
       if recurrent_mask is None
       else recurrent_mask
     )
-    return [
+    states = [
       _reference(x @ kernel[d] + bias[d, 0], recurrent[d], bias[d, 1], dropped[d], mask, backwards)
       for d, backwards in enumerate(reverse)
     ]
+    return jnp.stack(states)
   hidden = recurrent.shape[1]
   gate = jnp.arange(3 * hidden)
   real = mask[:, None].astype(x.dtype)
@@ -179,7 +179,7 @@ def _directions(
     recurrent_mask,
     pallas=implementation == "pallas",
   )
-  return list(_turn(h, reverse))
+  return _turn(h, reverse)
 
 
 def _turn(steps: Array, reverse: tuple[bool, ...]) -> Array:
