@@ -46,12 +46,25 @@ def rows(peers: bool) -> list[dict]:
     models = MEMBERS if "members" in name else 1
     epochs = models * (EPOCHS if "ours" in name else 1)
     out.append(timing.row("heads", CASE, name, {k: v / epochs for k, v in seconds.items()}, floor))
-  return out
+  return out + _growth()
 
 
-def _features(stacks: int) -> Features:
+def _growth() -> list[dict]:
+  """How an epoch grows with the slices of a stack and the number of members: Toeplitz attention, D = 1."""
+  case = f"epoch of {STACKS} stacks, Toeplitz D = 1, all members"
+  lengths = {
+    f"{length} slices": _ours(1, "toeplitz", 1, length=length)
+    for length in (MAX_SLICES // 2, MAX_SLICES, 2 * MAX_SLICES, 4 * MAX_SLICES)
+  }
+  counts = {f"{count} members": _ours(count, "toeplitz", 1) for count in (2, 4, 16, 32)}
+  timed = timing.alternate(lengths | counts, repeats=3, warmup=1, min_seconds=0)
+  per_epoch = lambda seconds: {k: v / EPOCHS for k, v in seconds.items()}
+  return [timing.row("heads", case, name, per_epoch(s), None) for name, s in timed.items()]
+
+
+def _features(stacks: int, length: int) -> Features:
   rng = np.random.default_rng(0)
-  shape = (stacks, MAX_SLICES)
+  shape = (stacks, length)
   return Features(
     values=jnp.asarray(rng.normal(size=(*shape, gru.FEATURES)), jnp.float32),
     labels=jnp.asarray(rng.integers(0, NUM_STRATA, shape)),
@@ -60,7 +73,14 @@ def _features(stacks: int) -> Features:
   )
 
 
-def _ours(members: int, attention: str, half_width: int = 0, *, split: bool = True):
+def _ours(
+  members: int,
+  attention: str,
+  half_width: int = 0,
+  *,
+  split: bool = True,
+  length: int = MAX_SLICES,
+):
   spec = HeadSpec(
     num_features=gru.FEATURES,
     hidden=gru.HIDDEN,
@@ -71,12 +91,17 @@ def _ours(members: int, attention: str, half_width: int = 0, *, split: bool = Tr
     half_width=half_width,
     boundary="zero",
     units=gru.HIDDEN,
-    max_slices=MAX_SLICES,
+    max_slices=length,
     decoder="dense",
     feedback="none",
   )
   training = members_lib.make_train(
-    spec, _features(STACKS), _features(1), batch_size=BATCH, epochs=EPOCHS, epochs_per_call=EPOCHS
+    spec,
+    _features(STACKS, length),
+    _features(1, length),
+    batch_size=BATCH,
+    epochs=EPOCHS,
+    epochs_per_call=EPOCHS,
   )
   training = training if split else training._replace(splits=False)
   fill = lambda value: jnp.full(members, value)
@@ -91,7 +116,7 @@ def _torch():
   import torch
 
   device = "cuda" if torch.cuda.is_available() else "cpu"
-  data = _features(STACKS)
+  data = _features(STACKS, MAX_SLICES)
   x, y, real = (
     torch.tensor(np.asarray(a), device=device) for a in (data.values, data.labels, data.mask)
   )
@@ -132,6 +157,6 @@ def _keras():
   model.compile(
     keras.optimizers.Adam(RATE), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
   )
-  data = _features(STACKS)
+  data = _features(STACKS, MAX_SLICES)
   x, y = np.asarray(data.values), np.asarray(data.labels)
   return lambda: model.fit(x, y, batch_size=BATCH, epochs=1, verbose=0)

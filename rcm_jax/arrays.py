@@ -51,8 +51,8 @@ class Features:
   def __len__(self) -> int:
     return self.values.shape[0]
 
-  def cut(self, length: int) -> Features:
-    """Leaves out what lies below the first `length` slices."""
+  def cut(self, length: int | None) -> Features:
+    """Leaves out what lies below the first `length` slices; None leaves out nothing."""
     first = {
       name: getattr(self, name)[:, :length] for name in ("values", "labels", "depth_um", "mask")
     }

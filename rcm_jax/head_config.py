@@ -12,6 +12,8 @@ from rcm_jax.data import Slices
 from rcm_jax.members import Member
 from rcm_jax.models.head import HeadSpec
 from rcm_jax.models.inception import NUM_FEATURES
+from rcm_jax.textures import TextureSpec
+from tfds_rcm.errors import UserError
 
 
 def members(config: ml_collections.ConfigDict) -> list[Member]:
@@ -67,3 +69,21 @@ def spec(config: ml_collections.ConfigDict, splits: Mapping[str, Slices]) -> Hea
     feedback=head.feedback,
     likelihood=head.likelihood,
   )
+
+
+def textures(config: ml_collections.ConfigDict) -> list[TextureSpec]:
+  """The views of `config.textures`, one a down-sampling.
+
+  Raises:
+    UserError: there are more components than words.
+  """
+  wanted = config.textures
+  if not 1 <= wanted.components <= wanted.words:
+    raise UserError(
+      f"config.textures.components: {wanted.components} is outside 1 to {wanted.words}, the number "
+      "of words (config.textures.words)"
+    )
+  return [
+    TextureSpec(wanted.words, factor, wanted.components, wanted.seed)
+    for factor in wanted.downsampling
+  ]

@@ -22,6 +22,7 @@ from rcm_jax import (
   model_card,
   stages,
   study,
+  textures,
 )
 from rcm_jax import writer as writer_lib
 from rcm_jax.arrays import Features
@@ -56,13 +57,57 @@ def _head(run: stages.Run) -> stages.Result:
   # First, so that a head that cannot be is told before the CNN trains.
   spec, members = head_config.spec(run.config, run.splits), head_config.members(run.config)
   classifier, single = classify_slices(run, run.config.cnn.seed)
-  features = _load_features(run, classifier)
-  trained = _train_heads(run, spec, members, classifier, features)
+  features = _load_features(run, classifier.load)
+  trained = _train_heads(run, spec, members, classifier.features_dir, features)
   result = single + _classify_stacks(run, trained, features, run.config.method)
   _show_heads(run, trained, features["test"].cut(spec.max_slices))
   if classifier.spec is not None:
     _keep_model(run, classifier, trained, result.predictions)
   return result
+
+
+def _views(run: stages.Run) -> stages.Result:
+  """Trains ordered heads on the CNN's features and on textures, and averages what they say."""
+  config = run.config
+  if config.head.likelihood != "boundaries" or config.features.file is not None:
+    raise UserError(
+      f"config.model = {config.model}: averages distributions over boundaries, made from images; "
+      "leave config.head.likelihood at 'boundaries' and config.features.file empty"
+    )
+  spec, members = head_config.spec(config, run.splits), head_config.members(config)
+  wanted = head_config.textures(config)
+  classifier, result = classify_slices(run, config.cnn.seed)
+  features = _load_features(run, classifier.load)
+  views = [(features, _train_heads(run, spec, members, classifier.features_dir, features))]
+  for texture in wanted:
+    directory = _extract_textures(run, texture)
+    load = lambda split, kind, d=directory: stages.load_rows(d / f"{split}_{kind}.npy")
+    features = _load_features(run, load)
+    narrow = dataclasses.replace(spec, num_features=texture.components)
+    views.append((features, _train_heads(run, narrow, members, directory, features)))
+  probabilities = {
+    split: np.mean([trained.probabilities(found[split]) for found, trained in views], axis=0)
+    for split in stages.EVALUATED
+  }
+  seconds = sum(trained.history["seconds"] for _, trained in views)
+  features, trained = views[0]
+  _show_heads(run, trained, features["test"].cut(spec.max_slices))
+  return result + _stacks_of_members(
+    run, trained, features, probabilities, config.method, seconds=seconds
+  )
+
+
+def _extract_textures(run: stages.Run, spec: textures.TextureSpec) -> pathlib.Path:
+  described = {**dataclasses.asdict(spec), "source": run.source, "backend": jax.default_backend()}
+  if run.tested != run.source:
+    described["tested"] = run.tested
+  return stages.stage(
+    run.cache_dir,
+    run.writer,
+    "textures",
+    described,
+    lambda directory, advance: textures.extract(spec, run.splits, directory, advance),
+  )
 
 
 def _end_to_end(run: stages.Run) -> stages.Result:
@@ -73,8 +118,8 @@ def _end_to_end(run: stages.Run) -> stages.Result:
   # First, so that a head that cannot be is told before the CNN trains.
   spec, members = head_config.spec(config, run.splits), head_config.members(config)
   two_stage, single = classify_slices(run, config.cnn.seed)
-  features = _load_features(run, two_stage)
-  before = _train_heads(run, spec, members, two_stage, features)
+  features = _load_features(run, two_stage.load)
+  before = _train_heads(run, spec, members, two_stage.features_dir, features)
   name = config.method.removesuffix("_end_to_end")
   result = single + _classify_stacks(run, before, features, name)
   tuning = end_to_end.Tuning(
@@ -104,7 +149,7 @@ def _end_to_end(run: stages.Run) -> stages.Result:
     ),
   )
   classifier = extract_features(run, two_stage.spec, directory)
-  features = _load_features(run, classifier)
+  features = _load_features(run, classifier.load)
   trained = heads.load(spec, members, directory)
   result += _classify_stacks(run, trained, features, config.method)
   _show_heads(run, trained, features["test"].cut(spec.max_slices))
@@ -112,10 +157,9 @@ def _end_to_end(run: stages.Run) -> stages.Result:
   return result
 
 
-def _load_features(run: stages.Run, classifier: Classifier) -> dict[str, Features]:
+def _load_features(run: stages.Run, load: Callable[[str, str], np.ndarray]) -> dict[str, Features]:
   return {
-    name: data.features_of(split, classifier.load(name, "features"))
-    for name, split in run.splits.items()
+    name: data.features_of(split, load(name, "features")) for name, split in run.splits.items()
   }
 
 
@@ -123,7 +167,7 @@ def _train_heads(
   run: stages.Run,
   spec: HeadSpec,
   members: Sequence[Member],
-  classifier: Classifier,
+  features_dir: pathlib.Path,
   features: dict[str, Features],
 ) -> heads.Trained:
   config = run.config
@@ -132,7 +176,7 @@ def _train_heads(
     "members": [member._asdict() for member in members],
     "epochs": config.head.epochs,
     "batch_size": config.head.batch_size,
-    "features": classifier.features_dir.name,
+    "features": features_dir.name,
     "backend": jax.default_backend(),
   }
   train, validation = (features[name].cut(spec.max_slices) for name in ("train", "validation"))
@@ -161,17 +205,34 @@ def _classify_stacks(
   run: stages.Run, trained: heads.Trained, features: dict[str, Features], name: str
 ) -> stages.Result:
   """Predicts every evaluated stack with every member; `name` is of the members' rows."""
+  # A perceptron with one score a slice cannot see more slices than it was trained on.
+  limit = trained.spec.max_slices if trained.spec.attention == "location" else None
+  seen = {split: features[split].cut(limit) for split in stages.EVALUATED}
+  probabilities = {split: trained.probabilities(found) for split, found in seen.items()}
+  return _stacks_of_members(
+    run, trained, seen, probabilities, name, seconds=trained.history["seconds"]
+  )
+
+
+def _stacks_of_members(
+  run: stages.Run,
+  trained: heads.Trained,
+  features: dict[str, Features],
+  probabilities: dict[str, np.ndarray],
+  name: str,
+  *,
+  seconds: float,
+) -> stages.Result:
+  """Hands on probabilities [M, N, T, C], by split, as rows of the members of `trained`."""
   spec, result = trained.spec, stages.Result()
-  for split in stages.EVALUATED:
-    # A perceptron with one score a slice cannot see more slices than it was trained on.
-    seen = features[split].cut(spec.max_slices) if spec.attention == "location" else features[split]
-    for member, padded in zip(trained.members, trained.probabilities(seen), strict=True):
-      by_stack = [rows[real] for rows, real in zip(padded, seen.mask, strict=True)]
+  for split, of_members in probabilities.items():
+    for member, padded in zip(trained.members, of_members, strict=True):
+      by_stack = [rows[real] for rows, real in zip(padded, features[split].mask, strict=True)]
       method, seed = head_config.method(run.config, member, name), int(member.seed)
       predictions = stages.predictions_by_stack(
         method, seed, stages.sees(spec.window), run.splits, {split: by_stack}, spec.ordered
       )
-      result += stages.Result(predictions, {(method, seed): trained.history["seconds"]})
+      result += stages.Result(predictions, {(method, seed): seconds})
   return result
 
 
@@ -273,6 +334,7 @@ def _baseline(run: stages.Run, module: Any, model_class: Any) -> stages.Result:
 # A new kind of model is one entry here.
 METHODS: dict[str, Callable[[stages.Run], stages.Result]] = {
   "head": _head,
+  "views": _views,
   "end_to_end": _end_to_end,
   "cnn": _cnn,
   "features": _features,

@@ -6,9 +6,10 @@ import signal
 import subprocess
 
 from main_runs import ROOT, SMALL, Runs, command, results
+import numpy as np
 import pytest
 
-from configs import end_to_end, features, full_sequence, hames, toeplitz_d1
+from configs import end_to_end, features, full_sequence, hames, ordered_textures, toeplitz_d1
 from rcm_jax import bundle, cnn, cnn_training, heads, main, pipeline
 from rcm_jax.predictions import COLUMNS
 from tfds_rcm.errors import UserError
@@ -114,6 +115,61 @@ def test_cnn_and_heads_are_tuned_after_the_two_stages(home, monkeypatch, tmp_pat
   methods = ("toeplitz_d1", "toeplitz_d1_end_to_end")
   assert sorted(rows) == [("inception_v3", 0), *((m, seed) for m in methods for seed in (0, 1))]
   assert tuple(bundle.load(tmp_path / "run/model").description.seeds) == (0, 1)
+
+
+@pytest.fixture
+def three_views(home):
+  config = small(ordered_textures)
+  config.data.data_dir = str(home / "data")
+  config.update_from_flattened_dict({"textures.words": 20, "textures.components": 5})
+  return config
+
+
+def test_three_views_are_averaged(home, monkeypatch, tmp_path, three_views):
+  monkeypatch.setattr(cnn_training, "train", None)
+  views = []
+  of_one = heads.Trained.probabilities
+
+  def kept(trained, features):
+    views.append(of_one(trained, features))
+    return views[-1]
+
+  monkeypatch.setattr(heads.Trained, "probabilities", kept)
+  pipeline.run(three_views, tmp_path / "run", home / "cache")
+  rows = results(tmp_path / "run")["rows"]
+  assert sorted((row["method"], row["seed"]) for row in rows) == [
+    ("inception_v3", 0),
+    ("ordered_textures", 0),
+    ("ordered_textures", 1),
+  ]
+  assert all(row["inconsistent"]["total"] == 0 for row in rows if row["seed"] or row["ordered"])
+  in_test = [of_members for of_members in views if of_members.shape[1] == 3]
+  assert len(in_test) == 3  # a view each; there are three test stacks
+  with (tmp_path / "run" / "predictions.csv").open(newline="") as file:
+    lines = [
+      [float(line[f"p_{name}"]) for name in ("epidermis", "dej", "dermis")]
+      for line in csv.DictReader(file)
+      if (line["method"], line["seed"], line["split"]) == ("ordered_textures", "1", "test")
+    ]
+  first = np.mean([of_members[1, 0] for of_members in in_test], axis=0)
+  np.testing.assert_allclose(lines[:4], first[:4], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("head.likelihood", "slices", "leave config.head.likelihood at 'boundaries'"),
+    ("textures.components", 21, "config.textures.components: 21 is outside 1 to 20"),
+  ],
+)
+def test_views_that_cannot_be_are_told_before_anything_trains(
+  home, monkeypatch, tmp_path, three_views, key, value, message
+):
+  monkeypatch.setattr(cnn_training, "train", None)
+  monkeypatch.setattr(heads, "train", None)
+  three_views.update_from_flattened_dict({key: value})
+  with pytest.raises(UserError, match=message):
+    pipeline.run(three_views, tmp_path / "run", home / "cache")
 
 
 def test_a_baseline_needs_no_cnn(home, monkeypatch, tmp_path):

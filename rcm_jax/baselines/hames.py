@@ -260,18 +260,11 @@ def fit(
 
   best, best_frequencies = None, None
   for factor in search.downsampling:
-    rng = np.random.default_rng(seed)
-    patches = textons.random_patches(
-      train_slices, _PATCHES_PER_SLICE, PATCH, rng, factor=factor
-    ).reshape(-1, PATCH * PATCH)
-    patches = normalize(patches, search.norm_regularizer)
-    rows = whitening(patches)
+    patches, basis = _whitened_patches(train_slices, factor, seed, search.norm_regularizer)
     for count in search.words:
-      words, _ = spherical_kmeans(patches @ rows.T, count, np.random.default_rng(seed))
-      basis = rows.reshape(-1, PATCH, PATCH).astype(np.float32)
-      frequencies = [
-        _frequencies(s, basis, words, factor) for s in (train_slices, validation_slices)
-      ]
+      words, _ = spherical_kmeans(patches, count, np.random.default_rng(seed))
+      of = functools.partial(frequencies_of, basis=basis, words=words, factor=factor)
+      frequencies = [of(train_slices), of(validation_slices)]
       for transform in search.transforms:
         for strength in search.strengths:
           model = _classify(
@@ -313,11 +306,43 @@ def predict_proba(
   model: Hames, slices: UInt8[ArrayLike, "slices h w"]
 ) -> Float[np.ndarray, "slices C"]:
   """Probabilities of the strata of any number of slices, read in batches."""
-  frequencies = _frequencies(slices, model.basis, model.words, model.chosen["downsampling"])
+  frequencies = frequencies_of(slices, model.basis, model.words, model.chosen["downsampling"])
   return _probabilities(model, frequencies)
 
 
-def _frequencies(slices, basis, words, factor):
+def learn_words(
+  slices: UInt8[ArrayLike, "slices h w"], *, count: int, factor: int, seed: int
+) -> tuple[Float[np.ndarray, "rank 7 7"], Float[np.ndarray, "W rank"]]:
+  """Learns a dictionary without labels.
+
+  Args:
+    slices: gray levels of training slices.
+    count: W.
+    factor: down-sampling of the slices.
+    seed: of the random patches and of k-means.
+
+  Returns:
+    Whitening filters, and words in whitened coordinates.
+  """
+  patches, basis = _whitened_patches(slices, factor, seed, HamesSearch.norm_regularizer)
+  return basis, spherical_kmeans(patches, count, np.random.default_rng(seed))[0]
+
+
+def _whitened_patches(slices, factor, seed, regularizer):
+  rng = np.random.default_rng(seed)
+  patches = textons.random_patches(slices, _PATCHES_PER_SLICE, PATCH, rng, factor=factor)
+  patches = normalize(patches.reshape(-1, PATCH * PATCH), regularizer)
+  rows = whitening(patches)
+  return patches @ rows.T, rows.reshape(-1, PATCH, PATCH).astype(np.float32)
+
+
+def frequencies_of(
+  slices: UInt8[ArrayLike, "slices h w"],
+  basis: Float[ArrayLike, "rank 7 7"],
+  words: Float[ArrayLike, "W rank"],
+  factor: int,
+) -> Float[np.ndarray, "slices W"]:
+  """Shares of the words among each slice's patches, for any number of slices; see `encode`."""
   basis, words = jnp.asarray(basis), jnp.asarray(words)  # on the device once, not once a batch
   counts = textons.stream(lambda batch: encode(batch, basis, words, factor), slices)
   return (counts / counts.sum(1, keepdims=True)).astype(np.float32)
