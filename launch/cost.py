@@ -39,6 +39,10 @@ _DEVICES = {
 }
 
 
+HEADS = ("head", "views")  # models that train members side by side
+ON_CNN = (*HEADS, "cnn", "features")  # … and that need the CNN of their settings
+
+
 class Job(Protocol):
   """What `launch.jobs.Job` has that costs depend on."""
 
@@ -57,17 +61,19 @@ def seconds(job: Job, device: str) -> float:
   train, others = sum(s.train for s in sources), sum(s.others for s in sources)
   pixels = fields["data.image_size"] or max(s.pixels for s in sources)
   total = rates.start_seconds
-  if fields["model"] in ("head", "cnn", "features") and job.after is None:
+  if fields["model"] in ON_CNN and job.after is None:
     forward = _FORWARD_FLOP * (pixels / 299) ** 2 * fields["cnn.width"] ** 2
     passes = (
       3 * fields["cnn.epochs"] * train + train + others
     )  # training costs three forward passes
     total += passes * _SLICES_PER_STACK * forward / rates.flop_per_second
-  if fields["model"] == "head":
-    steps = fields["head.epochs"] * train / 4
+  textures = len(fields["textures.downsampling"]) if fields["model"] == "views" else 0
+  if fields["model"] in HEADS:
+    steps = fields["head.epochs"] * train / 4 * (1 + textures)
     total += steps * rates.head_step_seconds * -(-job.members // rates.members_in_step)
-  if fields["model"] in ("hames", "kaur"):
-    total += (train + others) * _SLICES_PER_STACK * pixels**2 / rates.encoded_pixels_per_second
+  encodings = 1 if fields["model"] in ("hames", "kaur") else textures
+  encoded = (train + others) * _SLICES_PER_STACK * pixels**2 * encodings
+  total += encoded / rates.encoded_pixels_per_second
   return total
 
 

@@ -2,7 +2,7 @@ r"""The study: the paper's tables at the paper's scale, on the phantom, and what
 
     python -m launch.study --workdir=runs/study --out=docs/study [--preset=gpu] [--seed=1]
 
-Trains all 13 methods of Table 1 and the ordered head, writes tables, figures and findings, then one
+Trains all 13 methods of Table 1 and our two ordered ones, writes tables, figures and findings, then one
 table for each ablation. Whatever ended before is not done again when the command is repeated.
 """
 
@@ -25,10 +25,10 @@ _ONCE_A_CNN = ("inception_v3", "iv3_context", "hames", "kaur")
 
 
 def core(preset: str, seeds: int, cnn_seeds: int) -> sweep.Sweep:
-  """Returns the methods of Table 1 and the ordered head, each with its seeds."""
+  """Returns the methods of Table 1 and those of ours, each with its seeds."""
   return [
     {"config": f"configs/{method}.py:{preset}", "seeds": seed}
-    for method in (*table1.METHODS, "ordered")
+    for method in (*table1.METHODS, *findings.METHODS)
     for seed in range(cnn_seeds if method in _ONCE_A_CNN else seeds)
   ]
 

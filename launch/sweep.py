@@ -27,7 +27,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from launch import jobs
+from launch import cost, jobs
 from tfds_rcm.errors import UserError, nearest
 
 Point = dict[str, Any]
@@ -189,7 +189,7 @@ def _job(point: Point, box: dict[str, tuple]) -> jobs.Job:
     config=config,
     overrides=changed,
     fields=fields,
-    members=math.prod(map(len, box.values())) if fields["model"] == "head" else 1,
+    members=math.prod(map(len, box.values())) if fields["model"] in cost.HEADS else 1,
   )
 
 
@@ -211,13 +211,13 @@ def _in_order(found: Sequence[jobs.Job]) -> list[jobs.Job]:
   """
 
   def features(job):
-    uses = job.fields["model"] in ("head", "cnn", "features")
+    uses = job.fields["model"] in cost.ON_CNN
     return (
       repr([v for name, v in job.fields.items() if name.startswith(UPSTREAM)]) if uses else None
     )
 
   def work(job):  # what it does besides; several CNNs take longer than any heads
-    is_head = job.fields["model"] == "head"
+    is_head = job.fields["model"] in cost.HEADS
     return job.members * job.fields["head.epochs"] if is_head else math.inf
 
   leaders: dict[str, jobs.Job] = {}

@@ -19,13 +19,16 @@ def _at_the_root(monkeypatch):
   monkeypatch.chdir(Path(__file__).resolve().parent.parent)
 
 
-def test_the_core_is_table_1_and_the_ordered_head():
+def test_the_core_is_table_1_and_the_ordered_heads():
   folded = sweep.fold(study.core("paper_small", 5, 3))
-  assert len(folded) == 9
-  members = {job.fields["method"]: job.members for job in folded if job.fields["model"] == "head"}
+  assert len(folded) == 10
+  members = {job.fields["method"]: job.members for job in folded}
+  once_a_cnn = {"inception_v3", "iv3_context", "hames", "kaur"}
   assert members.pop("toeplitz_d7") == 30
-  assert set(members.values()) == {5}
-  assert {len(job.fields["seeds"]) for job in folded if job.fields["model"] != "head"} == {3}
+  assert set(findings.METHODS) < set(members)
+  assert {count for method, count in members.items() if method not in once_a_cnn} == {5}
+  seeds = {job.fields["method"]: len(job.fields["seeds"]) for job in folded}
+  assert {seeds[method] for method in once_a_cnn} == {3}
   for job in folded:
     assert job.fields["data.sources"] == (SOURCE,)
 
@@ -46,7 +49,7 @@ def test_another_seed_moves_the_phantom_and_every_training():
     assert job.fields["data.sources"] == (SOURCE + "+seed=1",)
     assert set(job.fields["seeds"]) <= {1000, 1001}
     assert job.fields["cnn.seed"] == 1000
-    assert job.fields["method"] in (*paper_results.METHODS, "ordered")
+    assert job.fields["method"] in (*paper_results.METHODS, *findings.METHODS)
 
 
 def test_tests_of_other_domains_share_no_patient_with_training():
@@ -148,6 +151,9 @@ def test_findings_name_what_was_not_reached():
   assert "The ordered head has no impossible transition | 0.0 | yes |" in text
   rows[-1] = _row("ordered", 88, 0, (5, 9), own=(5.0, 7.9))
   assert "(-13 and -11 %) | yes |" in findings.to_markdown(rows, "a phantom")
+  assert "textures" not in findings.to_markdown(rows, "a phantom")
+  rows.append(_row("ordered_textures", 88, 0, (5, 9), own=(5.0, 8.5)))
+  assert "textures beside the CNN's | 5.00 and 8.50 µm" in findings.to_markdown(rows, "a phantom")
   rows = [
     _row(name, 88, 0, (7, 9), monotone=(7, 9 + more)) for name, more in (("a", 0.04), ("b", 0))
   ]
