@@ -4,7 +4,9 @@
 
 An ordered head as in `ordered` is trained on each view by itself; of every seed, the mean of their
 distributions over the boundaries is the prediction. Textures are learned without labels
-(`rcm_jax/textures.py`), at full and at half resolution, and err on other stacks than the CNN.
+(`rcm_jax/textures.py`), at full and at half resolution, and err on other stacks than the CNN. On the
+phantom's paper_small stacks (5 seeds): 89.0 % accuracy, boundary errors of 6.5 and 8.0 µm, two minutes
+on two CPU cores beyond the CNN; see docs/study.
 Such a run leaves no model for `predict` and `export`, which know a CNN with heads on it.
 """
 

@@ -197,6 +197,11 @@ def load(directory: pathlib.Path) -> Bundle:
   """
   if not (directory / DESCRIPTION).exists():
     if not (directory / "model" / DESCRIPTION).exists():
+      if (directory / "results.json").exists():
+        raise UserError(
+          f"{directory}: this run left no model; only those of a head on a CNN do (config.model head "
+          "or end_to_end, without config.features.file)"
+        )
       raise UserError(
         f"{directory}: no model in it ({DESCRIPTION}); give a run's work directory, or its "
         "folder `model`"

@@ -153,6 +153,8 @@ def test_three_views_are_averaged(home, monkeypatch, tmp_path, three_views):
     ]
   first = np.mean([of_members[1, 0] for of_members in in_test], axis=0)
   np.testing.assert_allclose(lines[:4], first[:4], atol=1e-4)
+  with pytest.raises(UserError, match="this run left no model"):
+    bundle.load(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
