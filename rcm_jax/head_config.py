@@ -8,6 +8,7 @@ import re
 
 import ml_collections
 
+from rcm_jax.baselines import hames
 from rcm_jax.data import Slices
 from rcm_jax.members import Member
 from rcm_jax.models.head import HeadSpec
@@ -71,13 +72,20 @@ def spec(config: ml_collections.ConfigDict, splits: Mapping[str, Slices]) -> Hea
   )
 
 
-def textures(config: ml_collections.ConfigDict) -> list[TextureSpec]:
+def textures(config: ml_collections.ConfigDict, splits: Mapping[str, Slices]) -> list[TextureSpec]:
   """The views of `config.textures`, one a down-sampling.
 
   Raises:
-    UserError: there are more components than words.
+    UserError: there are more components than words, or slices are too small for a down-sampling.
   """
   wanted = config.textures
+  side = min(splits["train"].slices.shape[1:])
+  for factor in wanted.downsampling:
+    if not 1 <= factor <= side // hames.PATCH:
+      raise UserError(
+        f"config.textures.downsampling: {factor} is outside 1 to {side // hames.PATCH}; slices of {side} px "
+        f"must keep a patch of {hames.PATCH}"
+      )
   if not 1 <= wanted.components <= wanted.words:
     raise UserError(
       f"config.textures.components: {wanted.components} is outside 1 to {wanted.words}, the number "

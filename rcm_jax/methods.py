@@ -75,7 +75,7 @@ def _views(run: stages.Run) -> stages.Result:
       "leave config.head.likelihood at 'boundaries' and config.features.file empty"
     )
   spec, members = head_config.spec(config, run.splits), head_config.members(config)
-  wanted = head_config.textures(config)
+  wanted = head_config.textures(config, run.splits)
   classifier, result = classify_slices(run, config.cnn.seed)
   features = _load_features(run, classifier.load)
   views = [(features, _train_heads(run, spec, members, classifier.features_dir, features))]
@@ -85,15 +85,16 @@ def _views(run: stages.Run) -> stages.Result:
     features = _load_features(run, load)
     narrow = dataclasses.replace(spec, num_features=texture.components)
     views.append((features, _train_heads(run, narrow, members, directory, features)))
+  by_view = [(_seen(trained, found), trained) for found, trained in views]
   probabilities = {
-    split: np.mean([trained.probabilities(found[split]) for found, trained in views], axis=0)
+    split: np.mean([trained.probabilities(seen[split]) for seen, trained in by_view], axis=0)
     for split in stages.EVALUATED
   }
   seconds = sum(trained.history["seconds"] for _, trained in views)
-  features, trained = views[0]
-  _show_heads(run, trained, features["test"].cut(spec.max_slices))
+  seen, trained = by_view[0]
+  _show_heads(run, trained, seen["test"].cut(spec.max_slices))
   return result + _stacks_of_members(
-    run, trained, features, probabilities, config.method, seconds=seconds
+    run, trained, seen, probabilities, config.method, seconds=seconds
   )
 
 
@@ -205,13 +206,18 @@ def _classify_stacks(
   run: stages.Run, trained: heads.Trained, features: dict[str, Features], name: str
 ) -> stages.Result:
   """Predicts every evaluated stack with every member; `name` is of the members' rows."""
-  # A perceptron with one score a slice cannot see more slices than it was trained on.
-  limit = trained.spec.max_slices if trained.spec.attention == "location" else None
-  seen = {split: features[split].cut(limit) for split in stages.EVALUATED}
+  seen = _seen(trained, features)
   probabilities = {split: trained.probabilities(found) for split, found in seen.items()}
   return _stacks_of_members(
     run, trained, seen, probabilities, name, seconds=trained.history["seconds"]
   )
+
+
+def _seen(trained: heads.Trained, features: dict[str, Features]) -> dict[str, Features]:
+  """What the heads can see of the evaluated stacks."""
+  # A perceptron with one score a slice cannot see more slices than it was trained on.
+  limit = trained.spec.max_slices if trained.spec.attention == "location" else None
+  return {split: features[split].cut(limit) for split in stages.EVALUATED}
 
 
 def _stacks_of_members(

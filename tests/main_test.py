@@ -163,6 +163,7 @@ def test_views_are_averaged(home, monkeypatch, tmp_path, two_views):
   [
     ("head.likelihood", "slices", "leave config.head.likelihood at 'boundaries'"),
     ("textures.components", 21, "config.textures.components: 21 is outside 1 to 20"),
+    ("textures.downsampling", (1, 99), "config.textures.downsampling: 99 is outside 1 to"),
   ],
 )
 def test_views_that_cannot_be_are_told_before_anything_trains(
