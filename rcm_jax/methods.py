@@ -99,14 +99,11 @@ def _views(run: stages.Run) -> stages.Result:
 
 
 def _extract_textures(run: stages.Run, spec: textures.TextureSpec) -> pathlib.Path:
-  described = {**dataclasses.asdict(spec), "source": run.source, "backend": jax.default_backend()}
-  if run.tested != run.source:
-    described["tested"] = run.tested
   return stages.stage(
     run.cache_dir,
     run.writer,
     "textures",
-    described,
+    {**dataclasses.asdict(spec), **run.seen_data(), "backend": jax.default_backend()},
     lambda directory, advance: textures.extract(spec, run.splits, directory, advance),
   )
 
@@ -319,9 +316,7 @@ def _baseline(run: stages.Run, module: Any, model_class: Any) -> stages.Result:
       for split in stages.EVALUATED:
         np.save(directory / f"{split}.npy", module.predict_proba(model, run.splits[split].slices))
 
-    spec = {"seed": seed, "source": run.source, "backend": jax.default_backend()}
-    if run.tested != run.source:
-      spec["tested"] = run.tested
+    spec = {"seed": seed, **run.seen_data(), "backend": jax.default_backend()}
     directory = stages.stage(run.cache_dir, run.writer, name, spec, fit)
     run.writer.console.print(
       f"{name}, seed {seed}: {model_class.load(directory / 'model.npz').chosen}"

@@ -41,6 +41,12 @@ class Run:
   splits: Mapping[str, data.Slices]
   about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+  def seen_data(self) -> dict[str, str]:
+    """Describes the data to a stage that sees all splits, the test split too."""
+    if self.tested == self.source:
+      return {"source": self.source}
+    return {"source": self.source, "tested": self.tested}
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:

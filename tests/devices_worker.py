@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from rcm_jax import cnn, cnn_step, cnn_training, heads, preemption, sharding
-from rcm_jax.members import compile_run, compile_split, make_train, over_members
+from rcm_jax.members import Training, compile_run, compile_split, make_train, over_members
 
 SPEC = dataclasses.replace(cnn_test.SPEC, batch_size=8, norm_groups=8, epochs=2)
 
@@ -31,6 +31,18 @@ def collectives(text: str) -> list[str]:
   return [name for line in lines for name in names + started if f" {name}" in line]
 
 
+def head_training(epochs: int) -> Training:
+  """Builds a training of heads that one call completes."""
+  return make_train(
+    heads_test.SPEC,
+    heads_test.TRAIN,
+    heads_test.VALIDATION,
+    batch_size=4,
+    epochs=epochs,
+    epochs_per_call=epochs,
+  )
+
+
 def count_collectives() -> dict[str, list[str]]:
   """Compiles one step of the CNN and a training of heads, and looks at the programs."""
   mesh = sharding.device_mesh(SPEC.norm_groups)
@@ -40,14 +52,7 @@ def count_collectives() -> dict[str, list[str]]:
   rows = sharding.put_rows((numbers, images, numbers % 3), mesh)
   learned = sharding.put(programs.start, sharding.replicated(mesh))
   step = programs.train.lower(learned, np.uint32(0), np.int32(0), *rows).compile().as_text()
-  training = make_train(
-    heads_test.SPEC,
-    heads_test.TRAIN,
-    heads_test.VALIDATION,
-    batch_size=4,
-    epochs=2,
-    epochs_per_call=2,
-  )
+  training = head_training(epochs=2)
   split = sharding.split_leading(sharding.local_mesh())
   members = [heads_test.MEMBERS[i % 3] for i in range(8)]
   members = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *members), split)
@@ -60,14 +65,7 @@ def count_collectives() -> dict[str, list[str]]:
 def split_directions() -> dict[str, Any]:
   """Trains a member by itself and split over two devices, and compares."""
   mesh = sharding.device_mesh(2)
-  training = make_train(
-    heads_test.SPEC,
-    heads_test.TRAIN,
-    heads_test.VALIDATION,
-    batch_size=4,
-    epochs=8,
-    epochs_per_call=8,
-  )
+  training = head_training(epochs=8)
   member = jax.tree.map(np.asarray, heads_test.MEMBERS[1])
   state = jax.device_get(jax.jit(training.init)(member))
   alone = jax.device_get(jax.jit(training.run)(state, member, 0))
