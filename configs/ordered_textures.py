@@ -1,13 +1,11 @@
-"""Ordered heads on three views of a slice, the CNN's features and two of its textures; ours.
+"""Ordered heads on four views of a slice, the CNN's features and three of its textures; ours.
 
     python -m rcm_jax.main --config=configs/ordered_textures.py --workdir=runs/ordered_textures
 
 An ordered head as in `ordered` is trained on each view by itself; of every seed, the mean of their
-distributions over the boundaries is the prediction. Textures are learned without labels
-(`rcm_jax/textures.py`), at full and at half resolution, and err on other stacks than the CNN. On the
-phantom's paper_small stacks (5 seeds): 89.0 % accuracy, boundary errors of 6.5 and 8.0 µm, two minutes
-on two CPU cores beyond the CNN; see docs/study.
-Such a run leaves no model for `predict` and `export`, which know a CNN with heads on it.
+distributions over the boundaries is the prediction. Textures are histograms of patches and of gray
+levels, learned without labels (`rcm_jax/textures.py`): a view at full resolution, one at half and
+one with both. They err on other stacks than the CNN; see docs/study.
 """
 
 import ml_collections
@@ -16,13 +14,15 @@ from configs import ordered
 
 
 def get_config(preset: str = "demo"):
-  """Returns `ordered` with two more views."""
+  """Returns `ordered` with three more views."""
   config = ordered.get_config(preset)
   config.method = "ordered_textures"
   config.model = "views"
   config.textures = ml_collections.ConfigDict()
   config.textures.words = 300
-  config.textures.downsampling = (1, 2)  # a view each
-  config.textures.components = 32
+  config.textures.components = 16  # of each histogram of words
+  config.textures.gray_levels = 32
+  config.textures.gray_components = 8
+  config.textures.views = ((1,), (2,), (1, 2))  # down-samplings; each sees the gray levels, too
   config.textures.seed = 0
   return config

@@ -67,11 +67,12 @@ def seconds(job: Job, device: str) -> float:
       3 * fields["cnn.epochs"] * train + train + others
     )  # training costs three forward passes
     total += passes * _SLICES_PER_STACK * forward / rates.flop_per_second
-  textures = len(fields["textures.downsampling"]) if fields["model"] == "views" else 0
+  views = fields["textures.views"] if fields["model"] == "views" else ()
   if fields["model"] in HEADS:
-    steps = fields["head.epochs"] * train / 4 * (1 + textures)
+    steps = fields["head.epochs"] * train / 4 * (1 + len(views))
     total += steps * rates.head_step_seconds * -(-job.members // rates.members_in_step)
-  encodings = 1 if fields["model"] in ("hames", "kaur") else textures
+  textures = {factor for view in views for factor in view}
+  encodings = 1 if fields["model"] in ("hames", "kaur") else len(textures)
   encoded = (train + others) * _SLICES_PER_STACK * pixels**2 * encodings
   total += encoded / rates.encoded_pixels_per_second
   return total

@@ -226,7 +226,7 @@ OURS = (
     "ordered",
     "The ordered head's errors are 10 % below the least of any method of Table 1, at both boundaries",
   ),
-  _errs_less("ordered_textures", "… and with two views of the textures beside the CNN's"),
+  _errs_less("ordered_textures", "… and with views of the textures beside the CNN's"),
   Finding(
     "The ordered head has no impossible transition",
     lambda f: f"{f['ordered'].inconsistent:.1f}",

@@ -2,12 +2,13 @@
 
 `save` writes the CNN, the sequence heads of all seeds and a description, sealed with
 checksums; `load` gives it back as a `Bundle`, whose probabilities are the mean over the
-seeds (a deep ensemble). The folder refers to nothing outside itself.
+seeds (a deep ensemble), and over the views of a slice where there is more than the CNN's. The
+folder refers to nothing outside itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import pathlib
@@ -20,10 +21,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 import numpy as np
 
-from rcm_jax import arrays, cache, checkpoint
+from rcm_jax import arrays, cache, checkpoint, textures
 from rcm_jax.model_card import Description
 from rcm_jax.models import inception, inception_inference
-from rcm_jax.models.head import Head
+from rcm_jax.models.head import Head, HeadSpec
 from tfds_rcm.errors import UserError
 
 DESCRIPTION = "bundle.json"
@@ -39,30 +40,59 @@ class Bundle:
   Attributes:
     description: what it is.
     network: the CNN, in evaluation mode.
-    heads: parameters of the sequence heads, leading axis M.
+    heads: parameters of the sequence heads on the CNN's features, leading axis M.
+    encoders: of what else there is to see of a slice, in the order of `description.textures`.
+    view_heads: parameters of further heads, in the order of `description.views`.
   """
 
   description: Description
   network: inception.InceptionV3
   heads: Any
+  encoders: tuple[textures.Encoder, ...] = ()
+  view_heads: tuple[Any, ...] = ()
 
   @property
   def context(self) -> int:
     """Slices that the CNN sees at once."""
     return self.description.cnn["context"]
 
+  @property
+  def num_features(self) -> int:
+    """F of a slice: the CNN's features, then those of each encoder of textures."""
+    return sum(self._sizes())
+
+  def _sizes(self) -> list[int]:
+    description = self.description
+    return [description.head.num_features, *(spec.components for spec in description.textures)]
+
   @functools.cached_property
   def see(self) -> Callable[[UInt8[Any, "B height width context"]], Float[Array, "B F"]]:
-    """Compiled CNN: slices with their neighbours as channels → features."""
+    """Compiled CNN and textures: slices with their neighbours as channels → features."""
     extract = inception_inference.extract_fn(self.network)
-    return lambda images: extract(jnp.asarray(images))[0]
+    if not self.encoders:
+      return lambda images: extract(jnp.asarray(images))[0]
+    encode = jax.jit(self.textures)
+
+    def see(images):
+      images = jnp.asarray(images)
+      return jnp.concatenate([extract(images)[0], encode(images[..., self.context // 2])], axis=1)
+
+    return see
+
+  def textures(self, slices: UInt8[arrays.ArrayLike, "B height width"]) -> Float[Array, "B F"]:
+    """Features of the slices' textures, if there are any; traceable."""
+    seen = [
+      textures.encode(encoder, slices, spec.downsampling)
+      for spec, encoder in zip(self.description.textures, self.encoders, strict=True)
+    ]
+    return jnp.concatenate(seen, axis=1)
 
   def features(
     self,
     slices: UInt8[np.ndarray, "T height width"],
     advance: Callable[[int, int], None] = lambda done, total: None,
   ) -> Float[np.ndarray, "T F"]:
-    """Runs the CNN over a stack, in batches of one size.
+    """Runs CNN and textures over a stack, in batches of one size.
 
     Args:
       slices: of the bundle's image shape, shallow first.
@@ -89,22 +119,34 @@ class Bundle:
     self, features: Float[arrays.ArrayLike, "T F"], mask: Bool[arrays.ArrayLike, "T"]
   ) -> Float[Array, "T 3"]:
     """Mean of the members' probabilities, as the heads give them; traceable."""
-    one = lambda head, half_width: jax.nn.softmax(head(features, mask, half_width=half_width))
-    return self._over_members(one)
+    one = lambda head, x, half_width: jax.nn.softmax(head(x, mask, half_width=half_width))
+    return self._over_members(one, features)
 
   def attention(
     self, features: Float[arrays.ArrayLike, "T F"], mask: Bool[arrays.ArrayLike, "T"]
   ) -> Float[Array, "T T"]:
     """Mean of the members' attention maps: row n weighs what slice n sees; traceable."""
     return self._over_members(
-      lambda head, half_width: head.attention_weights(features, mask, half_width)
+      lambda head, x, half_width: head.attention_weights(x, mask, half_width), features
     )
 
-  def _over_members(self, function):
-    graph = nnx.split(nnx.eval_shape(lambda: Head(self.description.head, nnx.Rngs(0))))[0]
-    one = lambda member: function(nnx.merge(graph, member[0]), member[1])
-    # One after the other: batched over members, the small products would be slower on a CPU.
-    return jax.lax.map(one, (self.heads, jnp.array(self.description.half_widths))).mean(0)
+  def _over_members(self, function, features):
+    """Mean of function(head, what it sees of the features, its half-width)."""
+    description = self.description
+    of_cnn, *of_textures = jnp.split(features, np.cumsum(self._sizes())[:-1], axis=1)
+    seen = [(description.head, self.heads, of_cnn)]
+    for view, params in zip(description.views, self.view_heads, strict=True):
+      columns = jnp.concatenate([of_textures[i] for i in view], axis=1)
+      seen.append((head_spec(description, view), params, columns))
+    found = []
+    for spec, params, columns in seen:
+      graph = _empty(spec)[0]
+      one = lambda member, graph=graph, x=columns: function(
+        nnx.merge(graph, member[0]), x, member[1]
+      )
+      # One after the other: batched over members, the small products would be slower on a CPU.
+      found.append(jax.lax.map(one, (params, jnp.array(self.description.half_widths))).mean(0))
+    return sum(found) / len(found)
 
   def padded_length(self, count: int) -> int:
     """Length that a stack of `count` slices is padded to.
@@ -160,27 +202,15 @@ def neighbours(
   return np.stack([slices[np.clip(rows + k, 0, len(slices) - 1)] for k in offsets], axis=-1)
 
 
-def save(
-  directory: pathlib.Path,
-  description: Description,
-  network: inception.InceptionV3,
-  heads: Any,
-) -> None:
-  """Writes a bundle, all or nothing; replaces one that is there.
-
-  Args:
-    directory: of the bundle.
-    description: all but the weights.
-    network: the trained CNN.
-    heads: the members' parameters, leading axis M in the order of `description.seeds`.
-  """
+def save(directory: pathlib.Path, bundle: Bundle) -> None:
+  """Writes a bundle, all or nothing; replaces one that is there."""
   part = directory.with_name(f".{directory.name}.part")
   shutil.rmtree(part, ignore_errors=True)
   part.mkdir(parents=True)
-  _, params, stats, _ = nnx.split(network, nnx.Param, nnx.BatchStat, ...)
-  tree = {"cnn": {"params": params, "stats": stats}, "heads": heads}
+  _, params, stats, _ = nnx.split(bundle.network, nnx.Param, nnx.BatchStat, ...)
+  tree = _tree({"params": params, "stats": stats}, bundle.heads, bundle.encoders, bundle.view_heads)
   checkpoint.save_tree(part / WEIGHTS, tree)
-  (part / DESCRIPTION).write_text(description.to_json(), encoding="utf-8")
+  (part / DESCRIPTION).write_text(bundle.description.to_json(), encoding="utf-8")
   cache.seal(part)
   shutil.rmtree(directory, ignore_errors=True)
   part.rename(directory)
@@ -199,8 +229,8 @@ def load(directory: pathlib.Path) -> Bundle:
     if not (directory / "model" / DESCRIPTION).exists():
       if (directory / "results.json").exists():
         raise UserError(
-          f"{directory}: this run left no model; only those of a head on a CNN do (config.model head "
-          "or end_to_end, without config.features.file)"
+          f"{directory}: this run left no model; only those of a head on a CNN do (config.model head, "
+          "views or end_to_end, without config.features.file)"
         )
       raise UserError(
         f"{directory}: no model in it ({DESCRIPTION}); give a run's work directory, or its "
@@ -218,10 +248,16 @@ def load(directory: pathlib.Path) -> Bundle:
     raise UserError(f"{directory / DESCRIPTION}: {error}; run the training again") from error
   network = build_network(description)
   graph, params, stats, rest = nnx.split(network, nnx.Param, nnx.BatchStat, ...)
-  one = nnx.state(nnx.eval_shape(lambda: Head(description.head, nnx.Rngs(0))), nnx.Param)
   members = len(description.seeds)
-  heads = jax.tree.map(lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), one)
-  like = {"cnn": {"params": params, "stats": stats}, "heads": heads}
+  shapes = lambda spec: jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), _empty(spec)[1]
+  )
+  like = _tree(
+    {"params": params, "stats": stats},
+    shapes(description.head),
+    [textures.shapes(spec) for spec in description.textures],
+    [shapes(head_spec(description, view)) for view in description.views],
+  )
   try:
     tree = checkpoint.load_tree(directory / WEIGHTS, like)
   except Exception as error:  # Orbax raises many types where shapes or files do not match
@@ -231,7 +267,39 @@ def load(directory: pathlib.Path) -> Bundle:
     ) from error
   network = nnx.merge(graph, tree["cnn"]["params"], tree["cnn"]["stats"], rest)
   network.eval()
-  return Bundle(description, network, tree["heads"])
+  encoders = tuple(
+    textures.Encoder(**tree[name]) for name in _numbered("texture", description.textures)
+  )
+  view_heads = tuple(tree[name] for name in _numbered("view", description.views))
+  return Bundle(description, network, tree["heads"], encoders, view_heads)
+
+
+def head_spec(description: Description, view: tuple[int, ...]) -> HeadSpec:
+  """Returns the architecture of the heads that read a view of the textures."""
+  size = sum(description.textures[i].components for i in view)
+  return dataclasses.replace(description.head, num_features=size)
+
+
+def _empty(spec: HeadSpec) -> tuple[nnx.GraphDef, Any]:
+  """Returns a head's static half, and the shapes of its parameters."""
+  return nnx.split(nnx.eval_shape(lambda: Head(spec, nnx.Rngs(0))))
+
+
+def _numbered(name: str, things: Sequence[Any]) -> list[str]:
+  return [f"{name}{i}" for i in range(len(things))]
+
+
+def _tree(
+  cnn: Any, heads: Any, encoders: Sequence[textures.Encoder], view_heads: Sequence[Any]
+) -> dict[str, Any]:
+  """What is kept of a bundle besides its description."""
+  kept = [encoder._asdict() for encoder in encoders]
+  return {
+    "cnn": cnn,
+    "heads": heads,
+    **dict(zip(_numbered("texture", encoders), kept, strict=True)),
+    **dict(zip(_numbered("view", view_heads), view_heads, strict=True)),
+  }
 
 
 def build_network(description: Description) -> inception.InceptionV3:
@@ -246,13 +314,18 @@ def build_network(description: Description) -> inception.InceptionV3:
 
 
 def named_weights(bundle: Bundle) -> dict[str, Float[np.ndarray, "..."]]:
-  """Returns all weights by name: "cnn.…" as the network nests them, "heads.…" with axis M first."""
-  states = {
-    "cnn": nnx.state(bundle.network, nnx.Any(nnx.Param, nnx.BatchStat)),
-    "heads": bundle.heads,
-  }
-  return {
-    ".".join(map(str, (part, *path))): np.ascontiguousarray(leaf[...])
-    for part, state in states.items()
-    for path, leaf in nnx.to_flat_state(state)
-  }
+  """Returns all weights by name: "cnn.…" as the network nests them, "heads.…" with axis M first.
+
+  Encoders of textures have "texture0.filters" and so on, further heads "view0.…".
+  """
+  network = nnx.state(bundle.network, nnx.Any(nnx.Param, nnx.BatchStat))
+  weights = {}
+  for part, state in _tree(network, bundle.heads, bundle.encoders, bundle.view_heads).items():
+    named = (
+      (((name,), leaf) for name, leaf in state.items())
+      if part.startswith("texture")
+      else nnx.to_flat_state(state)
+    )
+    for path, leaf in named:
+      weights[".".join(map(str, (part, *path)))] = np.ascontiguousarray(leaf[...])
+  return weights

@@ -62,7 +62,10 @@ def serving_fn(bundle: bundle_lib.Bundle) -> Callable[[Array, Array, Array], dic
     rows = jnp.clip(beside[None], 0, last[:, None, None])  # [B, T, context]
     images = jax.vmap(lambda stack, row: stack[row])(slices, rows)
     images = jnp.moveaxis(images, 2, -1).reshape(stacks * count, height, width, bundle.context)
-    features = extract(images)[0].reshape(stacks, count, -1)
+    features = extract(images)[0]
+    if bundle.encoders:
+      features = jnp.concatenate([features, bundle.textures(images[..., half])], axis=1)
+    features = features.reshape(stacks, count, -1)
     room = longest(bundle)  # decoding interpolates, which needs a constant length
 
     def read(one):

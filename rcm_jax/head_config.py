@@ -55,8 +55,13 @@ def spec(config: ml_collections.ConfigDict, splits: Mapping[str, Slices]) -> Hea
   """
   head = config.head
   longest = max(int(splits[name].lengths.max()) for name in ("train", "validation"))
+  if head.components is not None and not 1 <= head.components <= NUM_FEATURES:
+    raise UserError(
+      f"config.head.components: {head.components} is outside 1 to {NUM_FEATURES}, the number of the "
+      "CNN's features"
+    )
   return HeadSpec(
-    num_features=NUM_FEATURES,
+    num_features=head.components or NUM_FEATURES,
     hidden=head.hidden,
     cell=head.cell,
     bidirectional=head.bidirectional,
@@ -69,29 +74,44 @@ def spec(config: ml_collections.ConfigDict, splits: Mapping[str, Slices]) -> Hea
     decoder=head.decoder,
     feedback=head.feedback,
     likelihood=head.likelihood,
+    input_dropout=head.input_dropout,
+    average=head.average,
   )
 
 
-def textures(config: ml_collections.ConfigDict, splits: Mapping[str, Slices]) -> list[TextureSpec]:
-  """The views of `config.textures`, one a down-sampling.
+def textures(
+  config: ml_collections.ConfigDict, splits: Mapping[str, Slices]
+) -> tuple[list[TextureSpec], list[tuple[int, ...]]]:
+  """The encoders of `config.textures`, and which of them each view reads: the gray levels always.
 
   Raises:
     UserError: there are more components than words, or slices are too small for a down-sampling.
   """
   wanted = config.textures
   side = min(splits["train"].slices.shape[1:])
-  for factor in wanted.downsampling:
+  factors = sorted({factor for view in wanted.views for factor in view})
+  for factor in factors:
     if not 1 <= factor <= side // hames.PATCH:
       raise UserError(
-        f"config.textures.downsampling: {factor} is outside 1 to {side // hames.PATCH}; slices of {side} px "
-        f"must keep a patch of {hames.PATCH}"
+        f"config.textures.views: down-sampling {factor} is outside 1 to {side // hames.PATCH}; slices "
+        f"of {side} px must keep a patch of {hames.PATCH}"
       )
-  if not 1 <= wanted.components <= wanted.words:
+  if not factors or not all(wanted.views):
     raise UserError(
-      f"config.textures.components: {wanted.components} is outside 1 to {wanted.words}, the number "
-      "of words (config.textures.words)"
+      "config.textures.views: give each view at least one down-sampling, as in ((1,), (1, 2))"
     )
-  return [
-    TextureSpec(wanted.words, factor, wanted.components, wanted.seed)
-    for factor in wanted.downsampling
+  if not 1 <= wanted.gray_levels <= 256:
+    raise UserError(f"config.textures.gray_levels: {wanted.gray_levels} is outside 1 to 256")
+  for name, words in (("components", "words"), ("gray_components", "gray_levels")):
+    if not 1 <= wanted[name] <= wanted[words]:
+      raise UserError(
+        f"config.textures.{name}: {wanted[name]} is outside 1 to {wanted[words]} "
+        f"(config.textures.{words})"
+      )
+  encoders = [
+    TextureSpec(hames.PATCH, wanted.words, factor, wanted.components, wanted.seed)
+    for factor in factors
   ]
+  gray = TextureSpec(1, wanted.gray_levels, 1, wanted.gray_components, wanted.seed)
+  views = [(*(factors.index(factor) for factor in view), len(factors)) for view in wanted.views]
+  return [*encoders, gray], views

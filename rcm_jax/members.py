@@ -50,6 +50,7 @@ TEMPERATURES = (0.8, 1.0, 1.25, 1.6, 2.0, 2.5, 3.2, 4.0, 5.0, 6.4)
 class _State(NamedTuple):
   params: Any
   optimizer: Any
+  average: Any  # of optax.ema; nothing where none is taken
   best_params: Any
   best_score: Any
 
@@ -96,10 +97,12 @@ class Draws(NamedTuple):
   Attributes:
     dropout: a mask of each stack's recurrent connections.
     use_label: slices whose decoder is told the previous label; None where none ever is.
+    features: by stack, 0 for a hidden feature, else 1 / keep probability; None where none is hidden.
   """
 
   dropout: DropoutMasks
   use_label: Bool[Array, "*dims"] | None
+  features: Float[Array, "*dims"] | None
 
 
 def draw(
@@ -123,7 +126,11 @@ def draw(
   dropout = jax.vmap(lambda key: dropout_masks(spec, key, member.dropout))(keys)
   tells_labels = spec.feedback in ("teacher", "scheduled")
   use_label = jax.random.bernoulli(told_key, told, mask_shape) if tells_labels else None
-  return Draws(dropout, use_label)
+  features = None
+  if spec.input_dropout:
+    keep, shape = 1 - spec.input_dropout, (mask_shape[0], spec.num_features)
+    features = jax.random.bernoulli(jax.random.fold_in(key, 2), keep, shape) / keep
+  return Draws(dropout, use_label, features)
 
 
 def loss(
@@ -148,6 +155,8 @@ def loss(
     The loss with its penalty on weights, and without.
   """
   model = nnx.merge(graph_of(spec), params)
+  if draws.features is not None:
+    values = values * draws.features[:, None]
 
   def one(x, real, y, draws):
     return model.evidence(
@@ -237,6 +246,7 @@ def make_train(
   count = len(train)
   steps = -(-count // batch_size)
   adam = optax.scale_by_adam()
+  averaging = optax.ema(spec.average) if spec.average else optax.identity()
   judged = losses.targets_of(validation)
   # One all-masked stack stands in where an epoch's last batch has no more stacks.
   values, targets = jax.tree.map(
@@ -250,7 +260,8 @@ def make_train(
 
   def init(member: Member) -> _State:
     params = nnx.state(Head(spec, nnx.Rngs(params=jax.random.key(member.seed))), nnx.Param)
-    return _State(params, adam.init(params), params, jnp.float32(-jnp.inf))
+    average = averaging.init(params)
+    return _State(params, adam.init(params), average, params, jnp.float32(-jnp.inf))
 
   def run(state: _State, member: Member, first_epoch: Any) -> tuple[_State, Any]:
     base = jax.random.key(member.seed)
@@ -267,20 +278,23 @@ def make_train(
       )
 
       def step(carry, inputs):
-        params, opt_state = carry
+        params, opt_state, average = carry
         (_, of_data), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, member, *inputs)
         updates, opt_state = adam.update(grads, opt_state)
         params = jax.tree.map(lambda p, u: p - member.learning_rate * u, params, updates)
-        return (params, opt_state), of_data
+        _, average = averaging.update(params, average)
+        return (params, opt_state, average), of_data
 
-      (params, opt_state), step_losses = jax.lax.scan(
+      (params, opt_state, average), step_losses = jax.lax.scan(
         step,
-        (state.params, state.optimizer),
+        (state.params, state.optimizer, state.average),
         (order.reshape(steps, batch_size), draws),
       )
       kept, likelihood = params, None
+      if spec.average:
+        kept = optax.tree.bias_correction(average.ema, spec.average, average.count)
       if spec.ordered:
-        kept, likelihood = soften(spec, params, member, validation, judged)
+        kept, likelihood = soften(spec, kept, member, validation, judged)
       now = accuracy(spec, kept, member, validation)
       score = likelihood if spec.ordered else now
       best = jax.tree.map(
@@ -288,7 +302,7 @@ def make_train(
         (kept, score),
         (state.best_params, state.best_score),
       )
-      return _State(params, opt_state, *best), jnp.stack([step_losses.mean(), now])
+      return _State(params, opt_state, average, *best), jnp.stack([step_losses.mean(), now])
 
     return jax.lax.scan(epoch, state, first_epoch + jnp.arange(epochs_per_call))
 

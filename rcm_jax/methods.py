@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from rcm_jax import (
   bundle,
   cnn,
+  components,
   data,
   end_to_end,
   feature_file,
@@ -22,6 +23,7 @@ from rcm_jax import (
   model_card,
   stages,
   study,
+  texture_training,
   textures,
 )
 from rcm_jax import writer as writer_lib
@@ -57,13 +59,32 @@ def _head(run: stages.Run) -> stages.Result:
   # First, so that a head that cannot be is told before the CNN trains.
   spec, members = head_config.spec(run.config, run.splits), head_config.members(run.config)
   classifier, single = classify_slices(run, run.config.cnn.seed)
-  features = _load_features(run, classifier.load)
-  trained = _train_heads(run, spec, members, classifier.features_dir, features)
+  features, of_features = _features_for(spec, _load_features(run, classifier.load))
+  trained = _train_heads(run, spec, members, classifier.features_dir.name, features)
   result = single + _classify_stacks(run, trained, features, run.config.method)
   _show_heads(run, trained, features["test"].cut(spec.max_slices))
   if classifier.spec is not None:
-    _keep_model(run, classifier, trained, result.predictions)
+    _keep_model(run, classifier, trained, result.predictions, of_features)
   return result
+
+
+def _features_for(
+  spec: HeadSpec, features: dict[str, Features]
+) -> tuple[dict[str, Features], components.Components | None]:
+  """Returns what heads see of the CNN's features, and the map to it if it is another."""
+  if spec.num_features == features["train"].values.shape[-1]:
+    return features, None
+  of_features, seen = components.of_splits(features, spec.num_features)
+  return seen, of_features
+
+
+class _OnTextures(NamedTuple):
+  """Encoders of textures, and the heads of each view, which reads some of them."""
+
+  specs: Sequence[textures.TextureSpec] = ()
+  encoders: Sequence[textures.Encoder] = ()
+  views: Sequence[tuple[int, ...]] = ()
+  heads: Sequence[heads.Trained] = ()
 
 
 def _views(run: stages.Run) -> stages.Result:
@@ -75,16 +96,21 @@ def _views(run: stages.Run) -> stages.Result:
       "leave config.head.likelihood at 'boundaries' and config.features.file empty"
     )
   spec, members = head_config.spec(config, run.splits), head_config.members(config)
-  wanted = head_config.textures(config, run.splits)
+  encoders, wanted = head_config.textures(config, run.splits)
   classifier, result = classify_slices(run, config.cnn.seed)
-  features = _load_features(run, classifier.load)
-  views = [(features, _train_heads(run, spec, members, classifier.features_dir, features))]
-  for texture in wanted:
-    directory = _extract_textures(run, texture)
-    load = lambda split, kind, d=directory: stages.load_rows(d / f"{split}_{kind}.npy")
+  features, of_features = _features_for(spec, _load_features(run, classifier.load))
+  views = [(features, _train_heads(run, spec, members, classifier.features_dir.name, features))]
+  folders = [_extract_textures(run, encoder) for encoder in encoders]
+  for view in wanted:
+    read = [folders[i] for i in view]
+
+    def load(split, kind, read=read):
+      return np.concatenate([stages.load_rows(d / f"{split}_{kind}.npy") for d in read], axis=1)
+
     features = _load_features(run, load)
-    narrow = dataclasses.replace(spec, num_features=texture.components)
-    views.append((features, _train_heads(run, narrow, members, directory, features)))
+    narrow = dataclasses.replace(spec, num_features=features["train"].values.shape[-1])
+    name = "+".join(directory.name for directory in read)
+    views.append((features, _train_heads(run, narrow, members, name, features)))
   by_view = [(_seen(trained, found), trained) for found, trained in views]
   probabilities = {
     split: np.mean([trained.probabilities(seen[split]) for seen, trained in by_view], axis=0)
@@ -93,9 +119,12 @@ def _views(run: stages.Run) -> stages.Result:
   seconds = sum(trained.history["seconds"] for _, trained in views)
   seen, trained = by_view[0]
   _show_heads(run, trained, seen["test"].cut(spec.max_slices))
-  return result + _stacks_of_members(
-    run, trained, seen, probabilities, config.method, seconds=seconds
+  result += _stacks_of_members(run, trained, seen, probabilities, config.method, seconds=seconds)
+  on_textures = _OnTextures(
+    encoders, [textures.load(d) for d in folders], wanted, [trained for _, trained in views[1:]]
   )
+  _keep_model(run, classifier, trained, result.predictions, of_features, on_textures)
+  return result
 
 
 def _extract_textures(run: stages.Run, spec: textures.TextureSpec) -> pathlib.Path:
@@ -104,7 +133,7 @@ def _extract_textures(run: stages.Run, spec: textures.TextureSpec) -> pathlib.Pa
     run.writer,
     "textures",
     {**dataclasses.asdict(spec), **run.seen_data(), "backend": jax.default_backend()},
-    lambda directory, advance: textures.extract(spec, run.splits, directory, advance),
+    lambda directory, advance: texture_training.extract(spec, run.splits, directory, advance),
   )
 
 
@@ -113,11 +142,16 @@ def _end_to_end(run: stages.Run) -> stages.Result:
   config = run.config
   if jax.process_count() > 1:
     raise UserError(f"config.model = {config.model}: trains in one process; start only one")
+  if config.head.components is not None:
+    raise UserError(
+      f"config.model = {config.model}: features change under the heads; leave "
+      "config.head.components empty"
+    )
   # First, so that a head that cannot be is told before the CNN trains.
   spec, members = head_config.spec(config, run.splits), head_config.members(config)
   two_stage, single = classify_slices(run, config.cnn.seed)
   features = _load_features(run, two_stage.load)
-  before = _train_heads(run, spec, members, two_stage.features_dir, features)
+  before = _train_heads(run, spec, members, two_stage.features_dir.name, features)
   name = config.method.removesuffix("_end_to_end")
   result = single + _classify_stacks(run, before, features, name)
   tuning = end_to_end.Tuning(
@@ -165,16 +199,17 @@ def _train_heads(
   run: stages.Run,
   spec: HeadSpec,
   members: Sequence[Member],
-  features_dir: pathlib.Path,
+  source: str,
   features: dict[str, Features],
 ) -> heads.Trained:
+  """Trains heads on features that come from the stages `source`."""
   config = run.config
   described = {
     **dataclasses.asdict(spec),
     "members": [member._asdict() for member in members],
     "epochs": config.head.epochs,
     "batch_size": config.head.batch_size,
-    "features": features_dir.name,
+    "features": source,
     "backend": jax.default_backend(),
   }
   train, validation = (features[name].cut(spec.max_slices) for name in ("train", "validation"))
@@ -244,6 +279,8 @@ def _keep_model(
   classifier: Classifier,
   trained: heads.Trained,
   predictions: Sequence[StackPrediction],
+  of_features: components.Components | None = None,
+  on_textures: _OnTextures = _OnTextures(),  # noqa: B008
 ) -> None:
   """Writes what `predict` and `export` need: all seeds of the run's method as one ensemble.
 
@@ -255,18 +292,25 @@ def _keep_model(
   mean = {name: np.mean([b for b, n in zip(best, names) if n == name]) for name in names}
   method = run.config.method if run.config.method in mean else max(mean, key=mean.get)
   rows = [i for i, name in enumerate(names) if name == method]
+  chosen = lambda trained: jax.tree.map(lambda leaf: leaf[np.array(rows)], trained.params)
+  head, params = trained.spec, chosen(trained)
+  if of_features is not None:
+    head, params = components.unfold(head, params, of_features)
   description = model_card.describe(
     [p for p in predictions if p.method == method],
     run.splits,
     dataset=stages.dataset_name(run.config.data),
     cnn=dataclasses.asdict(classifier.spec),
-    head=trained.spec,
+    head=head,
     half_widths=tuple(int(trained.members[i].half_width) for i in rows),
     seeds=tuple(int(trained.members[i].seed) for i in rows),
+    textures=tuple(on_textures.specs),
+    views=tuple(on_textures.views),
   )
-  chosen = jax.tree.map(lambda leaf: leaf[np.array(rows)], trained.params)
   network = cnn.load(classifier.spec, classifier.model_dir)
-  bundle.save(run.workdir / "model", description, network, chosen)
+  on_views = tuple(map(chosen, on_textures.heads))
+  model = bundle.Bundle(description, network, params, tuple(on_textures.encoders), on_views)
+  bundle.save(run.workdir / "model", model)
 
 
 def _show_heads(run: stages.Run, trained: heads.Trained, test: Features) -> None:

@@ -19,6 +19,7 @@ from rcm_jax import __version__, arrays, calibrate, metrics, scores
 from rcm_jax import predictions as predictions_lib
 from rcm_jax.calibrate import Calibration
 from rcm_jax.models.head import HeadSpec
+from rcm_jax.textures import TextureSpec
 
 FORMAT = 1
 COVERAGES = (0.9, 0.8, 0.7, 0.6, 0.5)  # the first that the validation patients suffice for
@@ -65,6 +66,8 @@ class Description:
     calibration: temperature and interval margins, fitted on validation stacks.
     training: what the model has seen.
     figures: scores of the ensemble on the test split, by name; see `figures_of`.
+    textures: encoders of what there is to see of a slice besides the CNN's features.
+    views: which of these each further ensemble of as many heads reads.
     version: of this package when the bundle was written.
   """
 
@@ -77,6 +80,8 @@ class Description:
   calibration: Calibration
   training: Training
   figures: dict[str, float | None]
+  textures: tuple[TextureSpec, ...] = ()
+  views: tuple[tuple[int, ...], ...] = ()
   version: str = __version__
 
   def to_json(self) -> str:
@@ -114,6 +119,8 @@ class Description:
         "head": HeadSpec(**fields["head"]),
         "calibration": Calibration(**calibration),
         "training": Training(**training),
+        "textures": tuple(TextureSpec(**texture) for texture in fields.get("textures", ())),
+        "views": tuple(tuple(view) for view in fields.get("views", ())),
         **{name: tuple(fields[name]) for name in ("image_shape", "seeds", "half_widths")},
       }
     )
@@ -128,6 +135,8 @@ def describe(
   head: HeadSpec,
   seeds: tuple[int, ...],
   half_widths: tuple[int, ...],
+  textures: tuple[TextureSpec, ...] = (),
+  views: tuple[tuple[int, ...], ...] = (),
 ) -> Description:
   """Calibrates an ensemble on its validation stacks and scores it on its test stacks.
 
@@ -139,6 +148,8 @@ def describe(
     head: architecture of the sequence heads.
     seeds: of the members.
     half_widths: D of each member.
+    textures: see `Description`.
+    views: see `Description`.
   """
   ensemble = calibrate.ensemble(predictions)
   validation, test = ([p for p in ensemble if p.split == split] for split in ("validation", "test"))
@@ -153,6 +164,8 @@ def describe(
     calibration=calibration,
     training=training_of(dataset, splits, wide_um),
     figures=figures_of(calibration, test),
+    textures=textures,
+    views=views,
   )
 
 
@@ -264,6 +277,12 @@ def markdown(card: Description) -> str:
     if training.wide_um
     else "without bounds: there were too few validation patients"
   )
+  views = ""
+  if card.views:
+    listed = "".join(
+      f"- {', '.join(_textures(card.textures[i]) for i in view)}\n" for view in card.views
+    )
+    views = f"As many heads read each of these histograms of a slice:\n\n{listed}\n"
   simulated = ""
   if "rcm_phantom" in training.dataset:
     simulated = " (simulated stacks: no figure below says anything about patients)"
@@ -274,8 +293,9 @@ def markdown(card: Description) -> str:
 Tells epidermis, dermal-epidermal junction (DEJ) and dermis apart in a stack of reflectance
 confocal microscopy slices, and where one ends and the next begins. An ensemble of
 {len(card.seeds)} sequence heads ({card.head.cell}, {card.head.attention} attention) on one
-Inception-V3 of width {card.cnn["width"]:g}, after Bozkurt et al. 2021. Written by rcm_jax
-{card.version}.
+Inception-V3 of width {card.cnn["width"]:g}, after Bozkurt et al. 2021.
+
+{views}Written by rcm_jax {card.version}.
 
 ## Input and output
 
@@ -311,3 +331,9 @@ Accuracies and coverages are fractions. Boundaries are scored where the labels h
 - Stacks are read shallow to deep, in equal lateral position. Motion between slices is not seen.
 - It does not look for disease, and a plan of depths is a suggestion to be checked by eye.
 """
+
+
+def _textures(spec: TextureSpec) -> str:
+  if spec.patch == 1:
+    return "gray levels"
+  return f"{spec.words} kinds of patches of {spec.patch * spec.downsampling} px"

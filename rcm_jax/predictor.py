@@ -141,7 +141,7 @@ class StreamingPredictor:
     self._slices: list[np.ndarray] = []
     self._gray: list[tuple[float, float]] = []
     self._depth_um: list[float] = []
-    self._features = np.zeros((0, head.num_features), np.float32)
+    self._features = np.zeros((0, bundle.num_features), np.float32)
     self._revised = bundle.context // 2 + 1  # a new slice is a neighbour of the last ones
     blank = np.zeros(bundle.description.image_shape, np.uint8)
     self.add(blank, 0.0)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax import bundle, data, model_card
+from rcm_jax import bundle, data, model_card, textures
 from rcm_jax.models.head import Head
 from rcm_jax.predictions import StackPrediction
 from tfds_rcm.errors import UserError
@@ -23,14 +23,19 @@ from tfds_rcm.errors import UserError
 def saved(tmp_path_factory):
   made = bundles.made()
   directory = tmp_path_factory.mktemp("run") / "model"
-  bundle.save(directory, made.description, made.network, made.heads)
+  bundle.save(directory, made)
   return directory
 
 
-def test_what_is_saved_is_loaded(saved):
-  made, loaded = bundles.made(), bundle.load(saved)
+@pytest.mark.parametrize("on_textures", [False, True])
+def test_what_is_saved_is_loaded(tmp_path, on_textures):
+  made = bundles.made(1, on_textures)
+  bundle.save(tmp_path, made)
+  loaded = bundle.load(tmp_path)
   assert loaded.description == made.description
-  leaves = lambda b: jax.tree.leaves((nnx.state(b.network, nnx.Param, nnx.BatchStat), b.heads))
+  leaves = lambda b: jax.tree.leaves(
+    (nnx.state(b.network, nnx.Param, nnx.BatchStat), b.heads, b.encoders, b.view_heads)
+  )
   for ours, theirs in zip(leaves(loaded), leaves(made), strict=True):
     np.testing.assert_array_equal(ours, theirs)
 
@@ -45,7 +50,7 @@ def test_saving_again_replaces_the_model_and_ignores_a_half_written_one(saved, t
   (tmp_path / ".model.part" / "bundle.json").write_text("{")
   made = bundles.made()
   renamed = dataclasses.replace(made.description, method="another")
-  bundle.save(tmp_path / "model", renamed, made.network, made.heads)
+  bundle.save(tmp_path / "model", dataclasses.replace(made, description=renamed))
   assert bundle.load(tmp_path).description.method == "another"
   assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -64,8 +69,37 @@ def test_the_ensemble_is_the_mean_of_its_members():
   assert np.abs(found - expected[0]).max() > 1e-3
 
 
-def test_a_slice_has_its_features_in_any_batch():
-  made, stack = bundles.made(), bundles.slices(bundle.CNN_BATCH + 3)
+def test_views_of_textures_are_members_as_good_as_those_on_the_cnn():
+  made, stack = bundles.made(1, True), bundles.slices(11)
+  cnn = made.network.features(jnp.asarray(stack[..., None] / 127.5 - 1, jnp.float32))
+  encoded = [
+    textures.encode(encoder, stack, spec.downsampling)
+    for spec, encoder in zip(bundles.TEXTURES, made.encoders, strict=True)
+  ]
+  together = np.concatenate([cnn, *encoded], axis=1)
+  assert made.num_features == together.shape[1] == 256 + 5 + 2 + 3
+  np.testing.assert_allclose(made.features(stack), together, rtol=1e-3, atol=1e-3)
+  seen = [cnn, *(np.concatenate([encoded[i] for i in view], axis=1) for view in bundles.VIEWS)]
+  found = []
+  for values, heads in zip(seen, [made.heads, *made.view_heads], strict=True):
+    spec = dataclasses.replace(made.description.head, num_features=values.shape[1])
+    for i, half_width in enumerate(bundles.DESCRIPTION.half_widths):
+      head = bundles.head_of(spec, jax.tree.map(lambda leaf, i=i: leaf[i], heads))
+      logits = head(jnp.asarray(values), jnp.ones(11, bool), half_width=half_width)
+      found.append(jax.nn.softmax(logits))
+  np.testing.assert_allclose(made.classify(stack), np.mean(found, axis=0), atol=1e-4)
+  assert np.abs(np.mean(found[:2], axis=0) - np.mean(found, axis=0)).max() > 1e-2
+
+
+def test_a_description_without_textures_is_one_of_a_model_without():
+  fields = json.loads(bundles.DESCRIPTION.to_json())
+  del fields["textures"], fields["views"]
+  assert model_card.Description.from_json(json.dumps(fields)) == bundles.DESCRIPTION
+
+
+@pytest.mark.parametrize("on_textures", [False, True])
+def test_a_slice_has_its_features_in_any_batch(on_textures):
+  made, stack = bundles.made(1, on_textures), bundles.slices(bundle.CNN_BATCH + 3)
   one_by_one = np.concatenate([made.features(stack[t : t + 1]) for t in (0, 7, len(stack) - 1)])
   together = made.features(stack)[[0, 7, len(stack) - 1]]
   np.testing.assert_allclose(together, one_by_one, rtol=1e-4, atol=1e-5)

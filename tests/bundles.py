@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rcm_jax import bundle, calibrate, model_card, predictor
+from rcm_jax import bundle, calibrate, model_card, predictor, texture_training, textures
 from rcm_jax.models.head import Head, HeadSpec
 
 SIZE = 80  # pixels
@@ -65,19 +65,57 @@ def head_of(spec: HeadSpec, params) -> Head:
   return nnx.merge(nnx.split(nnx.eval_shape(lambda: Head(spec, nnx.Rngs(0))))[0], params)
 
 
+TEXTURES = (  # patch, words, down-sampling, components, seed
+  textures.TextureSpec(7, 11, 1, 5, 0),
+  textures.TextureSpec(7, 6, 3, 2, 0),
+  textures.TextureSpec(1, 16, 1, 3, 0),
+)
+VIEWS = ((0, 2), (0, 1, 2))
+
+
 @functools.cache
-def made(context: int = 1) -> bundle.Bundle:
-  """A model with random weights, made once a process and compiled once."""
+def made(context: int = 1, on_textures: bool = False) -> bundle.Bundle:
+  """A model with random weights, made once a process and compiled once.
+
+  Args:
+    context: slices that its CNN sees at once.
+    on_textures: whether it has ordered heads, on `TEXTURES` too.
+  """
   description = dataclasses.replace(DESCRIPTION, cnn={"context": context, "width": 0.01})
+  if on_textures:
+    ordered = dataclasses.replace(HEAD, likelihood="boundaries", feedback="none")
+    calibration = description.calibration._replace(boundary_temperature=None)
+    description = dataclasses.replace(
+      description, head=ordered, calibration=calibration, textures=TEXTURES, views=VIEWS
+    )
   network = bundle.build_network(description)
   network.eval()
-  return bundle.Bundle(description, network, heads_of(description.head, description.seeds))
+  encoders = tuple(map(encoder_of, description.textures))
+  view_heads = tuple(
+    heads_of(bundle.head_spec(description, view), description.seeds) for view in description.views
+  )
+  heads = heads_of(description.head, description.seeds)
+  return bundle.Bundle(description, network, heads, encoders, view_heads)
+
+
+def encoder_of(spec: textures.TextureSpec) -> textures.Encoder:
+  """A random one, of whole numbers as those that are learned."""
+  rng = np.random.default_rng(spec.seed)
+  if spec.patch == 1:
+    filters = texture_training.learn_filters(spec, np.zeros((0, 1, 1), np.uint8))
+  else:
+    basis = rng.normal(size=(4, spec.patch, spec.patch))
+    basis -= basis.mean((1, 2), keepdims=True)
+    words = rng.normal(size=(spec.words, 4))
+    filters = texture_training.whole_filters(basis, words, spec.downsampling)
+  mean, components = rng.uniform(size=spec.words), rng.normal(size=(spec.words, spec.components))
+  return textures.Encoder(filters, mean.astype(np.float32), components.astype(np.float32))
 
 
 @functools.cache
-def reader(context: int = 1) -> predictor.Predictor:
+def reader(context: int = 1, on_textures: bool = False) -> predictor.Predictor:
   """What reads stacks with `made`."""
-  return predictor.Predictor(made(context))
+  return predictor.Predictor(made(context, on_textures))
 
 
 def slices(count: int, size: int = SIZE, seed: int = 0) -> np.ndarray:

@@ -34,12 +34,17 @@ assert not ours, ours
 """
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["cnn", "views"])
+def on_textures(request):
+  return request.param
+
+
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def exported(tmp_path_factory, on_textures):
   """A model that sees three slices at once, exported by the command line."""
   root = tmp_path_factory.mktemp("export")
-  made = bundles.made(3)
-  bundle.save(root / "run" / "model", made.description, made.network, made.heads)
+  made = bundles.made(3, on_textures)
+  bundle.save(root / "run" / "model", made)
   # In a process of its own, since the sizes of a program for any stack are no `int`, which the
   # checks that tests run under insist on.
   command = [sys.executable, "-m", "rcm_jax.export", "--format=stablehlo"]
@@ -50,7 +55,7 @@ def exported(tmp_path_factory):
   return root
 
 
-def test_a_fresh_process_finds_what_predict_finds(exported):
+def test_a_fresh_process_finds_what_predict_finds(exported, on_textures):
   out = exported / "out"
   stack = bundles.slices(7)
   counts = (7, 4)  # two stacks, the second one padded
@@ -63,7 +68,9 @@ def test_a_fresh_process_finds_what_predict_finds(exported):
   assert done.returncode == 0, done.stderr
   found = np.load(out / "found.npz")
   for i, count in enumerate(counts):
-    ours = bundles.reader(3).predict(stack[:count], depth[i, :count].astype(np.float64))
+    ours = bundles.reader(3, on_textures).predict(
+      stack[:count], depth[i, :count].astype(np.float64)
+    )
     np.testing.assert_array_equal(found["strata"][i, :count], ours.reading.strata)
     np.testing.assert_allclose(
       found["probabilities"][i, :count], ours.reading.probabilities, atol=1e-4
@@ -96,8 +103,9 @@ def test_the_program_is_for_cpu_and_cuda_and_any_size(exported):
   assert not isinstance(slices, int)
 
 
-def test_safetensors_holds_every_weight_and_its_description(tmp_path):
-  made = bundles.made()
+@pytest.mark.parametrize("on_textures", [False, True])
+def test_safetensors_holds_every_weight_and_its_description(tmp_path, on_textures):
+  made = bundles.made(1, on_textures)
   path = export.export(made, "safetensors", tmp_path)
   again = export.export(made, "safetensors", tmp_path / "again")
   assert path.read_bytes() == again.read_bytes()
@@ -113,11 +121,14 @@ def test_safetensors_holds_every_weight_and_its_description(tmp_path):
   )
   count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
   state = nnx.state(made.network, nnx.Any(nnx.Param, nnx.BatchStat))
-  assert sum(w.size for w in weights.values()) == count(state) + count(made.heads)
+  assert sum(w.size for w in weights.values()) == count(state) + count(
+    (made.heads, made.encoders, made.view_heads)
+  )
 
 
-def test_the_card_says_what_one_must_know(exported):
+def test_the_card_says_what_one_must_know(exported, on_textures):
   card = (exported / "out" / export.CARD).read_text()
+  assert ("- 11 kinds of patches of 7 px, gray levels\n" in card) == on_textures
   assert model_card.RESEARCH_USE in card
   assert "simulated stacks" in card
   assert "| train | 3 | 3 | 30 |" in card

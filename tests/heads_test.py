@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax import heads, losses
+from rcm_jax import heads, losses, members
 from rcm_jax.arrays import Features
 from rcm_jax.members import TEMPERATURES, Member, graph_of, make_train, recurrent_penalty
 from rcm_jax.models.head import HeadSpec
@@ -107,6 +107,64 @@ def test_snapshot_is_the_best_epochs(together):
   correct = (probabilities.argmax(-1) == VALIDATION.labels) & VALIDATION.mask
   accuracy = correct.sum((1, 2)) / VALIDATION.mask.sum()
   np.testing.assert_allclose(accuracy, history.max(1), atol=1e-6)
+
+
+def test_a_running_average_of_the_weights_is_judged_and_kept():
+  """One step an epoch, so that every step's weights are seen."""
+  decay, epochs, member = 0.8, 5, MEMBERS[0]
+  make = lambda spec: make_train(
+    spec, TRAIN, VALIDATION, batch_size=len(TRAIN), epochs=epochs, epochs_per_call=1
+  )
+  plain, averaged = make(SPEC), make(dataclasses.replace(SPEC, average=decay))
+  state, other = plain.init(member), averaged.init(member)
+  run, run_averaged = jax.jit(plain.run), jax.jit(averaged.run)
+  steps, best = [], -1.0
+  for epoch in range(epochs):
+    state, _ = run(state, member, epoch)
+    other, curves = run_averaged(other, member, epoch)
+    jax.tree.map(np.testing.assert_array_equal, other.params, state.params)
+    steps.append(jax.device_get(state.params))
+    weights = decay ** np.arange(epoch + 1)[::-1]
+    mean = jax.tree.map(
+      lambda *p, w=weights: jnp.asarray(np.average(p, axis=0, weights=w), jnp.float32), *steps
+    )
+    if curves[0, 1] > best:
+      best, expected = float(curves[0, 1]), mean
+      assert members.accuracy(SPEC, mean, member, VALIDATION) == pytest.approx(best)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+      other.best_params,
+      expected,
+    )
+
+
+def test_training_hides_features_of_whole_stacks():
+  hides = dataclasses.replace(SPEC, input_dropout=0.4)
+  member, key = MEMBERS[0], jax.random.key(1)
+  draws = members.draw(hides, member, key, (500, 12), 0.0)
+  kept = np.asarray(draws.features)
+  assert kept.shape == (500, SPEC.num_features)
+  np.testing.assert_allclose(np.unique(kept), [0, 1 / 0.6], rtol=1e-6)
+  np.testing.assert_allclose(kept.mean(0), 1, atol=0.15)
+  plain = members.draw(SPEC, member, key, (500, 12), 0.0)
+  assert plain.features is None
+  jax.tree.map(np.testing.assert_array_equal, draws.dropout, plain.dropout)
+
+  params = (
+    make_train(SPEC, TRAIN, VALIDATION, batch_size=4, epochs=1, epochs_per_call=1)
+    .init(member)
+    .params
+  )
+  truth = losses.targets_of(TRAIN)
+  draws = members.draw(hides, member, key, TRAIN.mask.shape, 0.0)
+  values = jnp.asarray(TRAIN.values)
+  found = members.loss(hides, params, member, values, truth, draws)
+  expected = members.loss(
+    SPEC, params, member, values * draws.features[:, None], truth, draws._replace(features=None)
+  )
+  np.testing.assert_allclose(found, expected)
+  other = members.loss(SPEC, params, member, values, truth, draws._replace(features=None))
+  assert abs(found[0] - other[0]) > 1e-3
 
 
 def test_an_ordered_head_keeps_the_epoch_and_temperature_that_make_boundaries_most_probable():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import end_to_end, features, full_sequence, hames, ordered_textures, toeplitz_d1
-from rcm_jax import bundle, cnn, cnn_training, heads, main, pipeline
+from rcm_jax import bundle, cnn, cnn_training, data, heads, main, pipeline
 from rcm_jax.predictions import COLUMNS
 from tfds_rcm.errors import UserError
 
@@ -121,7 +121,7 @@ def test_cnn_and_heads_are_tuned_after_the_two_stages(home, monkeypatch, tmp_pat
 def two_views(home):
   config = small(ordered_textures)
   config.data.data_dir = str(home / "data")
-  few = {"textures.words": 20, "textures.components": 5, "textures.downsampling": (2,)}
+  few = {"textures.words": 20, "textures.components": 5, "textures.views": ((2,),)}
   config.update_from_flattened_dict(few)
   return config
 
@@ -154,16 +154,27 @@ def test_views_are_averaged(home, monkeypatch, tmp_path, two_views):
     ]
   first = np.mean([of_members[1, 0] for of_members in in_test], axis=0)
   np.testing.assert_allclose(lines[:4], first[:4], atol=1e-4)
-  with pytest.raises(UserError, match="this run left no model"):
-    bundle.load(tmp_path / "run")
+  # What is left for `predict` says the same of a stack.
+  model = bundle.load(tmp_path / "run")
+  assert model.description.views == ((0, 1),)
+  by_seed = np.mean([of_members[:, 0] for of_members in in_test], axis=0)
+  [decoded] = (home / "cache").glob("decode-*")
+  test = data.load_slices(decoded)["test"]
+  found = model.classify(test.slices[test.rows(0)])
+  np.testing.assert_allclose(found, by_seed.mean(0)[: len(found)], atol=1e-3)
 
 
 @pytest.mark.parametrize(
   ("key", "value", "message"),
   [
     ("head.likelihood", "slices", "leave config.head.likelihood at 'boundaries'"),
+    ("head.components", 257, "config.head.components: 257 is outside 1 to 256"),
+    ("head.average", 1.0, "config.head.average: 1.0 is outside 0 to 1"),
     ("textures.components", 21, "config.textures.components: 21 is outside 1 to 20"),
-    ("textures.downsampling", (1, 99), "config.textures.downsampling: 99 is outside 1 to"),
+    ("textures.gray_components", 33, "config.textures.gray_components: 33 is outside 1 to 32"),
+    ("textures.gray_levels", 257, "config.textures.gray_levels: 257 is outside 1 to 256"),
+    ("textures.views", ((1, 99),), "config.textures.views: down-sampling 99 is outside 1 to"),
+    ("textures.views", ((1,), ()), "give each view at least one down-sampling"),
   ],
 )
 def test_views_that_cannot_be_are_told_before_anything_trains(

@@ -19,10 +19,11 @@ import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 import pytest
 
-from rcm_jax import bundle, export, reading
+from rcm_jax import bundle, export, reading, textures
 from rcm_jax.calibrate import Calibration
 from rcm_jax.onnx_export import graph, head
 from rcm_jax.onnx_export import reading as onnx_reading
+from rcm_jax.onnx_export import textures as onnx_textures
 from rcm_jax.ops import boundaries
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -52,12 +53,17 @@ def session(made: graph.Graph, inputs, outputs):
   return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["cnn", "views"])
+def on_textures(request):
+  return request.param
+
+
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def exported(tmp_path_factory, on_textures):
   """A model that sees three slices at once, exported by the command line."""
   root = tmp_path_factory.mktemp("onnx")
-  made = bundles.made(3)
-  bundle.save(root / "run" / "model", made.description, made.network, made.heads)
+  made = bundles.made(3, on_textures)
+  bundle.save(root / "run" / "model", made)
   arguments = [f"--checkpoint={root / 'run'}", "--format=onnx", f"--out={root / 'out'}"]
   assert export.main(arguments) == 0
   return root / "out"
@@ -71,7 +77,7 @@ def assert_same(found, ours):
   np.testing.assert_allclose(found["in_stack"], ours.in_stack, atol=1e-4)
 
 
-def test_a_process_without_jax_finds_what_predict_finds(exported):
+def test_a_process_without_jax_finds_what_predict_finds(exported, on_textures):
   depth = {n: np.cumsum(np.linspace(2, 4, n, dtype=np.float32)) for n in LENGTHS}
   for n in LENGTHS:
     np.savez(exported / f"given{n}.npz", slices=bundles.slices(n), depth_um=depth[n])
@@ -82,7 +88,7 @@ def test_a_process_without_jax_finds_what_predict_finds(exported):
   for n in LENGTHS:
     found = np.load(exported / f"found{n}.npz")
     assert tuple(found) == NAMES
-    assert_same(found, bundles.reader(3).predict(bundles.slices(n), depth[n]).reading)
+    assert_same(found, bundles.reader(3, on_textures).predict(bundles.slices(n), depth[n]).reading)
 
 
 def test_the_example_reads_a_stack(exported):
@@ -98,9 +104,9 @@ def test_the_example_reads_a_stack(exported):
   assert lines[-1].startswith("dej-dermis:")
 
 
-def test_the_file_tells_what_it_is(exported):
+def test_the_file_tells_what_it_is(exported, on_textures):
   model = onnx.load(exported / "model.onnx")
-  description = bundles.made(3).description
+  description = bundles.made(3, on_textures).description
   assert {p.key: p.value for p in model.metadata_props} == {"bundle": description.to_json()}
   assert "not a medical device" in model.doc_string
   assert (exported / export.CARD).exists()
@@ -149,6 +155,34 @@ def test_every_head_gives_the_same_evidence(name):
   if spec.attention == "location":
     with pytest.raises(Fail, match="mismatch"):
       run.run(None, {"features": np.zeros((21, 5), np.float32)})
+
+
+@pytest.mark.parametrize(
+  ("spec", "most"),
+  [
+    (textures.TextureSpec(7, 30, 1, 4, 0), 1 << 14),
+    (textures.TextureSpec(7, 30, 1, 4, 0), 500),
+    (textures.TextureSpec(7, 30, 3, 4, 1), 1 << 14),
+    (textures.TextureSpec(7, 30, 2, 4, 2), 200),
+    (textures.TextureSpec(1, 10, 2, 3, 0), 1),
+  ],
+)
+def test_textures_are_the_same(monkeypatch, spec, most):
+  monkeypatch.setattr(textures, "MAX_PATCHES", most)
+  encoder = bundles.encoder_of(spec)
+  stack = bundles.slices(5, size=50)
+  stack[3] = 77  # flat
+  made = graph.Graph()
+  found = onnx_textures.features(encoder, spec.downsampling, made.input("slices"), (50, 50))
+  run = session(
+    made,
+    {"slices": (np.uint8, ("slices", 50, 50))},
+    {"features": (np.float32, ("slices", spec.components), found)},
+  )
+  [features] = run.run(None, {"slices": stack})
+  expected = textures.encode(encoder, stack, spec.downsampling)
+  np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-5)
+  assert np.ptp(features, axis=0).min() > 0.1
 
 
 @functools.cache
@@ -233,7 +267,7 @@ def test_without_onnx_one_line_says_how_to_get_it(tmp_path, capsys, monkeypatch)
     return real(name, *rest)
 
   made = bundles.made()
-  bundle.save(tmp_path / "model", made.description, made.network, made.heads)
+  bundle.save(tmp_path / "model", made)
   monkeypatch.setattr(builtins, "__import__", without)
   out = tmp_path / "out"
   assert export.main([f"--checkpoint={tmp_path}", "--format=onnx", f"--out={out}"]) == 1

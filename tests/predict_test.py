@@ -32,7 +32,7 @@ def run(tmp_path_factory):
   """One call of the command line: two good stacks of one name, one bad."""
   root = tmp_path_factory.mktemp("predict")
   made = bundles.made()
-  bundle.save(root / "run" / "model", made.description, made.network, made.heads)
+  bundle.save(root / "run" / "model", made)
   one = write_bmps(root / "a & <b>" / "VivaStack #1", bundles.slices(5, size=100))
   (root / "b").mkdir()
   two = root / "b" / "VivaStack #1.tif"

@@ -123,12 +123,17 @@ def isometry(
 
 def downsample(slices: Shaped[ArrayLike, "B h w"], factor: int) -> Float[Array, "B rows cols"]:
   """Gray levels averaged over factor x factor blocks; an incomplete border is cut off."""
+  return block_sums(slices, factor) / factor**2
+
+
+def block_sums(slices: Shaped[ArrayLike, "B h w"], factor: int) -> Float[Array, "B rows cols"]:
+  """Gray levels added up over factor x factor blocks; an incomplete border is cut off."""
   images = jnp.asarray(slices, jnp.float32)
   if factor == 1:
     return images
   batch, rows, cols = images.shape[0], images.shape[1] // factor, images.shape[2] // factor
   images = images[:, : rows * factor, : cols * factor]
-  return images.reshape(batch, rows, factor, cols, factor).mean((2, 4))
+  return images.reshape(batch, rows, factor, cols, factor).sum((2, 4))
 
 
 def responses(

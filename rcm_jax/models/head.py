@@ -38,6 +38,10 @@ class HeadSpec:
     likelihood: of a stack's labels: "slices" takes each slice by itself, as the paper does;
       "boundaries" makes the decoder's outputs evidence in the monotone model of
       `ops.boundaries`, and the head's probabilities its marginals.
+    input_dropout: share of the features that training hides from a stack's slices, the same ones
+      from all of them.
+    average: decay a step of the running average of the weights, which is judged and kept; 0
+      takes the weights themselves.
   """
 
   num_features: int
@@ -53,6 +57,8 @@ class HeadSpec:
   decoder: str
   feedback: str
   likelihood: str = "slices"
+  input_dropout: float = 0.0
+  average: float = 0.0
 
   def __post_init__(self):
     choices = {
@@ -73,6 +79,9 @@ class HeadSpec:
       raise UserError(
         f"config.head.window: {self.window} slices have no middle; give an odd number"
       )
+    for name in ("input_dropout", "average"):
+      if not 0 <= getattr(self, name) < 1:
+        raise UserError(f"config.head.{name}: {getattr(self, name)} is outside 0 to 1")
     if not 0 <= self.half_width < self.max_slices:
       raise UserError(
         f"config.head.half_widths: {self.half_width} is outside 0 to "

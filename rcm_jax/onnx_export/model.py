@@ -9,7 +9,7 @@ import onnx
 
 from rcm_jax import bundle as bundle_lib
 from rcm_jax import model_card
-from rcm_jax.onnx_export import cnn, head, reading
+from rcm_jax.onnx_export import cnn, head, reading, textures
 from rcm_jax.onnx_export.graph import Graph
 
 
@@ -22,12 +22,20 @@ def serialize(bundle: bundle_lib.Bundle) -> bytes:
   """
   description = bundle.description
   graph = Graph()
-  features = cnn.features(bundle.network, graph.input("slices"))
+  slices = graph.input("slices")
+  views = [(description.head, bundle.heads, cnn.features(bundle.network, slices))]
+  on_textures = [
+    textures.features(encoder, spec.downsampling, slices, description.image_shape)
+    for spec, encoder in zip(description.textures, bundle.encoders, strict=True)
+  ]
+  for view, heads in zip(description.views, bundle.view_heads, strict=True):
+    features = graph.concat([on_textures[i] for i in view], axis=1)
+    views.append((bundle_lib.head_spec(description, view), heads, features))
   members = []
-  for place, half_width in enumerate(description.half_widths):
-    params = jax.tree.map(lambda leaf, place=place: np.asarray(leaf[place]), bundle.heads)
-    params = nnx.to_pure_dict(params)
-    members.append(head.evidence(description.head, params, half_width, features))
+  for spec, heads, features in views:
+    for place, half_width in enumerate(description.half_widths):
+      params = jax.tree.map(lambda leaf, place=place: np.asarray(leaf[place]), heads)
+      members.append(head.evidence(spec, nnx.to_pure_dict(params), half_width, features))
   found = reading.read(members, graph.input("depth_um"), description.calibration)
   model = graph.model(
     description.method,
