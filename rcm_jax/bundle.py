@@ -321,11 +321,9 @@ def named_weights(bundle: Bundle) -> dict[str, Float[np.ndarray, "..."]]:
   network = nnx.state(bundle.network, nnx.Any(nnx.Param, nnx.BatchStat))
   weights = {}
   for part, state in _tree(network, bundle.heads, bundle.encoders, bundle.view_heads).items():
-    named = (
-      (((name,), leaf) for name, leaf in state.items())
-      if part.startswith("texture")
-      else nnx.to_flat_state(state)
-    )
-    for path, leaf in named:
+    flat = [((name,), leaf) for name, leaf in state.items()]  # of an encoder
+    if not part.startswith("texture"):
+      flat = nnx.to_flat_state(state)
+    for path, leaf in flat:
       weights[".".join(map(str, (part, *path)))] = np.ascontiguousarray(leaf[...])
   return weights

@@ -15,6 +15,8 @@ from rcm_jax.arrays import Features
 from rcm_jax.models.encoders import CELLS
 from rcm_jax.models.head import HeadSpec
 
+_LEAST_SHARE = 1e-9  # of the first component's variance
+
 
 class Components(NamedTuple):
   """A linear map; (x - mean) @ matrix has unit variance where it was learned.
@@ -33,11 +35,12 @@ class Components(NamedTuple):
 
 
 def learn(values: Float[np.ndarray, "n W"], count: int) -> Components:
-  """Returns the first `count` components of rows."""
+  """Returns the first `count` components of rows; zero where fewer directions vary."""
   variances, directions = np.linalg.eigh(np.cov(values, rowvar=False, dtype=np.float64))
   kept = slice(None, -count - 1, -1)  # eigenvalues rise
-  # A direction in which nothing varies stays flat.
-  scale = np.sqrt(np.maximum(variances[kept], 1e-12))
+  # What does not vary here would be blown up where it does.
+  varies = variances[kept] > _LEAST_SHARE * variances[-1]
+  scale = np.sqrt(np.where(varies, variances[kept], np.inf))
   return Components(values.mean(0), (directions[:, kept] / scale).astype(np.float32))
 
 

@@ -27,6 +27,13 @@ def test_components_are_white_and_lose_the_least():
   np.testing.assert_allclose(1 / np.square(found.matrix).sum(0), explained, rtol=1e-3)
 
 
+def test_what_does_not_vary_in_training_is_left_out():
+  x = values()[:, :3] @ np.eye(3, 6, dtype=np.float32)
+  found = components.learn(x, 5)(x + np.eye(6, dtype=np.float32)[5])
+  np.testing.assert_allclose(np.cov(found, rowvar=False)[:3, :3], np.eye(3), atol=1e-3)
+  assert not found[:, 3:].any()
+
+
 def test_only_real_training_slices_take_part_and_padding_stays_zero():
   x = values(24).reshape(4, 6, 6)
   mask = np.arange(6) < np.array([6, 3, 5, 1])[:, None]

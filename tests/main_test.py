@@ -187,6 +187,15 @@ def test_views_that_cannot_be_are_told_before_anything_trains(
     pipeline.run(two_views, tmp_path / "run", home / "cache")
 
 
+def test_end_to_end_training_needs_all_features(home, monkeypatch, tmp_path):
+  no_training(monkeypatch)
+  config = small(end_to_end)
+  config.data.data_dir = str(home / "data")
+  config.head.components = 8
+  with pytest.raises(UserError, match="leave config.head.components empty"):
+    pipeline.run(config, tmp_path / "run", home / "cache")
+
+
 def test_a_baseline_needs_no_cnn(home, monkeypatch, tmp_path):
   no_training(monkeypatch)
   config = small(hames)
