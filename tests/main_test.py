@@ -192,7 +192,7 @@ def test_end_to_end_training_needs_all_features(home, monkeypatch, tmp_path):
   config = small(end_to_end)
   config.data.data_dir = str(home / "data")
   config.head.components = 8
-  with pytest.raises(UserError, match="leave config.head.components empty"):
+  with pytest.raises(UserError, match="features change under the heads"):
     pipeline.run(config, tmp_path / "run", home / "cache")
 
 
