@@ -81,9 +81,7 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.head.batch_size = 4
   config.head.learning_rates = (1e-3,)  # Adam; the paper names no optimiser
   config.head.dropouts = (0.1,)  # on the recurrent connections
-  config.head.components = config_dict.placeholder(
-    int
-  )  # ours: of the CNN's features; None: all 256
+  config.head.components = config_dict.placeholder(int)  # ours: of the features; None: all 256
   config.head.input_dropout = 0.0  # ours: share of the features hidden from a stack in training
   config.head.average = 0.0  # ours: decay a step of the weights' running average; 0: none
   config.head.l1s = (0.05,)  # on the mean absolute recurrent weight

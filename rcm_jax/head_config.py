@@ -85,10 +85,17 @@ def textures(
   """The encoders of `config.textures`, and which of them each view reads: the gray levels always.
 
   Raises:
-    UserError: there are more components than words, or slices are too small for a down-sampling.
+    UserError: views are no tuples of down-samplings, there are more components than words, or
+      slices are too small for a down-sampling.
   """
   wanted = config.textures
   side = min(splits["train"].slices.shape[1:])
+  whole = lambda view: isinstance(view, tuple) and view and all(isinstance(f, int) for f in view)
+  if not (wanted.views and all(map(whole, wanted.views))):
+    raise UserError(
+      f"config.textures.views: {wanted.views}; give each view at least one down-sampling, as in "
+      "((1,), (1, 2))"
+    )
   factors = sorted({factor for view in wanted.views for factor in view})
   for factor in factors:
     if not 1 <= factor <= side // hames.PATCH:
@@ -96,10 +103,6 @@ def textures(
         f"config.textures.views: down-sampling {factor} is outside 1 to {side // hames.PATCH}; slices "
         f"of {side} px must keep a patch of {hames.PATCH}"
       )
-  if not factors or not all(wanted.views):
-    raise UserError(
-      "config.textures.views: give each view at least one down-sampling, as in ((1,), (1, 2))"
-    )
   if not 1 <= wanted.gray_levels <= 256:
     raise UserError(f"config.textures.gray_levels: {wanted.gray_levels} is outside 1 to 256")
   for name, words in (("components", "words"), ("gray_components", "gray_levels")):

@@ -175,6 +175,9 @@ def test_views_are_averaged(home, monkeypatch, tmp_path, two_views):
     ("textures.gray_levels", 257, "config.textures.gray_levels: 257 is outside 1 to 256"),
     ("textures.views", ((1, 99),), "config.textures.views: down-sampling 99 is outside 1 to"),
     ("textures.views", ((1,), ()), "give each view at least one down-sampling"),
+    ("textures.views", (), "give each view at least one down-sampling"),
+    ("textures.views", (1, 2), "give each view at least one down-sampling"),
+    ("textures.views", (("a",),), "give each view at least one down-sampling"),
   ],
 )
 def test_views_that_cannot_be_are_told_before_anything_trains(
