@@ -14,7 +14,8 @@ import dataclasses
 from pathlib import Path
 import time
 
-from launch import ablations, findings, jobs, seeds, sweep, table1
+from launch import jobs, sweep, table1
+from launch.replication import ablations, findings, seeds
 from rcm_jax import cache, evaluate, paper_tables, study, tables
 from tfds_rcm.errors import UserError
 from tfds_rcm.rcm_phantom import spec

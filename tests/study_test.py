@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch import ablations, findings, jobs, seeds, study, sweep
+from launch import jobs, study, sweep
+from launch.replication import ablations, findings, seeds
 from rcm_jax import paper_results, predictions
 from rcm_jax import study as study_lib
 
