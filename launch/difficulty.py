@@ -17,7 +17,8 @@ import rich.box
 import rich.console
 import rich.table
 
-from launch import jobs, sweep
+from launch import sweep
+from launch.runners import job
 from rcm_jax import paper_results, study
 from tfds_rcm.errors import UserError
 
@@ -73,12 +74,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     metavar="FIELD=V,V,…",
     help="fields of the phantom, see tfds_rcm/rcm_phantom/spec.py",
   )
-  jobs.add_arguments(parser)
+  job.add_arguments(parser)
   args = parser.parse_args(argv)
-  with jobs.told_in_one_line("launch.difficulty"):
+  with job.told_in_one_line("launch.difficulty"):
     if args.on == "slurm":
       raise UserError("--on=slurm: this is a matter of minutes and runs here; use --on=local")
-    jobs.launch(sweep.fold(points(args.preset, sweep.grid(dict(args.grid)))), args)
+    job.launch(sweep.fold(points(args.preset, sweep.grid(dict(args.grid)))), args)
     if not args.dry_run:
       _print(validation_accuracy(Path(args.workdir)))
 

@@ -14,8 +14,9 @@ import dataclasses
 from pathlib import Path
 import time
 
-from launch import jobs, sweep, table1
+from launch import sweep, table1
 from launch.replication import ablations, findings, seeds
+from launch.runners import job as job_lib
 from rcm_jax import cache, evaluate, paper_tables, study, tables
 from tfds_rcm.errors import UserError
 from tfds_rcm.rcm_phantom import spec
@@ -62,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument(
     "--parts", nargs="+", default=[CORE, *ablations.ABLATIONS], choices=[CORE, *ablations.ABLATIONS]
   )
-  jobs.add_arguments(parser)
+  job_lib.add_arguments(parser)
   args = parser.parse_args(argv)
-  with jobs.told_in_one_line("launch.study"):
+  with job_lib.told_in_one_line("launch.study"):
     if min(args.seeds, args.cnn_seeds) < 1:
       raise UserError("--seeds and --cnn_seeds: each must be 1 or more")
     if args.on == "slurm":
@@ -88,7 +89,7 @@ def _run(part: str, preset: str, source: str, args: argparse.Namespace) -> None:
   ]
   print(f"{part}: ", end="")
   started = time.monotonic()
-  jobs.launch(folded, args)
+  job_lib.launch(folded, args)
   if args.dry_run:
     return
   print(f"{part}: {time.monotonic() - started:.0f} s", flush=True)
@@ -102,7 +103,7 @@ def _run(part: str, preset: str, source: str, args: argparse.Namespace) -> None:
     _write_ablation(part, folded, workdir, out)
 
 
-def _write_ablation(part: str, folded: Sequence[jobs.Job], workdir: Path, out: Path) -> None:
+def _write_ablation(part: str, folded: Sequence[job_lib.Job], workdir: Path, out: Path) -> None:
   """Writes one table: a block a job, or groups of seeds."""
   runs = {job.name: study.gather(workdir / job.name)[0][0] for job in folded}
   title = (ablations.ABLATIONS[part].__doc__ or part).split("\n")[0]
@@ -128,7 +129,7 @@ def _by_setting(folded, runs):
   return found
 
 
-def _setting(job: jobs.Job) -> str:
+def _setting(job: job_lib.Job) -> str:
   """Says what makes a job differ from its config, besides what its members differ in."""
   told = {"method", "cnn.seed", "data.test_sources", *sweep.FOLDED}
   changes = [f"{name}={_shown(v)}" for name, v in job.overrides.items() if name not in told]

@@ -27,7 +27,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from launch import cost, jobs
+from launch.runners import cost
+from launch.runners import job as job_lib
 from tfds_rcm.errors import UserError, nearest
 
 Point = dict[str, Any]
@@ -140,7 +141,7 @@ def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
       yield f"{prefix}{name}", value
 
 
-def fold(points: Sweep) -> list[jobs.Job]:
+def fold(points: Sweep) -> list[job_lib.Job]:
   """Returns the jobs that train all points, each training once.
 
   Raises:
@@ -171,7 +172,7 @@ def _boxes(trainings: Iterable[tuple]) -> list[dict[str, tuple]]:
   return [dict(builtins.zip(FOLDED, map(tuple, map(sorted, box)))) for box in boxes]
 
 
-def _job(point: Point, box: dict[str, tuple]) -> jobs.Job:
+def _job(point: Point, box: dict[str, tuple]) -> job_lib.Job:
   config = point["config"]
   default = resolve({"config": config})
   fields = {**resolve(point), **box}
@@ -184,7 +185,7 @@ def _job(point: Point, box: dict[str, tuple]) -> jobs.Job:
     fields["method"] = changed["method"] = "_".join([default["method"], *_labels(shared)])
   stem, _, preset = Path(config).name.partition(":")
   labels = _labels({name: value for name, value in changed.items() if name != "method"})
-  return jobs.Job(
+  return job_lib.Job(
     name=",".join(filter(None, [Path(stem).stem, preset, *labels])),
     config=config,
     overrides=changed,
@@ -204,7 +205,7 @@ def _labels(fields: Mapping[str, Any]) -> list[str]:
   return labels
 
 
-def _in_order(found: Sequence[jobs.Job]) -> list[jobs.Job]:
+def _in_order(found: Sequence[job_lib.Job]) -> list[job_lib.Job]:
   """Lets jobs wait for the one that makes the features which all need: the quickest to end.
 
   Those that others wait for come first.
@@ -220,7 +221,7 @@ def _in_order(found: Sequence[jobs.Job]) -> list[jobs.Job]:
     is_head = job.fields["model"] in cost.HEADS
     return job.members * job.fields["head.epochs"] if is_head else math.inf
 
-  leaders: dict[str, jobs.Job] = {}
+  leaders: dict[str, job_lib.Job] = {}
   for job in found:
     key = features(job)
     if key is not None and (key not in leaders or work(job) < work(leaders[key])):
@@ -274,14 +275,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     help="Python file whose get_sweep() returns a list of points, made "
     "of the functions of this module",
   )
-  jobs.add_arguments(parser)
+  job_lib.add_arguments(parser)
   args = parser.parse_args(argv)
-  with jobs.told_in_one_line("launch.sweep"):
+  with job_lib.told_in_one_line("launch.sweep"):
     start = [{"config": args.config}] if args.config else [{}]
     file = runpy.run_path(args.sweep)["get_sweep"]() if args.sweep else [{}]
     zipped = zip(*(grid({name: values}) for name, values in args.zip)) if args.zip else [{}]
     points = product(start, file, zipped, grid(dict(args.grid)))
-    jobs.launch(fold(points), args)
+    job_lib.launch(fold(points), args)
 
 
 if __name__ == "__main__":

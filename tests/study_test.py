@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch import jobs, study, sweep
+from launch import study, sweep
 from launch.replication import ablations, findings, seeds
+from launch.runners import job as job_lib
 from rcm_jax import paper_results, predictions
 from rcm_jax import study as study_lib
 
@@ -178,7 +179,7 @@ def test_a_part_runs_its_jobs_below_its_name_and_writes_its_table(tmp_path, monk
     del args
     started.extend(job.name for job in folded)
 
-  monkeypatch.setattr(jobs, "launch", launched)
+  monkeypatch.setattr(job_lib, "launch", launched)
   written = []
   monkeypatch.setattr(study, "_write_ablation", lambda part, *rest: written.append(part))
   study.main([f"--workdir={tmp_path}", f"--out={tmp_path}", "--parts", "boundary", "feedback"])

@@ -11,7 +11,8 @@ from absl import flags
 from ml_collections import config_flags
 import pytest
 
-from launch import jobs, sweep
+from launch import sweep
+from launch.runners import job as job_lib
 from tfds_rcm.errors import UserError
 
 CONFIG = "configs/toeplitz_d1.py:demo"
@@ -22,7 +23,7 @@ def _at_the_root(monkeypatch):
   monkeypatch.chdir(Path(__file__).resolve().parent.parent)
 
 
-def expand(job: jobs.Job) -> list[tuple]:
+def expand(job: job_lib.Job) -> list[tuple]:
   """A job's trainings: its architecture, and one value of each folded field."""
   rest = tuple((n, v) for n, v in job.fields.items() if n not in sweep.FOLDED and n != "method")
   return [(*rest, *values) for values in itertools.product(*(job.fields[n] for n in sweep.FOLDED))]

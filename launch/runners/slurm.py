@@ -20,7 +20,7 @@ try:
 except ModuleNotFoundError:
   submitit = None
 
-from launch import jobs as jobs_lib
+from launch.runners import job as jobs_lib
 from tfds_rcm.errors import UserError
 
 _DEFAULTS = {"time": 240, "signal_delay_s": 90, "array_parallelism": 256}

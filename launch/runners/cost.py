@@ -44,7 +44,7 @@ ON_CNN = (*HEADS, "cnn", "features")  # … and that need the CNN of their setti
 
 
 class Job(Protocol):
-  """What `launch.jobs.Job` has that costs depend on."""
+  """What `launch.runners.job.Job` has that costs depend on."""
 
   fields: Mapping[str, Any]
   members: int

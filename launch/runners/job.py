@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any
 
-from launch import cost
+from launch.runners import cost
 from rcm_jax import preemption
 from tfds_rcm.errors import UserError
 from tfds_rcm.staging import num_cores
@@ -110,7 +110,7 @@ def launch(jobs: Sequence[Job], args: argparse.Namespace) -> None:
     for job in jobs:
       print(f"{shlex.join(job.command(args))}{f'  # after {job.after}' if job.after else ''}")
   elif args.on == "slurm":
-    from launch import slurm  # submitit is optional
+    from launch.runners import slurm  # submitit is optional
 
     slurm.submit(jobs, args)
   else:
