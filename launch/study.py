@@ -17,7 +17,8 @@ import time
 from launch import sweep, table1
 from launch.replication import ablations, findings, seeds
 from launch.runners import job as job_lib
-from rcm_jax import cache, evaluate, paper_tables, study, tables
+from rcm_jax import evaluate, paper_tables, study, tables
+from rcm_jax.runtime import stage_cache
 from tfds_rcm.errors import UserError
 from tfds_rcm.rcm_phantom import spec
 
@@ -98,7 +99,7 @@ def _run(part: str, preset: str, source: str, args: argparse.Namespace) -> None:
     (found,), _ = study.gather(workdir / CORE)
     rows = evaluate.write_study(found, out)
     evaluate.print_table(rows, title=found.dataset)
-    cache.write_text(out / "findings.md", findings.to_markdown(rows, found.dataset))
+    stage_cache.write_text(out / "findings.md", findings.to_markdown(rows, found.dataset))
   else:
     _write_ablation(part, folded, workdir, out)
 
@@ -114,8 +115,8 @@ def _write_ablation(part: str, folded: Sequence[job_lib.Job], workdir: Path, out
     table = paper_tables.settings_table(part, title, _by_setting(folded, runs))
   folder = out / "ablations"
   folder.mkdir(parents=True, exist_ok=True)
-  cache.write_text(folder / f"{part}.md", tables.to_markdown(table))
-  cache.write_text(folder / f"{part}.csv", tables.to_csv(table))
+  stage_cache.write_text(folder / f"{part}.md", tables.to_markdown(table))
+  stage_cache.write_text(folder / f"{part}.csv", tables.to_csv(table))
   print(f"{folder / part}.md is written", flush=True)
 
 

@@ -21,10 +21,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 import numpy as np
 
-from rcm_jax import arrays, cache, checkpoint, textures
+from rcm_jax import arrays, textures
 from rcm_jax.model_card import Description
 from rcm_jax.models import inception, inception_inference
 from rcm_jax.models.head import Head, HeadSpec
+from rcm_jax.runtime import checkpoints, stage_cache
 from tfds_rcm.errors import UserError
 
 DESCRIPTION = "bundle.json"
@@ -209,9 +210,9 @@ def save(directory: pathlib.Path, bundle: Bundle) -> None:
   part.mkdir(parents=True)
   _, params, stats, _ = nnx.split(bundle.network, nnx.Param, nnx.BatchStat, ...)
   tree = _tree({"params": params, "stats": stats}, bundle.heads, bundle.encoders, bundle.view_heads)
-  checkpoint.save_tree(part / WEIGHTS, tree)
+  checkpoints.save_tree(part / WEIGHTS, tree)
   (part / DESCRIPTION).write_text(bundle.description.to_json(), encoding="utf-8")
-  cache.seal(part)
+  stage_cache.seal(part)
   shutil.rmtree(directory, ignore_errors=True)
   part.rename(directory)
 
@@ -237,7 +238,7 @@ def load(directory: pathlib.Path) -> Bundle:
         "folder `model`"
       )
     directory = directory / "model"
-  if not cache.is_sealed(directory):
+  if not stage_cache.is_sealed(directory):
     raise UserError(
       f"{directory}: files of the model are missing or damaged; copy the whole folder again, or "
       "run the training's command again"
@@ -259,7 +260,7 @@ def load(directory: pathlib.Path) -> Bundle:
     [shapes(head_spec(description, view)) for view in description.views],
   )
   try:
-    tree = checkpoint.load_tree(directory / WEIGHTS, like)
+    tree = checkpoints.load_tree(directory / WEIGHTS, like)
   except Exception as error:  # Orbax raises many types where shapes or files do not match
     reason = str(error).split("\n")[0][:120]
     raise UserError(

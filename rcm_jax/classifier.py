@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rcm_jax import cache, cnn, cnn_training, feature_file, figures, stages
+from rcm_jax import cnn, cnn_training, feature_file, figures, stages
 from rcm_jax.augment import Augmentation
-from rcm_jax.writer import Advance
+from rcm_jax.runtime import stage_cache
+from rcm_jax.runtime.metric_writer import Advance
 
 
 class Classifier(NamedTuple):
@@ -40,7 +41,7 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
   )
   described = dataclasses.asdict(spec)
   if spec.pretrained:
-    described["pretrained"] = cache.file_digest(pathlib.Path(spec.pretrained))
+    described["pretrained"] = stage_cache.file_digest(pathlib.Path(spec.pretrained))
   else:  # what follows only from it determines nothing
     for name in ("pretrained_input", "frozen_epochs", "body_rate"):
       del described[name]

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rcm_jax import checkpoint, sharding
 from rcm_jax.arrays import NUM_STRATA
 from rcm_jax.augment import Augmentation
 from rcm_jax.data import Slices, sequential_batches
 from rcm_jax.models import inception, inception_inference, inception_weights
+from rcm_jax.runtime import checkpoints, devices
 
 Advance = Callable[[int, int], None]  # (done, total)
 
@@ -119,7 +119,7 @@ def load(spec: CnnSpec, directory: pathlib.Path) -> inception.InceptionV3:
   """Returns the network that `train` left in `directory`, in evaluation mode."""
   model = spec.build()
   graph, params, stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-  tree = checkpoint.load_tree(directory / "model", {"params": params, "stats": stats})
+  tree = checkpoints.load_tree(directory / "model", {"params": params, "stats": stats})
   model = nnx.merge(graph, tree["params"], tree["stats"], rest)
   model.eval()
   return model
@@ -146,10 +146,10 @@ def extract(
     dtype: "float32" or "float16", of the stored features.
     advance: called with the slices done and the slices in all.
   """
-  mesh = sharding.local_mesh()
-  count = len(sharding.devices())
+  mesh = devices.local_mesh()
+  count = len(devices.devices())
   batch_size = -(-batch_size // count) * count
-  own = sharding.own_rows(batch_size)
+  own = devices.own_rows(batch_size)
   see = inception_inference.extract_fn(load(spec, model_directory), _compute_dtype())
   total = sum(len(split) for split in splits.values())
   done = 0
@@ -158,13 +158,13 @@ def extract(
     for images, rows in sequential_batches(
       split, batch_size=batch_size, context=spec.context, own=own
     ):
-      values, logits = see(jax.device_put(images, sharding.split_leading(mesh)))
+      values, logits = see(jax.device_put(images, devices.split_leading(mesh)))
       shares = np.asarray(values), np.asarray(jax.nn.softmax(logits.astype(jnp.float32)))
-      values, classes = (sharding.gather(share)[: len(rows)] for share in shares)
+      values, classes = (devices.gather(share)[: len(rows)] for share in shares)
       features.append(values.astype(dtype))
       probabilities.append(classes)
       done += len(rows)
       advance(done, total)
-    if sharding.is_first():
+    if devices.is_first():
       np.save(directory / f"{name}_features.npy", np.concatenate(features))
       np.save(directory / f"{name}_probabilities.npy", np.concatenate(probabilities))

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import optax
 
-from rcm_jax import sharding
 from rcm_jax.augment import views
 from rcm_jax.cnn import CnnSpec, make_optimizer, start
 from rcm_jax.models import inception
+from rcm_jax.runtime import devices
 
 
 class Learned(NamedTuple):
@@ -88,7 +88,7 @@ def _functions(spec: CnnSpec, epoch_steps: int, mesh: Mesh) -> tuple[Callable, C
     )
     return grads, stats, jnp.stack([loss, correct])
 
-  everywhere = sharding.mean_over_devices(
+  everywhere = devices.mean_over_devices(
     gradients, mesh, (True, True, True, True, False, False, False)
   )
 

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rcm_jax import cache, checkpoint, cnn_step, preemption, sharding
+from rcm_jax import cnn_step
 from rcm_jax.cnn import CnnSpec
 from rcm_jax.cnn_step import Learned
 from rcm_jax.data import Slices, sequential_batches, training_batches, training_rows
+from rcm_jax.runtime import checkpoints as checkpoints_lib
+from rcm_jax.runtime import devices, preemption, stage_cache
 from tfds_rcm.errors import UserError
 
 Scalars = Callable[[int, Mapping[str, float]], None]  # (step, values)
@@ -82,12 +84,12 @@ def train(
   epoch_steps = -(-len(data) // spec.batch_size)
   steps = epoch_steps * spec.epochs
   _check_groups(spec)
-  mesh = sharding.device_mesh(spec.norm_groups)
+  mesh = devices.device_mesh(spec.norm_groups)
   programs = cnn_step.build(spec, epoch_steps, mesh)
-  own = sharding.own_rows(spec.batch_size)
+  own = devices.own_rows(spec.batch_size)
   seed = np.uint32(spec.seed)
-  numbers = sharding.put_rows(np.arange(spec.batch_size, dtype=np.int32)[own], mesh)
-  learned = sharding.put(programs.start, sharding.replicated(mesh))
+  numbers = devices.put_rows(np.arange(spec.batch_size, dtype=np.int32)[own], mesh)
+  learned = devices.put(programs.start, devices.replicated(mesh))
   state = _State(
     learned,
     (learned.params, learned.stats),
@@ -98,7 +100,7 @@ def train(
   )
 
   def validation_accuracy(learned):
-    learned = sharding.local(learned)
+    learned = devices.local(learned)
     batches = sequential_batches(
       validation, batch_size=spec.batch_size, context=spec.context, own=own
     )
@@ -106,9 +108,9 @@ def train(
     for images, rows in batches:
       labels = validation.labels[np.resize(rows, spec.batch_size)][own]
       if jax.process_count() == 1:
-        images = sharding.put_rows(images, mesh)
+        images = devices.put_rows(images, mesh)
       correct.append((programs.hits(learned, images, labels), len(rows)))
-    correct = [sharding.gather(np.asarray(hits))[:count] for hits, count in correct]
+    correct = [devices.gather(np.asarray(hits))[:count] for hits, count in correct]
     return np.asarray(np.concatenate(correct).mean(), np.float32)
 
   def train_epoch(first, state, save):
@@ -118,7 +120,7 @@ def train(
     started = saved = time.perf_counter()
 
     def check(step, values):
-      metrics[step % epoch_steps] = sharding.local(values)
+      metrics[step % epoch_steps] = devices.local(values)
       if not np.isfinite(metrics[step % epoch_steps, 0]):
         raise _not_finite(metrics[step % epoch_steps, 0], step, data, spec, checkpoints)
 
@@ -142,13 +144,13 @@ def train(
     visit = 1 if jax.process_count() == 1 else STEPS_BETWEEN_VISITS
     for step, batch in enumerate(batches, first):
       learned, now = programs.train(
-        learned, seed, np.int32(step), numbers, *sharding.put_rows(batch, mesh)
+        learned, seed, np.int32(step), numbers, *devices.put_rows(batch, mesh)
       )
       if before is not None:
         check(step - 1, before)  # waits for it: the device has the next step to do meanwhile
       before = now
       advance(step + 1, steps)
-      if step % visit == 0 and sharding.any_process(
+      if step % visit == 0 and devices.any_process(
         preemption.asked() or time.perf_counter() - saved > SECONDS_BETWEEN_SAVES
       ):
         check(step, now)
@@ -172,12 +174,12 @@ def train(
   about = {"cnn": dataclasses.asdict(spec), **(about or {})}
   with (
     preemption.at_safe_points(),
-    checkpoint.Checkpoints(directory / "checkpoints", about=about) as checkpoints,
+    checkpoints_lib.Checkpoints(directory / "checkpoints", about=about) as checkpoints,
   ):
 
     def save(step, state):
       checkpoints.save(step, state)
-      if sharding.any_process(preemption.asked()):
+      if devices.any_process(preemption.asked()):
         checkpoints.wait()
         raise preemption.Preempted(f"in train_cnn, after step {step} of {steps}")
 
@@ -187,14 +189,14 @@ def train(
     while done < steps:
       state = train_epoch(done, state, save)
       done = (done // epoch_steps + 1) * epoch_steps
-      if sharding.any_process(preemption.asked() or checkpoints.affordable):
+      if devices.any_process(preemption.asked() or checkpoints.affordable):
         save(done, state)
-  params, stats = sharding.local(state.best)
+  params, stats = devices.local(state.best)
   curves = np.asarray(state.history).T.tolist()
-  checkpoint.save_tree(directory / "model", {"params": params, "stats": stats})
-  if sharding.is_first():
+  checkpoints_lib.save_tree(directory / "model", {"params": params, "stats": stats})
+  if devices.is_first():
     history = json.dumps(dict(zip(_CURVES, curves, strict=True)))
-    cache.write_text(directory / "history.json", history)
+    stage_cache.write_text(directory / "history.json", history)
     shutil.rmtree(directory / "checkpoints")
 
 

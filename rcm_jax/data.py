@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 import tensorflow_datasets as tfds
 
-from rcm_jax import cache
 from rcm_jax.arrays import Features
+from rcm_jax.runtime import stage_cache
 from tfds_rcm.errors import UserError
 from tfds_rcm.features import LABELS, read_record
 
@@ -126,7 +126,7 @@ def fingerprint(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
   return {
     "name": builder.info.full_name,
     "files": {
-      path.name: (path.stat().st_size, cache.file_digest(path, 1 << 20))
+      path.name: (path.stat().st_size, stage_cache.file_digest(path, 1 << 20))
       for path in sorted(folder.iterdir())
       if path.is_file()
     },

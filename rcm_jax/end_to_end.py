@@ -24,11 +24,13 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 import numpy as np
 import optax
 
-from rcm_jax import cache, checkpoint, data, losses, members, preemption
+from rcm_jax import data, losses, members
 from rcm_jax.arrays import ArrayLike
 from rcm_jax.augment import Augmentation, augment
 from rcm_jax.models import inception
 from rcm_jax.models.head import HeadSpec
+from rcm_jax.runtime import checkpoints as checkpoints_lib
+from rcm_jax.runtime import preemption, stage_cache
 from tfds_rcm.errors import UserError
 
 
@@ -252,7 +254,7 @@ def train(
   about = {"head": dataclasses.asdict(spec), "tuning": dataclasses.asdict(tuning), **(about or {})}
   with (
     preemption.at_safe_points(),
-    checkpoint.Checkpoints(directory / "checkpoints", about=about) as checkpoints,
+    checkpoints_lib.Checkpoints(directory / "checkpoints", about=about) as checkpoints,
   ):
     found = checkpoints.restore(state)
     if found is None:
@@ -291,15 +293,15 @@ def train(
         raise preemption.Preempted(f"in end_to_end, after epoch {epoch + 1} of {tuning.epochs}")
   stats = nnx.state(network, nnx.BatchStat)
   best = state.best_params
-  checkpoint.save_tree(directory / "model", {"params": best["cnn"], "stats": stats})
-  checkpoint.save_tree(directory / "heads", best["heads"])
+  checkpoints_lib.save_tree(directory / "model", {"params": best["cnn"], "stats": stats})
+  checkpoints_lib.save_tree(directory / "heads", best["heads"])
   losses_, accuracies = np.asarray(state.curves)
   history = {
     "loss": losses_.T.tolist(),
     "validation_accuracy": accuracies.T.tolist(),
     "seconds": float(state.seconds) / len(trained),
   }
-  cache.write_text(directory / "history.json", json.dumps(history))
+  stage_cache.write_text(directory / "history.json", json.dumps(history))
   shutil.rmtree(directory / "checkpoints")
 
 

@@ -24,9 +24,10 @@ from jaxtyping import Array
 from safetensors.numpy import save as to_safetensors
 
 from rcm_jax import bundle as bundle_lib
-from rcm_jax import cache, model_card
+from rcm_jax import model_card
 from rcm_jax import reading as reading_lib
 from rcm_jax.models import inception_inference
+from rcm_jax.runtime import stage_cache
 from tfds_rcm.errors import UserError
 
 PLATFORMS = ("cpu", "cuda")
@@ -145,7 +146,7 @@ def export(bundle: bundle_lib.Bundle, format_name: str, directory: pathlib.Path)
   part = directory / f".{name}.part"
   part.write_bytes(content)
   part.replace(directory / name)
-  cache.write_text(directory / CARD, model_card.markdown(bundle.description))
+  stage_cache.write_text(directory / CARD, model_card.markdown(bundle.description))
   return directory / name
 
 

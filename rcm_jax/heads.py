@@ -21,11 +21,12 @@ import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
-from rcm_jax import cache, checkpoint, preemption, sharding
 from rcm_jax.arrays import Features
 from rcm_jax.members import Member, compile_run, graph_of, make_train, over_members
 from rcm_jax.models.head import Head, HeadSpec
 from rcm_jax.ops.toeplitz import toeplitz_weights
+from rcm_jax.runtime import checkpoints as checkpoints_lib
+from rcm_jax.runtime import devices, preemption, stage_cache
 from tfds_rcm.errors import UserError
 
 EPOCHS_PER_CALL = 20  # between two visits of the host: progress, checkpoint, a look for NaN
@@ -79,14 +80,14 @@ def train(
   )
   spread, whole = _spread(len(members))
   stacked = spread(jax.tree.map(lambda *x: np.stack(x), *members))
-  mesh = sharding.local_mesh()
-  state = jax.jit(sharding.split_work(over_members(training.init), mesh))(stacked)
+  mesh = devices.local_mesh()
+  state = jax.jit(devices.split_work(over_members(training.init), mesh))(stacked)
   started = time.perf_counter()
   curves = np.full((len(members), epochs, 2), np.nan, np.float32)
   about = {"head": dataclasses.asdict(spec), **(about or {})}
   with (
     preemption.at_safe_points(),
-    checkpoint.Checkpoints(directory / "checkpoints", about=about) as checkpoints,
+    checkpoints_lib.Checkpoints(directory / "checkpoints", about=about) as checkpoints,
   ):
     rows = lambda leaf: np.zeros((len(members), *leaf.shape[1:]), leaf.dtype)
     found = checkpoints.restore(
@@ -114,8 +115,8 @@ def train(
         loss, accuracy = curves[:, i].mean(0).tolist()
         scalars(i, {"loss": loss, "validation_accuracy": accuracy})
       advance(epoch + per_call, epochs)
-      stop = sharding.any_process(preemption.asked())
-      if stop or sharding.any_process(checkpoints.affordable):
+      stop = devices.any_process(preemption.asked())
+      if stop or devices.any_process(checkpoints.affordable):
         taken = np.asarray(seconds + time.perf_counter() - started, np.float32)
         tree = {"state": whole(state), "curves": curves, "seconds": taken}
         checkpoints.save(epoch + per_call, tree)
@@ -123,10 +124,10 @@ def train(
         checkpoints.wait()
         raise preemption.Preempted(f"in train_heads, after epoch {epoch + per_call} of {epochs}")
   best = whole(state.best_params)
-  checkpoint.save_tree(directory / "heads", best)
-  if not sharding.is_first():
+  checkpoints_lib.save_tree(directory / "heads", best)
+  if not devices.is_first():
     return
-  cache.write_text(
+  stage_cache.write_text(
     directory / "history.json",
     json.dumps(
       {
@@ -145,9 +146,9 @@ def _spread(count: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
 
   The last member stands in where devices would have nothing to do, and is then left out again.
   """
-  more = -count % len(sharding.devices())
-  split = sharding.split_leading(sharding.local_mesh())
-  own = sharding.own_rows(count + more)
+  more = -count % len(devices.devices())
+  split = devices.split_leading(devices.local_mesh())
+  own = devices.own_rows(count + more)
 
   def place(rows):
     filled = np.pad(np.asarray(rows), [(0, more)] + [(0, 0)] * (rows.ndim - 1), mode="edge")
@@ -156,7 +157,7 @@ def _spread(count: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
   def whole(rows):
     if not more and jax.process_count() == 1:
       return rows
-    return sharding.gather(np.asarray(rows))[:count]
+    return devices.gather(np.asarray(rows))[:count]
 
   return lambda tree: jax.tree.map(place, tree), lambda tree: jax.tree.map(whole, tree)
 
@@ -222,4 +223,6 @@ def load(spec: HeadSpec, members: Sequence[Member], directory: pathlib.Path) -> 
   one = nnx.state(nnx.eval_shape(lambda: Head(spec, nnx.Rngs(0))), nnx.Param)
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(members), *x.shape), x.dtype), one)
   history = json.loads((directory / "history.json").read_text())
-  return Trained(spec, members, checkpoint.load_tree(directory / "heads", like), history, directory)
+  return Trained(
+    spec, members, checkpoints_lib.load_tree(directory / "heads", like), history, directory
+  )

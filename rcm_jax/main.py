@@ -15,7 +15,8 @@ from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from rcm_jax import pipeline, preemption, sharding
+from rcm_jax import pipeline
+from rcm_jax.runtime import devices, preemption
 from tfds_rcm.errors import UserError, nearest
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
   threading.excepthook = _ignore_full_disk
   preemption.install()
   try:
-    sharding.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    devices.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   except UserError as error:
     _fail(str(error))
   workdir = pathlib.Path(_WORKDIR.value)

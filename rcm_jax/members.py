@@ -15,10 +15,11 @@ from jaxtyping import Array, Bool, Float, Key
 import numpy as np
 import optax
 
-from rcm_jax import decode, losses, sharding
+from rcm_jax import decode, losses
 from rcm_jax.arrays import ArrayLike, Features
 from rcm_jax.models.head import DropoutMasks, Head, HeadSpec, dropout_masks
 from rcm_jax.ops import boundaries
+from rcm_jax.runtime import devices
 from tfds_rcm.staging import num_cores
 
 
@@ -331,13 +332,13 @@ def compile_run(training: Training, *args: Any) -> Callable[[Any, Any, Any], tup
   itself, as many at a time as there are cores, and the program is compiled for one; if there is
   one member only, each direction of its encoder has a core.
   """
-  mesh = sharding.local_mesh()
+  mesh = devices.local_mesh()
   if jax.default_backend() != "cpu" or mesh.size > 1:
-    run = sharding.split_work(over_members(training.run), mesh)
+    run = devices.split_work(over_members(training.run), mesh)
     return jax.jit(run).lower(*args).compile()
   count = len(jax.tree.leaves(args)[0])
   one = lambda args, i: jax.tree.map(lambda leaf: leaf[i], args)
-  first, pair = one(jax.device_get(args), 0), sharding.core_pair()
+  first, pair = one(jax.device_get(args), 0), devices.core_pair()
   if count == 1 and training.splits and pair is not None:
     program = compile_split(training, pair, *first)
   else:
@@ -365,7 +366,7 @@ def compile_split(
   Returns:
     A function of host arrays.
   """
-  half, whole = sharding.split_leading(pair), sharding.replicated(pair)
+  half, whole = devices.split_leading(pair), devices.replicated(pair)
 
   def place(path: Any, leaf: Any) -> NamedSharding:
     of_encoder = "['encoder']" in jax.tree_util.keystr(path)

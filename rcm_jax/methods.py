@@ -26,13 +26,13 @@ from rcm_jax import (
   texture_training,
   textures,
 )
-from rcm_jax import writer as writer_lib
 from rcm_jax.arrays import Features
 from rcm_jax.baselines import hames, kaur
 from rcm_jax.classifier import Classifier, classify_slices, extract_features
 from rcm_jax.members import Member
 from rcm_jax.models.head import HeadSpec
 from rcm_jax.predictions import StackPrediction
+from rcm_jax.runtime import metric_writer as writer_lib
 from tfds_rcm.errors import UserError
 
 MAPPED_STACKS = 4  # test stacks whose attention maps are kept

@@ -20,8 +20,9 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 import ml_collections
 
-from rcm_jax import cache, data, evaluate, feature_file, figures, methods, sharding, stages
-from rcm_jax.writer import Writer
+from rcm_jax import data, evaluate, feature_file, figures, methods, stages
+from rcm_jax.runtime import devices, stage_cache
+from rcm_jax.runtime.metric_writer import Writer
 from tfds_rcm import prepare
 from tfds_rcm.errors import UserError, nearest
 
@@ -53,11 +54,11 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pat
     raise UserError(
       f"config.model: '{config.model}' is none of {', '.join(methods.METHODS)}{nearest(config.model, methods.METHODS)}"
     )
-  if not sharding.is_first():  # it computes with the first one, and leaves the results to it
+  if not devices.is_first():  # it computes with the first one, and leaves the results to it
     with tempfile.TemporaryDirectory() as elsewhere:
       _run(config, pathlib.Path(elsewhere), cache_dir)
     return
-  with cache.locked(workdir, wait=False):
+  with stage_cache.locked(workdir, wait=False):
     _run(config, workdir, cache_dir)
 
 
@@ -95,7 +96,7 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
   )
   figures.boundary_error_histograms(result.predictions, workdir / "figures/boundary_errors.png")
   figures.strata_ribbon(result.predictions, workdir / "figures/strata.png")
-  if not sharding.is_first():
+  if not devices.is_first():
     return
   evaluate.print_table(rows, title=f"{dataset['stacks']['test']} test stacks of {dataset['name']}")
   writer.console.print(f"results.json, predictions.csv and figures are in {workdir}")
@@ -114,7 +115,7 @@ def _from_file(config: ml_collections.ConfigDict) -> tuple[str, str, dict[str, d
       "config.data.train_stacks"
     )
   known = feature_file.load(path)
-  return known.dataset, f"features-{cache.file_digest(pathlib.Path(path))[:12]}", known.splits
+  return known.dataset, f"features-{stage_cache.file_digest(pathlib.Path(path))[:12]}", known.splits
 
 
 def _decode_all(
@@ -151,10 +152,10 @@ def _decode(
 ) -> pathlib.Path:
   for source in sources:
     name, _, preset = source.partition("/")
-    if name == "rcm_phantom" and sharding.is_first():  # the embedded default makes itself
+    if name == "rcm_phantom" and devices.is_first():  # the embedded default makes itself
       with writer.progress(source) as advance:
         prepare.prepare_phantom(preset or "demo", wanted.data_dir, progress=advance)
-  sharding.wait_for_all("datasets are prepared")
+  devices.wait_for_all("datasets are prepared")
   builders = [data.open_builder(source, wanted.data_dir) for source in sources]
   for builder in builders:  # who was in which split belongs to the results
     divided = pathlib.Path(builder.data_dir) / "splits.csv"
@@ -192,7 +193,7 @@ def _claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str
         f"{workdir}: holds a run with config.{key} = {old}, not {new}; choose another --workdir"
       )
   written = {"config": mine, "versions": _versions(), "git_revision": _git_revision()}
-  cache.write_text(path, json.dumps(written, indent=2))
+  stage_cache.write_text(path, json.dumps(written, indent=2))
   return written
 
 

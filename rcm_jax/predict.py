@@ -27,10 +27,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from rcm_jax import bundle as bundle_lib
-from rcm_jax import cache, model_card, report
+from rcm_jax import model_card, report
 from rcm_jax import reading as reading_lib
 from rcm_jax.arrays import STRATA
 from rcm_jax.predictor import Prediction, Predictor
+from rcm_jax.runtime import stage_cache
 from tfds_rcm import stack_io
 from tfds_rcm.errors import UserError
 
@@ -113,9 +114,9 @@ def write(
       (row["slice"], row["name"], f"{row['depth_um']:g}", row["stratum"], *probabilities)
     )
   named = lambda suffix: stem.with_name(f"{stem.name}.{suffix}")
-  cache.write_text(named("json"), json.dumps(result, indent=1, allow_nan=False))
-  cache.write_text(named("csv"), table.getvalue())
-  cache.write_text(named("html"), report.render(result, slices))
+  stage_cache.write_text(named("json"), json.dumps(result, indent=1, allow_nan=False))
+  stage_cache.write_text(named("csv"), table.getvalue())
+  stage_cache.write_text(named("html"), report.render(result, slices))
   return named("html")
 
 

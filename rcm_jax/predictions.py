@@ -14,7 +14,8 @@ import pathlib
 from jaxtyping import Float, Int
 import numpy as np
 
-from rcm_jax import arrays, cache, decode
+from rcm_jax import arrays, decode
+from rcm_jax.runtime import stage_cache
 from tfds_rcm import errors
 
 COLUMNS = (
@@ -116,7 +117,7 @@ def write_csv(path: str | os.PathLike, predictions: Iterable[StackPrediction]) -
   writer.writerow(COLUMNS)
   for prediction in predictions:
     writer.writerows(_rows(prediction))
-  cache.write_text(pathlib.Path(path), text.getvalue())
+  stage_cache.write_text(pathlib.Path(path), text.getvalue())
 
 
 def read_csv(

@@ -10,9 +10,10 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from rcm_jax import __version__, cache, data
-from rcm_jax import writer as writer_lib
+from rcm_jax import __version__, data
 from rcm_jax.predictions import StackPrediction
+from rcm_jax.runtime import metric_writer as writer_lib
+from rcm_jax.runtime import stage_cache
 
 EVALUATED = ("validation", "test")
 
@@ -82,7 +83,7 @@ def stage(
     with writer.progress(name) as advance:
       compute(directory, advance)
 
-  return cache.stage(
+  return stage_cache.stage(
     cache_dir, name, {**spec, "version": __version__}, shown, everywhere=everywhere
   )
 

@@ -13,8 +13,8 @@ import numpy as np
 from rcm_jax import components, textures
 from rcm_jax.baselines import hames, textons
 from rcm_jax.data import Slices
+from rcm_jax.runtime.metric_writer import Advance
 from rcm_jax.textures import Encoder, TextureSpec
-from rcm_jax.writer import Advance
 
 _EXACT = 2**24  # float32 holds every whole number up to here
 

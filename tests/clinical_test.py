@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from configs import base
 from rcm_jax import data, pipeline
-from rcm_jax import writer as writer_lib
+from rcm_jax.runtime import metric_writer as writer_lib
 from tests import studies
 from tfds_rcm import features, manifest_builder, study
 from tfds_rcm.errors import UserError

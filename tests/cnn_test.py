@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax import checkpoint, cnn, cnn_step, cnn_training, preemption, sharding
+from rcm_jax import cnn, cnn_step, cnn_training
 from rcm_jax.augment import Augmentation
 from rcm_jax.data import Slices
 from rcm_jax.models import inception
+from rcm_jax.runtime import checkpoints, devices, preemption
 from tfds_rcm.errors import UserError
 
 SPEC = cnn.CnnSpec(
@@ -81,7 +82,7 @@ def test_the_best_epoch_is_kept(trained):
 
 
 def test_resume_equals_uninterrupted(trained, tmp_path, monkeypatch):
-  monkeypatch.setattr(checkpoint, "MAX_STALL", float("inf"))
+  monkeypatch.setattr(checkpoints, "MAX_STALL", float("inf"))
   whole, _ = trained
 
   class Killed(Exception):
@@ -164,7 +165,7 @@ def test_seeds_share_one_program_and_learn_differently():
   numbers = np.arange(SPEC.batch_size, dtype=np.int32)
   data = SPLITS["train"]
   batch = data.slices[: SPEC.batch_size, ..., None], data.labels[: SPEC.batch_size].astype(np.int32)
-  mesh = sharding.device_mesh(1)
+  mesh = devices.device_mesh(1)
   zero, one = (cnn_step.build(dataclasses.replace(SPEC, seed=n), 2, mesh) for n in (0, 1))
   assert one.train is zero.train
   # From the same parameters, so that order, views and dropout alone can make the difference.

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax import checkpoint, data, end_to_end, losses, members
+from rcm_jax import data, end_to_end, losses, members
 from rcm_jax.augment import Augmentation
 from rcm_jax.models import inception
 from rcm_jax.models.head import Head, HeadSpec
+from rcm_jax.runtime import checkpoints
 from tfds_rcm.errors import UserError
 
 SPEC = HeadSpec(
@@ -158,7 +159,7 @@ def train(start, directory, tuning=TUNING, **hooks):
   end_to_end.train(network, SPEC, MEMBERS, heads, SPLITS, directory, tuning, **hooks)
   _, params, stats, _ = nnx.split(network, nnx.Param, nnx.BatchStat, ...)
   like = {"params": params, "stats": stats}
-  return checkpoint.load_tree(directory / "model", like), checkpoint.load_tree(
+  return checkpoints.load_tree(directory / "model", like), checkpoints.load_tree(
     directory / "heads", heads
   )
 

@@ -152,7 +152,7 @@ def test_a_file_holds_one_idea(module):
     ("tfds_rcm.stack_io", "import rcm_jax.arrays"),
     ("rcm_jax.heads", "from rcm_jax.cnn import train"),
     ("rcm_jax.heads", "def f():\n  from rcm_jax import evaluate"),
-    ("rcm_jax.writer", "from rcm_jax import heads"),
+    ("rcm_jax.runtime.metric_writer", "from rcm_jax import heads"),
     ("rcm_jax.heads", "from rcm_jax import pipeline"),
     ("rcm_jax.pipeline", "from rcm_jax import main"),
     ("rcm_jax.ops.gru", "from rcm_jax.models import encoders"),

@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 from launch.runners import cost
-from rcm_jax import preemption
+from rcm_jax.runtime import preemption
 from tfds_rcm.errors import UserError
 from tfds_rcm.staging import num_cores
 

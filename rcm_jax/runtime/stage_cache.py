@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from rcm_jax import sharding
+from rcm_jax.runtime import devices
 from tfds_rcm.errors import UserError
 
 SEAL = "sealed.json"
@@ -140,17 +140,17 @@ def stage(
     `root/name-HASH`, sealed.
   """
   directory = root / f"{name}-{digest(spec)}"
-  first = sharding.is_first()
+  first = devices.is_first()
   with locked(directory, wait=True) if first else contextlib.nullcontext():
-    missing = bool(sharding.told_by_first(np.int32(first and not is_sealed(directory))))
+    missing = bool(devices.told_by_first(np.int32(first and not is_sealed(directory))))
     if missing:
       if first:
         _prepare(directory, spec)
       if everywhere:
-        sharding.wait_for_all(f"{name} is prepared")
+        devices.wait_for_all(f"{name} is prepared")
       if first or everywhere:
         compute(directory)
-      sharding.wait_for_all(f"{name} is computed")
+      devices.wait_for_all(f"{name} is computed")
       if first:
         seal(directory)
   return directory

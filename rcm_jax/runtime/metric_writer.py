@@ -20,7 +20,7 @@ from rich.progress import (
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
-from rcm_jax import cache, sharding
+from rcm_jax.runtime import devices, stage_cache
 
 Advance = Callable[[int, int], None]  # (done, total)
 
@@ -35,7 +35,7 @@ class Writer:
 
   def __init__(self, workdir: pathlib.Path, console: Console | None = None):
     self.console = console or Console(
-      stderr=True, highlight=False, markup=False, quiet=not sharding.is_first()
+      stderr=True, highlight=False, markup=False, quiet=not devices.is_first()
     )
     self._path = workdir / "metrics.jsonl"
     folder = workdir / "tensorboard"
@@ -55,7 +55,7 @@ class Writer:
         continue
       if entry["stage"] != stage or entry["step"] < step:
         kept.append(line)
-    cache.write_text(self._path, "".join(f"{line}\n" for line in kept))
+    stage_cache.write_text(self._path, "".join(f"{line}\n" for line in kept))
 
   def scalars(self, stage: str, step: int, values: Mapping[str, float]) -> None:
     """Records one step's metrics."""

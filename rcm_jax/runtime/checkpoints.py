@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from rcm_jax import cache, sharding
+from rcm_jax.runtime import devices, stage_cache
 
 _DAMAGED = "damaged"
 _NO_STEP = -1
@@ -46,7 +46,7 @@ class Checkpoints:
   ):
     self._directory, self._keep = directory.absolute(), keep
     self._about = None if about is None else dict(about)
-    if sharding.is_first():
+    if devices.is_first():
       directory.mkdir(parents=True, exist_ok=True)
       _remove_unfinished(directory, "*")
     self._sealer = futures.ThreadPoolExecutor(1, "seal")
@@ -57,7 +57,7 @@ class Checkpoints:
   def affordable(self) -> bool:
     """Whether a save now would hold the training up for less than 1 % of the time since the last."""
     waited = time.monotonic() - self._saved
-    return sharding.is_first() and waited >= self._stall / MAX_STALL
+    return devices.is_first() and waited >= self._stall / MAX_STALL
 
   def _steps(self) -> list[int]:
     """Returns the steps on disk, newest first."""
@@ -72,7 +72,7 @@ class Checkpoints:
     """
     started = time.monotonic()
     self.wait()
-    packed = _pack(jax.device_get(sharding.local(state)))
+    packed = _pack(jax.device_get(devices.local(state)))
     with _patient():
       written = ocp.save_async(
         self._directory / str(step), packed, overwrite=True, custom_metadata=self._about
@@ -83,9 +83,9 @@ class Checkpoints:
 
   def _seal(self, step: int, written: Any) -> None:
     written.result()
-    if not sharding.is_first():
+    if not devices.is_first():
       return
-    cache.seal(self._directory / str(step), limit=None)
+    stage_cache.seal(self._directory / str(step), limit=None)
     for old in self._steps()[self._keep :]:
       shutil.rmtree(self._directory / str(old))
 
@@ -113,8 +113,8 @@ class Checkpoints:
         shardings wanted, so that a checkpoint fits another number of devices.
     """
     while True:
-      newest = max(self._steps(), default=_NO_STEP) if sharding.is_first() else _NO_STEP
-      step = int(sharding.told_by_first(np.int32(newest)))
+      newest = max(self._steps(), default=_NO_STEP) if devices.is_first() else _NO_STEP
+      step = int(devices.told_by_first(np.int32(newest)))
       if step == _NO_STEP:
         return None
       reason = packed = None
@@ -122,9 +122,9 @@ class Checkpoints:
         packed = self._read(step, like)
       except Exception as error:  # Orbax raises many types for a damaged checkpoint
         reason = str(error).split("\n")[0][:120]
-      if not sharding.any_process(reason is not None):
+      if not devices.any_process(reason is not None):
         return step, _unpack(packed, like)
-      if sharding.is_first():
+      if devices.is_first():
         aside = self._move_aside(self._directory / str(step))
         warnings.warn(
           f"checkpoint of step {step} cannot be read ({reason or 'another process failed'}); "
@@ -135,7 +135,7 @@ class Checkpoints:
   def _read(self, step: int, like: Any) -> dict[str, Any]:
     folder = self._directory / str(step)
     # A run that was killed between writing and sealing leaves a step that is whole as it is.
-    changed = (folder / cache.SEAL).exists() and not cache.is_sealed(folder)
+    changed = (folder / stage_cache.SEAL).exists() and not stage_cache.is_sealed(folder)
     # All processes load, even when one knows better: Orbax numbers the loads and saves of each, and
     # lets them meet in a save by its number.
     packed = load_tree(folder, _packed_shapes(like))
@@ -188,7 +188,7 @@ def _unpack(packed: Mapping[str, Any], like: Any) -> Any:
     name, size = str(leaf.dtype), math.prod(leaf.shape)
     mine, rest[name] = rest[name][:size].reshape(leaf.shape), rest[name][size:]
     place = getattr(leaf, "sharding", None)
-    return mine if place is None else sharding.put(mine, place)
+    return mine if place is None else devices.put(mine, place)
 
   return jax.tree.map(take, like)
 
@@ -228,11 +228,11 @@ def save_tree(path: pathlib.Path, tree: Any) -> None:
 
   Of several processes the first one's `path` counts.
   """
-  path = sharding.path_of_first(path.absolute())
-  if sharding.is_first():
+  path = devices.path_of_first(path.absolute())
+  if devices.is_first():
     _remove_unfinished(path.parent, path.name)
   with _patient():
-    ocp.save(path, jax.device_get(sharding.local(tree)), overwrite=True)
+    ocp.save(path, jax.device_get(devices.local(tree)), overwrite=True)
 
 
 def load_tree(path: pathlib.Path, like: Any) -> Any:
