@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rcm_jax import cnn, cnn_training, feature_file, figures, stages
+from rcm_jax import cnn, cnn_training, figures, stages
 from rcm_jax.augment import Augmentation
+from rcm_jax.data import feature_file
 from rcm_jax.runtime import stage_cache
 from rcm_jax.runtime.metric_writer import Advance
 

@@ -14,7 +14,7 @@ import optax
 
 from rcm_jax.arrays import NUM_STRATA
 from rcm_jax.augment import Augmentation
-from rcm_jax.data import Slices, sequential_batches
+from rcm_jax.data.slices import Slices, sequential_batches
 from rcm_jax.models import inception, inception_inference, inception_weights
 from rcm_jax.runtime import checkpoints, devices
 

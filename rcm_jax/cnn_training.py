@@ -16,7 +16,7 @@ import numpy as np
 from rcm_jax import cnn_step
 from rcm_jax.cnn import CnnSpec
 from rcm_jax.cnn_step import Learned
-from rcm_jax.data import Slices, sequential_batches, training_batches, training_rows
+from rcm_jax.data.slices import Slices, sequential_batches, training_batches, training_rows
 from rcm_jax.runtime import checkpoints as checkpoints_lib
 from rcm_jax.runtime import devices, preemption, stage_cache
 from tfds_rcm.errors import UserError

@@ -24,9 +24,10 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 import numpy as np
 import optax
 
-from rcm_jax import data, losses, members
+from rcm_jax import losses, members
 from rcm_jax.arrays import ArrayLike
 from rcm_jax.augment import Augmentation, augment
+from rcm_jax.data import slices as slices_lib
 from rcm_jax.models import inception
 from rcm_jax.models.head import HeadSpec
 from rcm_jax.runtime import checkpoints as checkpoints_lib
@@ -166,7 +167,7 @@ def optimizer(tuning: Tuning, epoch_steps: int) -> optax.GradientTransformation:
 
 
 def batches(
-  split: data.Slices, spec: HeadSpec, tuning: Tuning, *, context: int, epoch: int
+  split: slices_lib.Slices, spec: HeadSpec, tuning: Tuning, *, context: int, epoch: int
 ) -> Iterator[Batch]:
   """Yields one epoch's steps, each stack once; the last step may have stacks without slices.
 
@@ -178,7 +179,7 @@ def batches(
     epoch: from 0; names the order.
   """
   longest = min(spec.max_slices, int(split.lengths.max()))
-  truth = losses.targets_of(data.features_of(split, np.zeros((len(split), 1)), longest))
+  truth = losses.targets_of(slices_lib.features_of(split, np.zeros((len(split), 1)), longest))
   truth = jax.tree.map(lambda x: np.pad(x, [(0, 1)] + [(0, 0)] * (x.ndim - 1)), truth)
   room = -(-tuning.batch_size * longest // tuning.micro_batch) * tuning.micro_batch
   count = len(split.stack_id)
@@ -190,7 +191,9 @@ def batches(
     starts = np.cumsum([0, *map(len, rows[:-1])])
     place = np.minimum(starts[:, None] + np.arange(longest), room - 1)
     rows = np.concatenate(rows)
-    slices = data.with_context(split, np.pad(rows, (0, room - len(rows)), mode="edge"), context)
+    slices = slices_lib.with_context(
+      split, np.pad(rows, (0, room - len(rows)), mode="edge"), context
+    )
     yield Batch(slices, len(rows), place, jax.tree.map(lambda x, s=stacks: x[s], truth))
 
 
@@ -199,7 +202,7 @@ def train(
   spec: HeadSpec,
   trained: Sequence[members.Member],
   heads: Any,
-  splits: Mapping[str, data.Slices],
+  splits: Mapping[str, slices_lib.Slices],
   directory: pathlib.Path,
   tuning: Tuning,
   *,
@@ -309,7 +312,7 @@ def accuracy_fn(
   network: inception.InceptionV3,
   spec: HeadSpec,
   trained: Sequence[members.Member],
-  split: data.Slices,
+  split: slices_lib.Slices,
   tuning: Tuning,
 ) -> Callable[[Any], Float[np.ndarray, " M"]]:
   """Returns {"cnn", "heads"} → each member's share of the split's slices classified right."""
@@ -322,11 +325,11 @@ def accuracy_fn(
     return jax.lax.map(lambda one: members.accuracy(spec, *one, padded), (heads, stacked))
 
   def accuracy(params):
-    pairs = data.sequential_batches(
+    pairs = slices_lib.sequential_batches(
       split, batch_size=tuning.micro_batch, context=network.in_channels
     )
     values = [features(params["cnn"], images)[: len(rows)] for images, rows in pairs]
-    padded = data.features_of(split, np.concatenate(values)).cut(spec.max_slices)
+    padded = slices_lib.features_of(split, np.concatenate(values)).cut(spec.max_slices)
     return np.asarray(shares(params["heads"], padded))
 
   return accuracy

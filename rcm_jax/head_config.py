@@ -9,7 +9,7 @@ import re
 import ml_collections
 
 from rcm_jax.baselines import hames
-from rcm_jax.data import Slices
+from rcm_jax.data.slices import Slices
 from rcm_jax.members import Member
 from rcm_jax.models.head import HeadSpec
 from rcm_jax.models.inception import NUM_FEATURES

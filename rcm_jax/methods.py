@@ -14,9 +14,7 @@ from rcm_jax import (
   bundle,
   cnn,
   components,
-  data,
   end_to_end,
-  feature_file,
   figures,
   head_config,
   heads,
@@ -29,6 +27,8 @@ from rcm_jax import (
 from rcm_jax.arrays import Features
 from rcm_jax.baselines import hames, kaur
 from rcm_jax.classifier import Classifier, classify_slices, extract_features
+from rcm_jax.data import feature_file
+from rcm_jax.data import slices as slices_lib
 from rcm_jax.members import Member
 from rcm_jax.models.head import HeadSpec
 from rcm_jax.predictions import StackPrediction
@@ -191,7 +191,8 @@ def _end_to_end(run: stages.Run) -> stages.Result:
 
 def _load_features(run: stages.Run, load: Callable[[str, str], np.ndarray]) -> dict[str, Features]:
   return {
-    name: data.features_of(split, load(name, "features")) for name, split in run.splits.items()
+    name: slices_lib.features_of(split, load(name, "features"))
+    for name, split in run.splits.items()
   }
 
 

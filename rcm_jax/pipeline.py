@@ -20,7 +20,9 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 import ml_collections
 
-from rcm_jax import data, evaluate, feature_file, figures, methods, stages
+from rcm_jax import evaluate, figures, methods, stages
+from rcm_jax.data import feature_file
+from rcm_jax.data import slices as slices_lib
 from rcm_jax.runtime import devices, stage_cache
 from rcm_jax.runtime.metric_writer import Writer
 from tfds_rcm import prepare
@@ -102,7 +104,7 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
   writer.console.print(f"results.json, predictions.csv and figures are in {workdir}")
 
 
-def _from_file(config: ml_collections.ConfigDict) -> tuple[str, str, dict[str, data.Slices]]:
+def _from_file(config: ml_collections.ConfigDict) -> tuple[str, str, dict[str, slices_lib.Slices]]:
   """Returns the dataset's name, a name for its content, and its splits, from a file of features."""
   path = config.features.file
   if config.model != "head":
@@ -123,17 +125,17 @@ def _decode_all(
   workdir: pathlib.Path,
   cache_dir: pathlib.Path,
   writer: Writer,
-) -> tuple[str, str, dict[str, data.Slices]]:
+) -> tuple[str, str, dict[str, slices_lib.Slices]]:
   """Returns names of the decoded data for training and for testing, and its splits."""
   decoded = _decode(wanted.sources, wanted, workdir, cache_dir, writer)
-  splits = data.load_slices(decoded)
+  splits = slices_lib.load_slices(decoded)
   source = tested = decoded.name
   if wanted.train_stacks is not None:
     splits["train"] = splits["train"].first(wanted.train_stacks)
     source = f"{source}, {wanted.train_stacks} stacks"
   if wanted.test_sources:
     other = _decode(wanted.test_sources, wanted, workdir, cache_dir, writer)
-    tested, splits["test"] = other.name, data.load_slices(other)["test"]
+    tested, splits["test"] = other.name, slices_lib.load_slices(other)["test"]
     expected, size = (splits[name].slices.shape[1:] for name in ("train", "test"))
     if size != expected:
       raise UserError(
@@ -156,13 +158,13 @@ def _decode(
       with writer.progress(source) as advance:
         prepare.prepare_phantom(preset or "demo", wanted.data_dir, progress=advance)
   devices.wait_for_all("datasets are prepared")
-  builders = [data.open_builder(source, wanted.data_dir) for source in sources]
+  builders = [slices_lib.open_builder(source, wanted.data_dir) for source in sources]
   for builder in builders:  # who was in which split belongs to the results
     divided = pathlib.Path(builder.data_dir) / "splits.csv"
     if divided.exists():
       shutil.copyfile(divided, workdir / f"splits_{builder.name}.csv")
   spec = {
-    "sources": [data.fingerprint(builder) for builder in builders],
+    "sources": [slices_lib.fingerprint(builder) for builder in builders],
     "image_size": wanted.image_size,
   }
   return stages.stage(
@@ -170,7 +172,7 @@ def _decode(
     writer,
     "decode",
     spec,
-    lambda directory, advance: data.decode(
+    lambda directory, advance: slices_lib.decode(
       builders, directory, image_size=wanted.image_size, advance=advance
     ),
   )

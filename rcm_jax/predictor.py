@@ -10,8 +10,9 @@ from jaxtyping import Float, UInt8
 import numpy as np
 
 from rcm_jax import bundle as bundle_lib
-from rcm_jax import data, model_card
+from rcm_jax import model_card
 from rcm_jax import reading as reading_lib
+from rcm_jax.data import slices as slices_lib
 from tfds_rcm.errors import UserError
 
 _STREAM_SLICES = 128  # a stream's first room; it doubles when full
@@ -65,7 +66,7 @@ class Predictor:
     """
     height, width = self.bundle.description.image_shape
     if height == width:
-      return data.resize(image, height)
+      return slices_lib.resize(image, height)
     if image.shape != (height, width):
       raise UserError(
         f"slices of {image.shape[0]} x {image.shape[1]} pixels; this model was trained on "

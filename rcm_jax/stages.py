@@ -10,7 +10,8 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from rcm_jax import __version__, data
+from rcm_jax import __version__
+from rcm_jax.data import slices as slices_lib
 from rcm_jax.predictions import StackPrediction
 from rcm_jax.runtime import metric_writer as writer_lib
 from rcm_jax.runtime import stage_cache
@@ -39,7 +40,7 @@ class Run:
   writer: writer_lib.Writer
   source: str
   tested: str
-  splits: Mapping[str, data.Slices]
+  splits: Mapping[str, slices_lib.Slices]
   about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def seen_data(self) -> dict[str, str]:
@@ -118,7 +119,7 @@ def predictions_by_stack(
   method: str,
   seed: int,
   sees: str,
-  splits: Mapping[str, data.Slices],
+  splits: Mapping[str, slices_lib.Slices],
   probabilities: Mapping[str, Iterable[np.ndarray]],
   ordered: bool = False,
 ) -> list[StackPrediction]:
@@ -141,7 +142,7 @@ def predictions_by_stack(
   ]
 
 
-def cut_up(split: data.Slices, rows: np.ndarray) -> list[np.ndarray]:
+def cut_up(split: slices_lib.Slices, rows: np.ndarray) -> list[np.ndarray]:
   """Divides an array of one row a slice, [n, …], into one array a stack."""
   return [rows[split.rows(stack)] for stack in range(len(split.stack_id))]
 

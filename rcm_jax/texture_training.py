@@ -12,7 +12,7 @@ import numpy as np
 
 from rcm_jax import components, textures
 from rcm_jax.baselines import hames, textons
-from rcm_jax.data import Slices
+from rcm_jax.data.slices import Slices
 from rcm_jax.runtime.metric_writer import Advance
 from rcm_jax.textures import Encoder, TextureSpec
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax import bundle, data, model_card, textures
+from rcm_jax import bundle, model_card, textures
+from rcm_jax.data import slices as slices_lib
 from rcm_jax.models.head import Head
 from rcm_jax.predictions import StackPrediction
 from tfds_rcm.errors import UserError
@@ -108,7 +109,7 @@ def test_a_slice_has_its_features_in_any_batch(on_textures):
 @pytest.mark.parametrize("context", [1, 3, 5])
 def test_neighbours_are_those_of_training(context):
   stack = bundles.slices(6, size=4)
-  split = data.Slices(
+  split = slices_lib.Slices(
     slices=stack,
     labels=np.zeros(6, np.int8),
     depth_um=np.arange(6.0),
@@ -118,7 +119,7 @@ def test_neighbours_are_those_of_training(context):
   )
   rows = np.array([0, 1, 3, 5])
   np.testing.assert_array_equal(
-    bundle.neighbours(stack, rows, context), data.with_context(split, rows, context)
+    bundle.neighbours(stack, rows, context), slices_lib.with_context(split, rows, context)
   )
 
 
@@ -223,7 +224,7 @@ def test_a_model_without_intervals_stays_one(tmp_path):
 
 def test_training_is_measured(tmp_path):
   stack = np.concatenate([np.full((3, 8, 8), 40, np.uint8), np.full((2, 8, 8), 90, np.uint8)])
-  split = data.Slices(
+  split = slices_lib.Slices(
     slices=stack,
     labels=np.zeros(5, np.int8),
     depth_um=np.array([0, 3, 6, 0, 5.0]),

@@ -10,7 +10,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from configs import base
-from rcm_jax import data, pipeline
+from rcm_jax import pipeline
+from rcm_jax.data import slices as slices_lib
 from rcm_jax.runtime import metric_writer as writer_lib
 from tests import studies
 from tfds_rcm import features, manifest_builder, study
@@ -268,7 +269,7 @@ def test_a_study_and_the_phantom_mix_in_one_run(source, tmp_path):
   with pytest.raises(UserError, match=r"20, 20\) pixels, others of .*set config.data.image_size"):
     pipeline._decode(wanted.sources, wanted, tmp_path, tmp_path / "cache", writer)
   wanted.image_size = 16
-  splits = data.load_slices(
+  splits = slices_lib.load_slices(
     pipeline._decode(wanted.sources, wanted, tmp_path, tmp_path / "cache", writer)
   )
   writer.close()
@@ -282,5 +283,5 @@ def test_a_study_and_the_phantom_mix_in_one_run(source, tmp_path):
       rows = mixed.rows(stack)
       assert mixed.labels[rows].tolist() == [0, 0, 1, 1, 2, 2]
       original = studies.volume(int(mixed.stack_id[stack][-1]))
-      np.testing.assert_array_equal(mixed.slices[rows][3], data.resize(original[3], 16))
+      np.testing.assert_array_equal(mixed.slices[rows][3], slices_lib.resize(original[3], 16))
   assert (tmp_path / "splits_rcm_clinical.csv").is_file()

@@ -13,7 +13,7 @@ import pytest
 
 from rcm_jax import cnn, cnn_step, cnn_training
 from rcm_jax.augment import Augmentation
-from rcm_jax.data import Slices
+from rcm_jax.data.slices import Slices
 from rcm_jax.models import inception
 from rcm_jax.runtime import checkpoints, devices, preemption
 from tfds_rcm.errors import UserError

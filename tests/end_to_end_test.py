@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax import data, end_to_end, losses, members
+from rcm_jax import end_to_end, losses, members
 from rcm_jax.augment import Augmentation
+from rcm_jax.data import slices as slices_lib
 from rcm_jax.models import inception
 from rcm_jax.models.head import Head, HeadSpec
 from rcm_jax.runtime import checkpoints
@@ -51,7 +52,7 @@ def slices(lengths, seed):
   images = 128 + contrast * rng.normal(size=(len(labels), 75, 75))
   names = tuple(f"stack{i}" for i in range(len(lengths)))
   depth = np.arange(len(labels), dtype=np.float32)
-  return data.Slices(images.clip(0, 255).astype(np.uint8), labels, depth, stack, names, names)
+  return slices_lib.Slices(images.clip(0, 255).astype(np.uint8), labels, depth, stack, names, names)
 
 
 SPLITS = {"train": slices((4, 6, 3), 0), "validation": slices((5, 3), 1)}
@@ -100,8 +101,8 @@ def plain_gradient(start, spec):
   graph, params, rest = nnx.split(network, nnx.Param, ...)
   order = np.random.default_rng((0, 0)).permutation(3)[:2]
   split = SPLITS["train"]
-  padded = data.pad(split, split.slices, 5)[order]
-  truth = losses.targets_of(data.features_of(split, np.zeros((len(split), 1)), 5))
+  padded = slices_lib.pad(split, split.slices, 5)[order]
+  truth = losses.targets_of(slices_lib.features_of(split, np.zeros((len(split), 1)), 5))
   truth = jax.tree.map(lambda x: x[order], truth)
   head_key = jax.random.split(jax.random.key(7))[1]
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from configs import end_to_end, features, full_sequence, hames, ordered_textures, toeplitz_d1
-from rcm_jax import bundle, cnn, cnn_training, data, heads, main, pipeline
+from rcm_jax import bundle, cnn, cnn_training, heads, main, pipeline
+from rcm_jax.data import slices as slices_lib
 from rcm_jax.predictions import COLUMNS
 from tfds_rcm.errors import UserError
 
@@ -159,7 +160,7 @@ def test_views_are_averaged(home, monkeypatch, tmp_path, two_views):
   assert model.description.views == ((0, 1),)
   by_seed = np.mean([of_members[:, 0] for of_members in in_test], axis=0)
   [decoded] = (home / "cache").glob("decode-*")
-  test = data.load_slices(decoded)["test"]
+  test = slices_lib.load_slices(decoded)["test"]
   found = model.classify(test.slices[test.rows(0)])
   np.testing.assert_allclose(found, by_seed.mean(0)[: len(found)], atol=1e-3)
 

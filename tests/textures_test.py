@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from rcm_jax import data, texture_training, textures
+from rcm_jax import texture_training, textures
 from rcm_jax.baselines import hames
+from rcm_jax.data import slices as slices_lib
 
 SPEC = textures.TextureSpec(patch=7, words=12, downsampling=2, components=4, seed=3)
 
 
-def slices(seed: int, count: int) -> data.Slices:
+def slices(seed: int, count: int) -> slices_lib.Slices:
   """Noise of several grain sizes, so that histograms differ."""
   rng = np.random.default_rng(seed)
   fine = rng.integers(0, 256, (count, 32, 32))
@@ -22,7 +23,7 @@ def slices(seed: int, count: int) -> data.Slices:
   share = rng.uniform(size=(count, 1, 1))
   images = (share * fine + (1 - share) * coarse).astype(np.uint8)
   names = (("stack",), ("patient",))
-  return data.Slices(images, np.zeros(count), np.arange(count), np.zeros(count, int), *names)
+  return slices_lib.Slices(images, np.zeros(count), np.arange(count), np.zeros(count, int), *names)
 
 
 @pytest.fixture(scope="module")

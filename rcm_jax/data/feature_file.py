@@ -14,7 +14,7 @@ import zipfile
 
 import numpy as np
 
-from rcm_jax import data
+from rcm_jax.data import slices as slices_lib
 from tfds_rcm.errors import UserError
 
 NAME = "features.npz"
@@ -36,13 +36,13 @@ class FeatureFile(NamedTuple):
   dataset: str
   method: str
   seed: int
-  splits: dict[str, data.Slices]
+  splits: dict[str, slices_lib.Slices]
   values: dict[tuple[str, str], np.ndarray]
 
 
 def save(
   path: pathlib.Path,
-  splits: Mapping[str, data.Slices],
+  splits: Mapping[str, slices_lib.Slices],
   value_of: Callable[[str, str], np.ndarray],
   *,
   dataset: str,
@@ -81,11 +81,11 @@ def load(path: str) -> FeatureFile:
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
       about = json.loads(str(arrays["about"]))
       splits, values = {}, {}
-      for name in data.SPLITS:
+      for name in slices_lib.SPLITS:
         labels, depth_um, stack, *ids = (arrays[f"{name}.{key}"] for key in _KNOWN)
         images = np.empty((len(labels), 0, 0), np.uint8)
         names = (tuple(x.tolist()) for x in ids)
-        splits[name] = data.Slices(images, labels, depth_um, stack, *names)
+        splits[name] = slices_lib.Slices(images, labels, depth_um, stack, *names)
         for kind in _KINDS:
           values[name, kind] = arrays[f"{name}.{kind}"]
           if len(values[name, kind]) != len(labels):
