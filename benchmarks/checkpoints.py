@@ -11,8 +11,9 @@ import jax
 
 from benchmarks.timing import copy_bytes_per_second
 from configs import base
-from rcm_jax import cnn, cnn_step
-from rcm_jax.augment import Augmentation
+from rcm_jax.cnn import spec as cnn_spec
+from rcm_jax.cnn import train_step
+from rcm_jax.cnn.augmentation import Augmentation
 from rcm_jax.runtime import checkpoints as checkpoints_lib
 from rcm_jax.runtime import devices
 
@@ -27,8 +28,8 @@ def rows(peers: bool) -> list[dict]:
   found = []
   for preset in ("demo", "paper"):
     config = base.get_config(preset)
-    spec = cnn.CnnSpec(**config.cnn, augmentation=Augmentation(**config.augmentation))
-    programs = cnn_step.build(spec, EPOCH_STEPS, devices.device_mesh(spec.norm_groups))
+    spec = cnn_spec.CnnSpec(**config.cnn, augmentation=Augmentation(**config.augmentation))
+    programs = train_step.build(spec, EPOCH_STEPS, devices.device_mesh(spec.norm_groups))
     learned = programs.start
     state = {"learned": learned, "best": (learned.params, learned.stats)}
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))

@@ -23,10 +23,10 @@ import optax
 
 from benchmarks import timing
 from configs import base
-from rcm_jax import cnn
-from rcm_jax.augment import Augmentation, augment
+from rcm_jax.cnn import inception
+from rcm_jax.cnn import spec as cnn_spec
+from rcm_jax.cnn.augmentation import Augmentation, augment
 from rcm_jax.data import slices as slices_lib
-from rcm_jax.models import inception
 
 LOADED = 16  # batches a call
 SLICES = 2048  # on disk; memory is measured with a quarter of them, too
@@ -133,11 +133,11 @@ def _most_mib(batches: Iterator) -> float:
 
 
 def _training_step(config, context: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """A step of `rcm_jax.cnn_training.train`, which keeps its state from call to call."""
+  """A step of `rcm_jax.cnn.training.train`, which keeps its state from call to call."""
   augmentation = Augmentation(**config.augmentation)
-  spec = cnn.CnnSpec(**{**config.cnn, "context": context}, augmentation=augmentation)
-  graph, params, stats, rest = nnx.split(cnn.start(spec), nnx.Param, nnx.BatchStat, ...)
-  optimizer = cnn.make_optimizer(spec, epoch_steps=100)
+  spec = cnn_spec.CnnSpec(**{**config.cnn, "context": context}, augmentation=augmentation)
+  graph, params, stats, rest = nnx.split(cnn_spec.start(spec), nnx.Param, nnx.BatchStat, ...)
+  optimizer = cnn_spec.make_optimizer(spec, epoch_steps=100)
   state = [params, stats, optimizer.init(params), 0]
   key = jax.random.key(0)
 

@@ -22,8 +22,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 import numpy as np
 
 from rcm_jax import arrays, textures
+from rcm_jax.cnn import folded_inception, inception
 from rcm_jax.model_card import Description
-from rcm_jax.models import inception, inception_inference
 from rcm_jax.models.head import Head, HeadSpec
 from rcm_jax.runtime import checkpoints, stage_cache
 from tfds_rcm.errors import UserError
@@ -69,7 +69,7 @@ class Bundle:
   @functools.cached_property
   def see(self) -> Callable[[UInt8[Any, "B height width context"]], Float[Array, "B F"]]:
     """Compiled CNN and textures: slices with their neighbours as channels → features."""
-    extract = inception_inference.extract_fn(self.network)
+    extract = folded_inception.extract_fn(self.network)
     if not self.encoders:
       return lambda images: extract(jnp.asarray(images))[0]
     encode = jax.jit(self.textures)

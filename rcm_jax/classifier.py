@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rcm_jax import cnn, cnn_training, figures, stages
-from rcm_jax.augment import Augmentation
+from rcm_jax import figures, stages
+from rcm_jax.cnn import spec as cnn_spec
+from rcm_jax.cnn import training as cnn_training
+from rcm_jax.cnn.augmentation import Augmentation
 from rcm_jax.data import feature_file
 from rcm_jax.runtime import stage_cache
 from rcm_jax.runtime.metric_writer import Advance
@@ -21,7 +23,7 @@ from rcm_jax.runtime.metric_writer import Advance
 class Classifier(NamedTuple):
   """A trained CNN, and where it and its features lie; of a file of features, only these."""
 
-  spec: cnn.CnnSpec | None
+  spec: cnn_spec.CnnSpec | None
   model_dir: pathlib.Path | None
   features_dir: pathlib.Path
   test_dir: pathlib.Path
@@ -37,7 +39,7 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
   config = run.config
   if config.features.file:
     return _read_features(run)
-  spec = cnn.CnnSpec(
+  spec = cnn_spec.CnnSpec(
     **{**config.cnn, "seed": seed}, augmentation=Augmentation(**config.augmentation)
   )
   described = dataclasses.asdict(spec)
@@ -103,7 +105,7 @@ def _read_features(run: stages.Run) -> tuple[Classifier, stages.Result]:
 
 def _extract(
   run: stages.Run,
-  spec: cnn.CnnSpec,
+  spec: cnn_spec.CnnSpec,
   model_dir: pathlib.Path,
   splits: Sequence[str],
   described: Mapping[str, Any],
@@ -113,7 +115,7 @@ def _extract(
     run.writer,
     "extract",
     described,
-    lambda directory, advance: cnn.extract(
+    lambda directory, advance: cnn_spec.extract(
       spec,
       model_dir,
       {name: run.splits[name] for name in splits},
@@ -126,7 +128,9 @@ def _extract(
   )
 
 
-def extract_features(run: stages.Run, spec: cnn.CnnSpec, model_dir: pathlib.Path) -> Classifier:
+def extract_features(
+  run: stages.Run, spec: cnn_spec.CnnSpec, model_dir: pathlib.Path
+) -> Classifier:
   """Extracts the features of all splits by the CNN in `model_dir`."""
   # The test split apart: the same model may be tested on other data.
   described = {"model": model_dir.name, "dtype": run.config.features.dtype}

@@ -26,9 +26,9 @@ import optax
 
 from rcm_jax import losses, members
 from rcm_jax.arrays import ArrayLike
-from rcm_jax.augment import Augmentation, augment
+from rcm_jax.cnn import inception
+from rcm_jax.cnn.augmentation import Augmentation, augment
 from rcm_jax.data import slices as slices_lib
-from rcm_jax.models import inception
 from rcm_jax.models.head import HeadSpec
 from rcm_jax.runtime import checkpoints as checkpoints_lib
 from rcm_jax.runtime import preemption, stage_cache

@@ -26,7 +26,7 @@ from safetensors.numpy import save as to_safetensors
 from rcm_jax import bundle as bundle_lib
 from rcm_jax import model_card
 from rcm_jax import reading as reading_lib
-from rcm_jax.models import inception_inference
+from rcm_jax.cnn import folded_inception
 from rcm_jax.runtime import stage_cache
 from tfds_rcm.errors import UserError
 
@@ -53,7 +53,7 @@ def serving_fn(bundle: bundle_lib.Bundle) -> Callable[[Array, Array, Array], dic
     interval_um    float32 [B, 2, 2], their lower and upper ends
     in_stack       float32 [B, 2], probability that the stack shows the boundary
   """
-  extract = inception_inference.extract_fn(bundle.network)
+  extract = folded_inception.extract_fn(bundle.network)
   half = bundle.context // 2
 
   def serve(slices, depth_um, mask):

@@ -9,10 +9,10 @@ import re
 import ml_collections
 
 from rcm_jax.baselines import hames
+from rcm_jax.cnn.inception import NUM_FEATURES
 from rcm_jax.data.slices import Slices
 from rcm_jax.members import Member
 from rcm_jax.models.head import HeadSpec
-from rcm_jax.models.inception import NUM_FEATURES
 from rcm_jax.textures import TextureSpec
 from tfds_rcm.errors import UserError
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from rcm_jax import (
   bundle,
-  cnn,
   components,
   end_to_end,
   figures,
@@ -27,6 +26,7 @@ from rcm_jax import (
 from rcm_jax.arrays import Features
 from rcm_jax.baselines import hames, kaur
 from rcm_jax.classifier import Classifier, classify_slices, extract_features
+from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.data import feature_file
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.members import Member
@@ -169,7 +169,7 @@ def _end_to_end(run: stages.Run) -> stages.Result:
     "end_to_end",
     described,
     lambda directory, advance: end_to_end.train(
-      cnn.load(two_stage.spec, two_stage.model_dir),
+      cnn_spec.load(two_stage.spec, two_stage.model_dir),
       spec,
       members,
       before.params,
@@ -308,7 +308,7 @@ def _keep_model(
     textures=tuple(on_textures.specs),
     views=tuple(on_textures.views),
   )
-  network = cnn.load(classifier.spec, classifier.model_dir)
+  network = cnn_spec.load(classifier.spec, classifier.model_dir)
   on_views = tuple(map(chosen, on_textures.heads))
   model = bundle.Bundle(description, network, params, tuple(on_textures.encoders), on_views)
   bundle.save(run.workdir / "model", model)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax.augment import Augmentation, augment, view_matrix
+from rcm_jax.cnn.augmentation import Augmentation, augment, view_matrix
 
 STILL = Augmentation(
   rotate_degrees=0.0, shear=0.0, zoom=1.0, stretch=1.0, flip=False, resampled=1.0

@@ -17,7 +17,10 @@ import heads_test
 import jax
 import numpy as np
 
-from rcm_jax import cnn, cnn_step, cnn_training, heads
+from rcm_jax import heads
+from rcm_jax.cnn import spec as cnn_spec
+from rcm_jax.cnn import train_step
+from rcm_jax.cnn import training as cnn_training
 from rcm_jax.members import Training, compile_run, compile_split, make_train, over_members
 from rcm_jax.runtime import devices, preemption
 
@@ -47,7 +50,7 @@ def head_training(epochs: int) -> Training:
 def count_collectives() -> dict[str, list[str]]:
   """Compiles one step of the CNN and a training of heads, and looks at the programs."""
   mesh = devices.device_mesh(SPEC.norm_groups)
-  programs = cnn_step.build(SPEC, 2, mesh)
+  programs = train_step.build(SPEC, 2, mesh)
   images = np.zeros((8, 75, 75, 1), np.uint8)
   numbers = np.arange(8, dtype=np.int32)
   rows = devices.put_rows((numbers, images, numbers % 3), mesh)
@@ -90,7 +93,7 @@ def work(directory: Path, stop_after: int | None = None) -> None:
   cnn_training.train(SPEC, cnn_test.SPLITS, directory / "cnn", advance=advance)
   (directory / f"steps_{jax.process_index()}.json").write_text(json.dumps(steps))
   devices.wait_for_all("cnn")
-  cnn.extract(
+  cnn_spec.extract(
     SPEC,
     directory / "cnn",
     cnn_test.SPLITS,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from rcm_jax import end_to_end, losses, members
-from rcm_jax.augment import Augmentation
+from rcm_jax.cnn import inception
+from rcm_jax.cnn.augmentation import Augmentation
 from rcm_jax.data import slices as slices_lib
-from rcm_jax.models import inception
 from rcm_jax.models.head import Head, HeadSpec
 from rcm_jax.runtime import checkpoints
 from tfds_rcm.errors import UserError

@@ -45,11 +45,11 @@ ROOMS = {
     {"rcm_jax.main", "rcm_jax.pipeline", "rcm_jax.methods"},
   ),
   **{stage: ({"rcm_jax", "tfds_rcm"}, TOP | STAGES - {stage}) for stage in STAGES},
-  "rcm_jax.cnn_training": (
+  "rcm_jax.cnn.training": (
     {"rcm_jax", "tfds_rcm"},
-    TOP | STAGES - {"rcm_jax.cnn", "rcm_jax.cnn_step"},
+    TOP | STAGES - {"rcm_jax.cnn.spec", "rcm_jax.cnn.train_step"},
   ),
-  "rcm_jax.cnn_step": ({"rcm_jax", "tfds_rcm"}, TOP | STAGES - {"rcm_jax.cnn"}),
+  "rcm_jax.cnn.train_step": ({"rcm_jax", "tfds_rcm"}, TOP | STAGES - {"rcm_jax.cnn.spec"}),
   "rcm_jax.models": ({"rcm_jax.arrays", "rcm_jax.ops", ERRORS}, set()),
   "rcm_jax.ops": ({"rcm_jax.arrays"}, set()),
   "rcm_jax.decode": ({"rcm_jax.arrays"}, set()),
@@ -57,7 +57,7 @@ ROOMS = {
   "rcm_jax.arrays": (set(), set()),
 }
 SEES_CONFIGS = TOP | {"configs", "launch"}
-READS_TORCH = {"benchmarks", "rcm_jax.models.weight_files"}  # where it is installed
+READS_TORCH = {"benchmarks", "rcm_jax.cnn.weight_files"}  # where it is installed
 
 
 def module_name(path: Path) -> str:
@@ -158,7 +158,7 @@ def test_a_file_holds_one_idea(module):
     ("rcm_jax.ops.gru", "from rcm_jax.models import encoders"),
     ("rcm_jax.metrics", "from rcm_jax import decode"),
     ("rcm_jax.arrays", "from rcm_jax.ops import gru"),
-    ("rcm_jax.cnn", "from launch import sweep"),
+    ("rcm_jax.cnn.spec", "from launch import sweep"),
     ("configs.toeplitz_d1", "from rcm_jax import heads"),
   ],
 )
@@ -169,8 +169,8 @@ def test_an_import_against_the_direction_is_found(module, source):
 @pytest.mark.parametrize(
   ("module", "source"),
   [
-    ("rcm_jax.cnn", "import tensorflow as tf"),
-    ("rcm_jax.cnn", "import keras"),
+    ("rcm_jax.cnn.spec", "import tensorflow as tf"),
+    ("rcm_jax.cnn.spec", "import keras"),
     ("rcm_jax.heads", "from ml_collections import ConfigDict"),
     ("rcm_jax.heads", "from absl import flags"),
     ("tfds_rcm.stack_io", "import pickle"),

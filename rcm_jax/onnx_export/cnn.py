@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from rcm_jax.models import inception, inception_inference
-from rcm_jax.models import inception_table as table
+from rcm_jax.cnn import folded_inception, inception
+from rcm_jax.cnn import inception_layers as table
 from rcm_jax.onnx_export.graph import Value
 
 
@@ -41,7 +41,7 @@ def _run(block, steps: tuple[table.Step, ...], x: Value) -> Value:
   graph = x.graph
   for step in steps:
     if isinstance(step, table.Conv):
-      layer = inception_inference.folded(block[step.name])
+      layer = folded_inception.folded(block[step.name])
       kernel = layer["kernel"].transpose(3, 2, 0, 1).astype(np.float32)
       pads = [size // 2 if step.padding == "SAME" else 0 for size in step.kernel]
       strides = [step.stride] * 2

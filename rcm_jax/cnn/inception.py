@@ -22,8 +22,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 import numpy as np
 
-from rcm_jax.models import inception_table
-from rcm_jax.ops.batch_norm import batch_norm_relu
+from rcm_jax.cnn import inception_layers
+from rcm_jax.cnn.batch_norm import batch_norm_relu
 
 MIN_SIZE = 75  # pixels a side: below it the last blocks have no pixel left
 NUM_FEATURES = 256
@@ -72,7 +72,7 @@ class ConvBlock(nnx.Module):
 
   def __init__(
     self,
-    spec: inception_table.Conv,
+    spec: inception_layers.Conv,
     in_channels: int,
     *,
     bn_momentum: float,
@@ -151,7 +151,7 @@ class InceptionV3(nnx.Module):
         statistics and the two dense layers are float32.
       rngs: streams `params` and, if dropout is used, `dropout`.
     """
-    self.table = inception_table.network(width)
+    self.table = inception_layers.network(width)
     self.in_channels = in_channels
     blocks = {}
     channels = in_channels
@@ -159,11 +159,11 @@ class InceptionV3(nnx.Module):
       blocks[name] = nnx.Dict(
         {
           spec.name: ConvBlock(spec, fan_in, bn_momentum=bn_momentum, dtype=dtype, rngs=rngs)
-          for spec, fan_in in inception_table.convolutions(steps, channels)
+          for spec, fan_in in inception_layers.convolutions(steps, channels)
         }
       )
       channels = functools.reduce(
-        lambda count, step: inception_table.out_channels(step, count), steps, channels
+        lambda count, step: inception_layers.out_channels(step, count), steps, channels
       )
     self.blocks = nnx.Dict(blocks)
     dense = functools.partial(nnx.Linear, dtype=jnp.float32, kernel_init=glorot_uniform, rngs=rngs)
@@ -176,7 +176,7 @@ class InceptionV3(nnx.Module):
     return {
       f"{block}/{spec.name}": self.blocks[block][spec.name]
       for block, steps in self.table.items()
-      for spec, _ in inception_table.convolutions(steps, self.in_channels)
+      for spec, _ in inception_layers.convolutions(steps, self.in_channels)
     }
 
   def pooled(self, x: Float[Array, "B H W C"]) -> Float[Array, "B P"]:
@@ -191,7 +191,7 @@ class InceptionV3(nnx.Module):
     check_images(x.shape, self.in_channels)
     for name, steps in self.table.items():
       block = self.blocks[name]
-      x = inception_table.run(steps, x, lambda spec, y, block=block: block[spec.name](y))
+      x = inception_layers.run(steps, x, lambda spec, y, block=block: block[spec.name](y))
     return x.mean(axis=(1, 2), dtype=jnp.float32)
 
   def features(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 256"]:

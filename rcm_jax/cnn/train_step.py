@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import optax
 
-from rcm_jax.augment import views
-from rcm_jax.cnn import CnnSpec, make_optimizer, start
-from rcm_jax.models import inception
+from rcm_jax.cnn import inception
+from rcm_jax.cnn.augmentation import views
+from rcm_jax.cnn.spec import CnnSpec, make_optimizer, start
 from rcm_jax.runtime import devices
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import optax
 
 from rcm_jax.arrays import NUM_STRATA
-from rcm_jax.augment import Augmentation
+from rcm_jax.cnn import folded_inception, inception
+from rcm_jax.cnn import pretrained as pretrained_lib
+from rcm_jax.cnn.augmentation import Augmentation
 from rcm_jax.data.slices import Slices, sequential_batches
-from rcm_jax.models import inception, inception_inference, inception_weights
 from rcm_jax.runtime import checkpoints, devices
 
 Advance = Callable[[int, int], None]  # (done, total)
@@ -86,7 +87,7 @@ def start(spec: CnnSpec) -> inception.InceptionV3:
   """
   model = spec.build()
   if spec.pretrained:
-    inception_weights.load(model, spec.pretrained, rgb_input=spec.pretrained_input)
+    pretrained_lib.load(model, spec.pretrained, rgb_input=spec.pretrained_input)
     for block in model.named_blocks().values():
       block.eval()
   return model
@@ -150,7 +151,7 @@ def extract(
   count = len(devices.devices())
   batch_size = -(-batch_size // count) * count
   own = devices.own_rows(batch_size)
-  see = inception_inference.extract_fn(load(spec, model_directory), _compute_dtype())
+  see = folded_inception.extract_fn(load(spec, model_directory), _compute_dtype())
   total = sum(len(split) for split in splits.values())
   done = 0
   for name, split in splits.items():

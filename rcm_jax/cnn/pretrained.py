@@ -19,8 +19,8 @@ from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
-from rcm_jax.models import inception, inception_table, weight_files
-from rcm_jax.models.weight_files import Layer
+from rcm_jax.cnn import inception, inception_layers, weight_files
+from rcm_jax.cnn.weight_files import Layer
 from tfds_rcm.errors import UserError
 
 TORCHVISION_BLOCKS = {
@@ -152,12 +152,12 @@ def keras_order(model: inception.InceptionV3) -> list[str]:
   branches. A convolution with its normalisation and ReLU is three layers, a concatenation one.
   """
 
-  def walk(steps: tuple[inception_table.Step, ...], distance: int) -> Iterator[tuple[int, str]]:
+  def walk(steps: tuple[inception_layers.Step, ...], distance: int) -> Iterator[tuple[int, str]]:
     after = [_depth(steps[i + 1 :]) for i in range(len(steps))]
     for step, rest in zip(steps, after, strict=True):
-      if isinstance(step, inception_table.Conv):
+      if isinstance(step, inception_layers.Conv):
         yield distance + rest, step.name
-      elif isinstance(step, inception_table.Parallel):
+      elif isinstance(step, inception_layers.Parallel):
         for branch in step.branches:
           yield from walk(branch, distance + rest + 1)
 
@@ -168,13 +168,13 @@ def keras_order(model: inception.InceptionV3) -> list[str]:
   return order
 
 
-def _depth(steps: tuple[inception_table.Step, ...]) -> int:
+def _depth(steps: tuple[inception_layers.Step, ...]) -> int:
   """Keras layers on the longest way through `steps`."""
   depth = 0
   for step in steps:
-    if isinstance(step, inception_table.Conv):
+    if isinstance(step, inception_layers.Conv):
       depth += 3 + step.average
-    elif isinstance(step, inception_table.MaxPool):
+    elif isinstance(step, inception_layers.MaxPool):
       depth += 1
     else:
       depth += 1 + max(_depth(branch) for branch in step.branches)

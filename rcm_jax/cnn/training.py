@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rcm_jax import cnn_step
-from rcm_jax.cnn import CnnSpec
-from rcm_jax.cnn_step import Learned
+from rcm_jax.cnn import train_step
+from rcm_jax.cnn.spec import CnnSpec
+from rcm_jax.cnn.train_step import Learned
 from rcm_jax.data.slices import Slices, sequential_batches, training_batches, training_rows
 from rcm_jax.runtime import checkpoints as checkpoints_lib
 from rcm_jax.runtime import devices, preemption, stage_cache
@@ -85,7 +85,7 @@ def train(
   steps = epoch_steps * spec.epochs
   _check_groups(spec)
   mesh = devices.device_mesh(spec.norm_groups)
-  programs = cnn_step.build(spec, epoch_steps, mesh)
+  programs = train_step.build(spec, epoch_steps, mesh)
   own = devices.own_rows(spec.batch_size)
   seed = np.uint32(spec.seed)
   numbers = devices.put_rows(np.arange(spec.batch_size, dtype=np.int32)[own], mesh)

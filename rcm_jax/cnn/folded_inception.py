@@ -20,8 +20,8 @@ from jaxtyping import Array, Float, UInt8
 import numpy as np
 
 from rcm_jax.arrays import ArrayLike
-from rcm_jax.models import inception
-from rcm_jax.models import inception_table as table
+from rcm_jax.cnn import inception
+from rcm_jax.cnn import inception_layers as table
 
 Params = dict[str, dict[str, Array]]
 Extractor = Callable[
