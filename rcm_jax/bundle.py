@@ -21,11 +21,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 import numpy as np
 
-from rcm_jax import arrays, textures
+from rcm_jax import arrays
 from rcm_jax.cnn import folded_inception, inception
 from rcm_jax.model_card import Description
 from rcm_jax.models.head import Head, HeadSpec
 from rcm_jax.runtime import checkpoints, stage_cache
+from rcm_jax.textures import encoder as texture_encoder
 from tfds_rcm.errors import UserError
 
 DESCRIPTION = "bundle.json"
@@ -49,7 +50,7 @@ class Bundle:
   description: Description
   network: inception.InceptionV3
   heads: Any
-  encoders: tuple[textures.Encoder, ...] = ()
+  encoders: tuple[texture_encoder.Encoder, ...] = ()
   view_heads: tuple[Any, ...] = ()
 
   @property
@@ -83,7 +84,7 @@ class Bundle:
   def textures(self, slices: UInt8[arrays.ArrayLike, "B height width"]) -> Float[Array, "B F"]:
     """Features of the slices' textures, if there are any; traceable."""
     seen = [
-      textures.encode(encoder, slices, spec.downsampling)
+      texture_encoder.encode(encoder, slices, spec.downsampling)
       for spec, encoder in zip(self.description.textures, self.encoders, strict=True)
     ]
     return jnp.concatenate(seen, axis=1)
@@ -256,7 +257,7 @@ def load(directory: pathlib.Path) -> Bundle:
   like = _tree(
     {"params": params, "stats": stats},
     shapes(description.head),
-    [textures.shapes(spec) for spec in description.textures],
+    [texture_encoder.shapes(spec) for spec in description.textures],
     [shapes(head_spec(description, view)) for view in description.views],
   )
   try:
@@ -269,7 +270,7 @@ def load(directory: pathlib.Path) -> Bundle:
   network = nnx.merge(graph, tree["cnn"]["params"], tree["cnn"]["stats"], rest)
   network.eval()
   encoders = tuple(
-    textures.Encoder(**tree[name]) for name in _numbered("texture", description.textures)
+    texture_encoder.Encoder(**tree[name]) for name in _numbered("texture", description.textures)
   )
   view_heads = tuple(tree[name] for name in _numbered("view", description.views))
   return Bundle(description, network, tree["heads"], encoders, view_heads)
@@ -291,7 +292,7 @@ def _numbered(name: str, things: Sequence[Any]) -> list[str]:
 
 
 def _tree(
-  cnn: Any, heads: Any, encoders: Sequence[textures.Encoder], view_heads: Sequence[Any]
+  cnn: Any, heads: Any, encoders: Sequence[texture_encoder.Encoder], view_heads: Sequence[Any]
 ) -> dict[str, Any]:
   """What is kept of a bundle besides its description."""
   kept = [encoder._asdict() for encoder in encoders]

@@ -13,7 +13,7 @@ from rcm_jax.cnn.inception import NUM_FEATURES
 from rcm_jax.data.slices import Slices
 from rcm_jax.members import Member
 from rcm_jax.models.head import HeadSpec
-from rcm_jax.textures import TextureSpec
+from rcm_jax.textures.encoder import TextureSpec
 from tfds_rcm.errors import UserError
 
 

@@ -20,8 +20,6 @@ from rcm_jax import (
   model_card,
   stages,
   study,
-  texture_training,
-  textures,
 )
 from rcm_jax.arrays import Features
 from rcm_jax.baselines import hames, kaur
@@ -33,6 +31,8 @@ from rcm_jax.members import Member
 from rcm_jax.models.head import HeadSpec
 from rcm_jax.predictions import StackPrediction
 from rcm_jax.runtime import metric_writer as writer_lib
+from rcm_jax.textures import encoder as texture_encoder
+from rcm_jax.textures import learning as texture_learning
 from tfds_rcm.errors import UserError
 
 MAPPED_STACKS = 4  # test stacks whose attention maps are kept
@@ -81,8 +81,8 @@ def _features_for(
 class _OnTextures(NamedTuple):
   """Encoders of textures, and the heads of each view, which reads some of them."""
 
-  specs: Sequence[textures.TextureSpec] = ()
-  encoders: Sequence[textures.Encoder] = ()
+  specs: Sequence[texture_encoder.TextureSpec] = ()
+  encoders: Sequence[texture_encoder.Encoder] = ()
   views: Sequence[tuple[int, ...]] = ()
   heads: Sequence[heads.Trained] = ()
 
@@ -121,19 +121,22 @@ def _views(run: stages.Run) -> stages.Result:
   _show_heads(run, trained, seen["test"].cut(spec.max_slices))
   result += _stacks_of_members(run, trained, seen, probabilities, config.method, seconds=seconds)
   on_textures = _OnTextures(
-    encoders, [textures.load(d) for d in folders], wanted, [trained for _, trained in views[1:]]
+    encoders,
+    [texture_encoder.load(d) for d in folders],
+    wanted,
+    [trained for _, trained in views[1:]],
   )
   _keep_model(run, classifier, trained, result.predictions, of_features, on_textures)
   return result
 
 
-def _extract_textures(run: stages.Run, spec: textures.TextureSpec) -> pathlib.Path:
+def _extract_textures(run: stages.Run, spec: texture_encoder.TextureSpec) -> pathlib.Path:
   return stages.stage(
     run.cache_dir,
     run.writer,
     "textures",
     {**dataclasses.asdict(spec), **run.seen_data(), "backend": jax.default_backend()},
-    lambda directory, advance: texture_training.extract(spec, run.splits, directory, advance),
+    lambda directory, advance: texture_learning.extract(spec, run.splits, directory, advance),
   )
 
 

@@ -19,7 +19,7 @@ from rcm_jax import __version__, arrays, calibrate, metrics, scores
 from rcm_jax import predictions as predictions_lib
 from rcm_jax.calibrate import Calibration
 from rcm_jax.models.head import HeadSpec
-from rcm_jax.textures import TextureSpec
+from rcm_jax.textures.encoder import TextureSpec
 
 FORMAT = 1
 COVERAGES = (0.9, 0.8, 0.7, 0.6, 0.5)  # the first that the validation patients suffice for

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax import bundle, model_card, textures
+from rcm_jax import bundle, model_card
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.models.head import Head
 from rcm_jax.predictions import StackPrediction
+from rcm_jax.textures import encoder as texture_encoder
 from tfds_rcm.errors import UserError
 
 
@@ -74,7 +75,7 @@ def test_views_of_textures_are_members_as_good_as_those_on_the_cnn():
   made, stack = bundles.made(1, True), bundles.slices(11)
   cnn = made.network.features(jnp.asarray(stack[..., None] / 127.5 - 1, jnp.float32))
   encoded = [
-    textures.encode(encoder, stack, spec.downsampling)
+    texture_encoder.encode(encoder, stack, spec.downsampling)
     for spec, encoder in zip(bundles.TEXTURES, made.encoders, strict=True)
   ]
   together = np.concatenate([cnn, *encoded], axis=1)

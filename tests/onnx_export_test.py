@@ -19,12 +19,13 @@ import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 import pytest
 
-from rcm_jax import bundle, export, reading, textures
+from rcm_jax import bundle, export, reading
 from rcm_jax.calibrate import Calibration
 from rcm_jax.onnx_export import graph, head
 from rcm_jax.onnx_export import reading as onnx_reading
 from rcm_jax.onnx_export import textures as onnx_textures
 from rcm_jax.ops import boundaries
+from rcm_jax.textures import encoder as texture_encoder
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LENGTHS = (1, 2, 7, 40)
@@ -160,15 +161,15 @@ def test_every_head_gives_the_same_evidence(name):
 @pytest.mark.parametrize(
   ("spec", "most"),
   [
-    (textures.TextureSpec(7, 30, 1, 4, 0), 1 << 14),
-    (textures.TextureSpec(7, 30, 1, 4, 0), 500),
-    (textures.TextureSpec(7, 30, 3, 4, 1), 1 << 14),
-    (textures.TextureSpec(7, 30, 2, 4, 2), 200),
-    (textures.TextureSpec(1, 10, 2, 3, 0), 1),
+    (texture_encoder.TextureSpec(7, 30, 1, 4, 0), 1 << 14),
+    (texture_encoder.TextureSpec(7, 30, 1, 4, 0), 500),
+    (texture_encoder.TextureSpec(7, 30, 3, 4, 1), 1 << 14),
+    (texture_encoder.TextureSpec(7, 30, 2, 4, 2), 200),
+    (texture_encoder.TextureSpec(1, 10, 2, 3, 0), 1),
   ],
 )
 def test_textures_are_the_same(monkeypatch, spec, most):
-  monkeypatch.setattr(textures, "MAX_PATCHES", most)
+  monkeypatch.setattr(texture_encoder, "MAX_PATCHES", most)
   encoder = bundles.encoder_of(spec)
   stack = bundles.slices(5, size=50)
   stack[3] = 77  # flat
@@ -180,7 +181,7 @@ def test_textures_are_the_same(monkeypatch, spec, most):
     {"features": (np.float32, ("slices", spec.components), found)},
   )
   [features] = run.run(None, {"slices": stack})
-  expected = textures.encode(encoder, stack, spec.downsampling)
+  expected = texture_encoder.encode(encoder, stack, spec.downsampling)
   np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-5)
   assert np.ptp(features, axis=0).min() > 0.1
 

@@ -24,7 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from rcm_jax.arrays import ArrayLike
-from rcm_jax.baselines import textons
+from rcm_jax.textures import textons
 from tfds_rcm.errors import UserError
 
 PATCH = 7  # pixels a side

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rcm_jax import textures
 from rcm_jax.onnx_export.graph import Graph, Value
-from rcm_jax.textures import Encoder
+from rcm_jax.textures import encoder as texture_encoder
+from rcm_jax.textures.encoder import Encoder
 
 
 def features(
@@ -27,7 +27,7 @@ def features(
   """
   filters, mean, components = map(np.asarray, encoder)
   side = filters.shape[1]
-  step = textures.stride(side, tuple(pixels // downsampling for pixels in image_shape))
+  step = texture_encoder.stride(side, tuple(pixels // downsampling for pixels in image_shape))
 
   def count(graph: Graph, states: Sequence[Value], image: Value) -> tuple[Sequence[Value], Value]:
     x = image.unsqueeze(0).unsqueeze(0)

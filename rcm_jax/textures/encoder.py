@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, UInt8
 import numpy as np
 
 from rcm_jax.arrays import ArrayLike
-from rcm_jax.baselines import textons
+from rcm_jax.textures import textons
 
 FILE = "encoder.npz"
 MAX_PATCHES = 1 << 14  # about so many are looked at: all of 134 px, every fourth of 260 px

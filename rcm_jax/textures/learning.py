@@ -1,4 +1,4 @@
-"""Learns the texture features of `rcm_jax.textures` on training slices, without their labels."""
+"""Learns the texture features of `rcm_jax.textures.encoder` on training slices, without their labels."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from rcm_jax import components, textures
-from rcm_jax.baselines import hames, textons
+from rcm_jax import components
+from rcm_jax.baselines import hames
 from rcm_jax.data.slices import Slices
 from rcm_jax.runtime.metric_writer import Advance
-from rcm_jax.textures import Encoder, TextureSpec
+from rcm_jax.textures import encoder as texture_encoder
+from rcm_jax.textures import textons
+from rcm_jax.textures.encoder import Encoder, TextureSpec
 
 _EXACT = 2**24  # float32 holds every whole number up to here
 
@@ -34,13 +36,13 @@ def extract(
     UserError: the slices are flat.
   """
   filters = learn_filters(spec, splits["train"].slices)
-  root = jax.jit(lambda batch: jnp.sqrt(textures.shares(filters, batch, spec.downsampling)))
+  root = jax.jit(lambda batch: jnp.sqrt(texture_encoder.shares(filters, batch, spec.downsampling)))
   roots = {}
   for name, split in splits.items():
     roots[name] = textons.stream(root, split.slices)
     advance(len(roots), len(splits))
   learned = components.learn(roots["train"], spec.components)
-  np.savez(directory / textures.FILE, **Encoder(filters, *learned)._asdict())
+  np.savez(directory / texture_encoder.FILE, **Encoder(filters, *learned)._asdict())
   for name, values in roots.items():
     np.save(directory / f"{name}_features.npy", learned(values))
 
