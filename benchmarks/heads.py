@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import gru, peer, timing
-from rcm_jax import members as members_lib
 from rcm_jax.arrays import MAX_SLICES, NUM_STRATA, Features
-from rcm_jax.models.head import HeadSpec
+from rcm_jax.heads import train_epochs as members_lib
+from rcm_jax.heads.head import HeadSpec
 
 STACKS, BATCH, MEMBERS = 245, 4, 8
 EPOCHS = 5  # of ours a call

@@ -24,12 +24,12 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 import numpy as np
 import optax
 
-from rcm_jax import losses, members
 from rcm_jax.arrays import ArrayLike
 from rcm_jax.cnn import inception
 from rcm_jax.cnn.augmentation import Augmentation, augment
 from rcm_jax.data import slices as slices_lib
-from rcm_jax.models.head import HeadSpec
+from rcm_jax.heads import losses, train_epochs
+from rcm_jax.heads.head import HeadSpec
 from rcm_jax.runtime import checkpoints as checkpoints_lib
 from rcm_jax.runtime import preemption, stage_cache
 from tfds_rcm.errors import UserError
@@ -130,7 +130,7 @@ def features_fn(
 def loss_fn(
   network: inception.InceptionV3,
   spec: HeadSpec,
-  trained: Sequence[members.Member],
+  trained: Sequence[train_epochs.Member],
   tuning: Tuning,
 ) -> Callable[[Any, Batch, Key[Array, ""]], tuple[Float[Array, ""], Float[Array, " M"]]]:
   """Returns ({"cnn", "heads"}, batch, key) → (mean loss of the members, each one's without penalty)."""
@@ -145,8 +145,8 @@ def loss_fn(
     for place, member in enumerate(trained):
       own = jax.tree.map(lambda leaf, place=place: leaf[place], params["heads"])
       own_key = jax.random.fold_in(head_key, member.seed)
-      draws = members.draw(spec, member, own_key, values.shape[:2], told)
-      found.append(members.loss(spec, own, member, values, batch.truth, draws))
+      draws = train_epochs.draw(spec, member, own_key, values.shape[:2], told)
+      found.append(train_epochs.loss(spec, own, member, values, batch.truth, draws))
     whole, of_data = map(jnp.stack, zip(*found, strict=True))
     return whole.mean(), of_data
 
@@ -200,7 +200,7 @@ def batches(
 def train(
   network: inception.InceptionV3,
   spec: HeadSpec,
-  trained: Sequence[members.Member],
+  trained: Sequence[train_epochs.Member],
   heads: Any,
   splits: Mapping[str, slices_lib.Slices],
   directory: pathlib.Path,
@@ -311,7 +311,7 @@ def train(
 def accuracy_fn(
   network: inception.InceptionV3,
   spec: HeadSpec,
-  trained: Sequence[members.Member],
+  trained: Sequence[train_epochs.Member],
   split: slices_lib.Slices,
   tuning: Tuning,
 ) -> Callable[[Any], Float[np.ndarray, " M"]]:
@@ -322,7 +322,7 @@ def accuracy_fn(
 
   @jax.jit
   def shares(heads, padded):
-    return jax.lax.map(lambda one: members.accuracy(spec, *one, padded), (heads, stacked))
+    return jax.lax.map(lambda one: train_epochs.accuracy(spec, *one, padded), (heads, stacked))
 
   def accuracy(params):
     pairs = slices_lib.sequential_batches(

@@ -11,8 +11,8 @@ import ml_collections
 from rcm_jax.baselines import hames
 from rcm_jax.cnn.inception import NUM_FEATURES
 from rcm_jax.data.slices import Slices
-from rcm_jax.members import Member
-from rcm_jax.models.head import HeadSpec
+from rcm_jax.heads.head import HeadSpec
+from rcm_jax.heads.train_epochs import Member
 from rcm_jax.textures.encoder import TextureSpec
 from tfds_rcm.errors import UserError
 

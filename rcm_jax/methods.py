@@ -10,25 +10,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rcm_jax import (
-  bundle,
-  components,
-  end_to_end,
-  figures,
-  head_config,
-  heads,
-  model_card,
-  stages,
-  study,
-)
+from rcm_jax import bundle, end_to_end, figures, head_config, model_card, stages, study
 from rcm_jax.arrays import Features
 from rcm_jax.baselines import hames, kaur
 from rcm_jax.classifier import Classifier, classify_slices, extract_features
 from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.data import feature_file
 from rcm_jax.data import slices as slices_lib
-from rcm_jax.members import Member
-from rcm_jax.models.head import HeadSpec
+from rcm_jax.heads import fold_pca
+from rcm_jax.heads import training as head_training
+from rcm_jax.heads.head import HeadSpec
+from rcm_jax.heads.train_epochs import Member
 from rcm_jax.predictions import StackPrediction
 from rcm_jax.runtime import metric_writer as writer_lib
 from rcm_jax.textures import encoder as texture_encoder
@@ -70,11 +62,11 @@ def _head(run: stages.Run) -> stages.Result:
 
 def _features_for(
   spec: HeadSpec, features: dict[str, Features]
-) -> tuple[dict[str, Features], components.Components | None]:
+) -> tuple[dict[str, Features], fold_pca.Components | None]:
   """Returns what heads see of the CNN's features, and the map to it if it is another."""
   if spec.num_features == features["train"].values.shape[-1]:
     return features, None
-  of_features, seen = components.of_splits(features, spec.num_features)
+  of_features, seen = fold_pca.of_splits(features, spec.num_features)
   return seen, of_features
 
 
@@ -84,7 +76,7 @@ class _OnTextures(NamedTuple):
   specs: Sequence[texture_encoder.TextureSpec] = ()
   encoders: Sequence[texture_encoder.Encoder] = ()
   views: Sequence[tuple[int, ...]] = ()
-  heads: Sequence[heads.Trained] = ()
+  heads: Sequence[head_training.Trained] = ()
 
 
 def _views(run: stages.Run) -> stages.Result:
@@ -185,7 +177,7 @@ def _end_to_end(run: stages.Run) -> stages.Result:
   )
   classifier = extract_features(run, two_stage.spec, directory)
   features = _load_features(run, classifier.load)
-  trained = heads.load(spec, members, directory)
+  trained = head_training.load(spec, members, directory)
   result += _classify_stacks(run, trained, features, config.method)
   _show_heads(run, trained, features["test"].cut(spec.max_slices))
   _keep_model(run, classifier, trained, result.predictions)
@@ -205,7 +197,7 @@ def _train_heads(
   members: Sequence[Member],
   source: str,
   features: dict[str, Features],
-) -> heads.Trained:
+) -> head_training.Trained:
   """Trains heads on features that come from the stages `source`."""
   config = run.config
   described = {
@@ -222,7 +214,7 @@ def _train_heads(
     run.writer,
     "train_heads",
     described,
-    lambda directory, advance: heads.train(
+    lambda directory, advance: head_training.train(
       spec,
       members,
       train,
@@ -235,11 +227,11 @@ def _train_heads(
     ),
     everywhere=True,
   )
-  return heads.load(spec, members, directory)
+  return head_training.load(spec, members, directory)
 
 
 def _classify_stacks(
-  run: stages.Run, trained: heads.Trained, features: dict[str, Features], name: str
+  run: stages.Run, trained: head_training.Trained, features: dict[str, Features], name: str
 ) -> stages.Result:
   """Predicts every evaluated stack with every member; `name` is of the members' rows."""
   seen = _seen(trained, features)
@@ -249,7 +241,7 @@ def _classify_stacks(
   )
 
 
-def _seen(trained: heads.Trained, features: dict[str, Features]) -> dict[str, Features]:
+def _seen(trained: head_training.Trained, features: dict[str, Features]) -> dict[str, Features]:
   """What the heads can see of the evaluated stacks."""
   # A perceptron with one score a slice cannot see more slices than it was trained on.
   limit = trained.spec.max_slices if trained.spec.attention == "location" else None
@@ -258,7 +250,7 @@ def _seen(trained: heads.Trained, features: dict[str, Features]) -> dict[str, Fe
 
 def _stacks_of_members(
   run: stages.Run,
-  trained: heads.Trained,
+  trained: head_training.Trained,
   features: dict[str, Features],
   probabilities: dict[str, np.ndarray],
   name: str,
@@ -281,9 +273,9 @@ def _stacks_of_members(
 def _keep_model(
   run: stages.Run,
   classifier: Classifier,
-  trained: heads.Trained,
+  trained: head_training.Trained,
   predictions: Sequence[StackPrediction],
-  of_features: components.Components | None = None,
+  of_features: fold_pca.Components | None = None,
   on_textures: _OnTextures = _OnTextures(),  # noqa: B008
 ) -> None:
   """Writes what `predict` and `export` need: all seeds of the run's method as one ensemble.
@@ -299,7 +291,7 @@ def _keep_model(
   chosen = lambda trained: jax.tree.map(lambda leaf: leaf[np.array(rows)], trained.params)
   head, params = trained.spec, chosen(trained)
   if of_features is not None:
-    head, params = components.unfold(head, params, of_features)
+    head, params = fold_pca.unfold(head, params, of_features)
   description = model_card.describe(
     [p for p in predictions if p.method == method],
     run.splits,
@@ -317,7 +309,7 @@ def _keep_model(
   bundle.save(run.workdir / "model", model)
 
 
-def _show_heads(run: stages.Run, trained: heads.Trained, test: Features) -> None:
+def _show_heads(run: stages.Run, trained: head_training.Trained, test: Features) -> None:
   """Draws what was learned, and keeps the attention for figures over several runs."""
   folder = run.workdir / "figures"
   history = trained.history

@@ -18,7 +18,7 @@ import numpy as np
 from rcm_jax import __version__, arrays, calibrate, metrics, scores
 from rcm_jax import predictions as predictions_lib
 from rcm_jax.calibrate import Calibration
-from rcm_jax.models.head import HeadSpec
+from rcm_jax.heads.head import HeadSpec
 from rcm_jax.textures.encoder import TextureSpec
 
 FORMAT = 1

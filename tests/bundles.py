@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcm_jax import bundle, calibrate, model_card, predictor
-from rcm_jax.models.head import Head, HeadSpec
+from rcm_jax.heads.head import Head, HeadSpec
 from rcm_jax.textures import encoder as texture_encoder
 from rcm_jax.textures import learning as texture_learning
 

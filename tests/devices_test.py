@@ -16,9 +16,9 @@ import heads_test
 import numpy as np
 import pytest
 
-from rcm_jax import heads
 from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.cnn import training as cnn_training
+from rcm_jax.heads import training as head_training
 from tfds_rcm import staging
 from tfds_rcm.errors import UserError
 
@@ -93,7 +93,7 @@ def test_curves_features_and_heads_are_those_of_one_device(one, several, request
     scale = np.abs(expected).max()
     np.testing.assert_allclose(actual, expected, atol=10 * TOLERANCE * scale)
   expected, actual = (
-    heads.load(heads_test.SPEC, heads_test.MEMBERS, d / "heads").probabilities(
+    head_training.load(heads_test.SPEC, heads_test.MEMBERS, d / "heads").probabilities(
       heads_test.VALIDATION
     )
     for d in (one, directory)

@@ -17,11 +17,17 @@ import heads_test
 import jax
 import numpy as np
 
-from rcm_jax import heads
 from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.cnn import train_step
 from rcm_jax.cnn import training as cnn_training
-from rcm_jax.members import Training, compile_run, compile_split, make_train, over_members
+from rcm_jax.heads import training as head_training_lib
+from rcm_jax.heads.train_epochs import (
+  Training,
+  compile_run,
+  compile_split,
+  make_train,
+  over_members,
+)
 from rcm_jax.runtime import devices, preemption
 
 SPEC = dataclasses.replace(cnn_test.SPEC, batch_size=8, norm_groups=8, epochs=2)
@@ -101,7 +107,7 @@ def work(directory: Path, stop_after: int | None = None) -> None:
     batch_size=8,
     dtype="float32",
   )
-  heads.train(
+  head_training_lib.train(
     heads_test.SPEC,
     heads_test.MEMBERS,
     heads_test.TRAIN,

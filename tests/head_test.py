@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax.models.head import Head, HeadSpec, dropout_masks
+from rcm_jax.heads.head import Head, HeadSpec, dropout_masks
 from tfds_rcm.errors import UserError
 
 T, F = 9, 4

@@ -150,10 +150,10 @@ def test_a_file_holds_one_idea(module):
   [
     ("tfds_rcm.stack_io", "from rcm_jax import arrays"),
     ("tfds_rcm.stack_io", "import rcm_jax.arrays"),
-    ("rcm_jax.heads", "from rcm_jax.cnn import train"),
-    ("rcm_jax.heads", "def f():\n  from rcm_jax import evaluate"),
+    ("rcm_jax.heads.training", "from rcm_jax.cnn import train"),
+    ("rcm_jax.heads.training", "def f():\n  from rcm_jax import evaluate"),
     ("rcm_jax.runtime.metric_writer", "from rcm_jax import heads"),
-    ("rcm_jax.heads", "from rcm_jax import pipeline"),
+    ("rcm_jax.heads.training", "from rcm_jax import pipeline"),
     ("rcm_jax.pipeline", "from rcm_jax import main"),
     ("rcm_jax.ops.gru", "from rcm_jax.models import encoders"),
     ("rcm_jax.metrics", "from rcm_jax import decode"),
@@ -171,8 +171,8 @@ def test_an_import_against_the_direction_is_found(module, source):
   [
     ("rcm_jax.cnn.spec", "import tensorflow as tf"),
     ("rcm_jax.cnn.spec", "import keras"),
-    ("rcm_jax.heads", "from ml_collections import ConfigDict"),
-    ("rcm_jax.heads", "from absl import flags"),
+    ("rcm_jax.heads.training", "from ml_collections import ConfigDict"),
+    ("rcm_jax.heads.training", "from absl import flags"),
     ("tfds_rcm.stack_io", "import pickle"),
   ],
 )

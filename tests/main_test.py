@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from configs import end_to_end, features, full_sequence, hames, ordered_textures, toeplitz_d1
-from rcm_jax import bundle, heads, main, pipeline
+from rcm_jax import bundle, main, pipeline
 from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.cnn import training as cnn_training
 from rcm_jax.data import slices as slices_lib
+from rcm_jax.heads import training as head_training
 from rcm_jax.predictions import COLUMNS
 from tfds_rcm.errors import UserError
 
@@ -39,7 +40,7 @@ def no_training(monkeypatch):
     raise AssertionError("trained again")
 
   monkeypatch.setattr(cnn_training, "train", fail)
-  monkeypatch.setattr(heads, "train", fail)
+  monkeypatch.setattr(head_training, "train", fail)
 
 
 def test_results_follow_the_contract(home):
@@ -132,13 +133,13 @@ def two_views(home):
 def test_views_are_averaged(home, monkeypatch, tmp_path, two_views):
   monkeypatch.setattr(cnn_training, "train", None)
   views = []
-  of_one = heads.Trained.probabilities
+  of_one = head_training.Trained.probabilities
 
   def kept(trained, features):
     views.append(of_one(trained, features))
     return views[-1]
 
-  monkeypatch.setattr(heads.Trained, "probabilities", kept)
+  monkeypatch.setattr(head_training.Trained, "probabilities", kept)
   pipeline.run(two_views, tmp_path / "run", home / "cache")
   rows = results(tmp_path / "run")["rows"]
   assert sorted((row["method"], row["seed"]) for row in rows) == [
@@ -187,7 +188,7 @@ def test_views_that_cannot_be_are_told_before_anything_trains(
   home, monkeypatch, tmp_path, two_views, key, value, message
 ):
   monkeypatch.setattr(cnn_training, "train", None)
-  monkeypatch.setattr(heads, "train", None)
+  monkeypatch.setattr(head_training, "train", None)
   two_views.update_from_flattened_dict({key: value})
   with pytest.raises(UserError, match=message):
     pipeline.run(two_views, tmp_path / "run", home / "cache")

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from rcm_jax.models.head import HeadSpec
+from rcm_jax.heads.head import HeadSpec
 from rcm_jax.onnx_export.graph import Graph, Value
 from rcm_jax.ops import toeplitz
 

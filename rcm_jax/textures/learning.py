@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from rcm_jax import components
 from rcm_jax.baselines import hames
 from rcm_jax.data.slices import Slices
+from rcm_jax.heads import fold_pca
 from rcm_jax.runtime.metric_writer import Advance
 from rcm_jax.textures import encoder as texture_encoder
 from rcm_jax.textures import textons
@@ -41,7 +41,7 @@ def extract(
   for name, split in splits.items():
     roots[name] = textons.stream(root, split.slices)
     advance(len(roots), len(splits))
-  learned = components.learn(roots["train"], spec.components)
+  learned = fold_pca.learn(roots["train"], spec.components)
   np.savez(directory / texture_encoder.FILE, **Encoder(filters, *learned)._asdict())
   for name, values in roots.items():
     np.save(directory / f"{name}_features.npy", learned(values))

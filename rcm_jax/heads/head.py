@@ -9,9 +9,9 @@ from flax import nnx
 import jax
 from jaxtyping import Array, Bool, Float, Key
 
-from rcm_jax.models.attention import GlobalAttention, HalfWidth, NoAttention, ToeplitzAttention
-from rcm_jax.models.decoders import DenseDecoder, GruDecoder
-from rcm_jax.models.encoders import CELLS, RecurrentEncoder, encode_windows
+from rcm_jax.heads.attention import GlobalAttention, HalfWidth, NoAttention, ToeplitzAttention
+from rcm_jax.heads.decoders import DenseDecoder, GruDecoder
+from rcm_jax.heads.encoders import CELLS, RecurrentEncoder, encode_windows
 from rcm_jax.ops import boundaries
 from tfds_rcm.errors import UserError, nearest
 

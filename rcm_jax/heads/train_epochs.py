@@ -15,9 +15,10 @@ from jaxtyping import Array, Bool, Float, Key
 import numpy as np
 import optax
 
-from rcm_jax import decode, losses
+from rcm_jax import decode
 from rcm_jax.arrays import ArrayLike, Features
-from rcm_jax.models.head import DropoutMasks, Head, HeadSpec, dropout_masks
+from rcm_jax.heads import losses
+from rcm_jax.heads.head import DropoutMasks, Head, HeadSpec, dropout_masks
 from rcm_jax.ops import boundaries
 from rcm_jax.runtime import devices
 from tfds_rcm.staging import num_cores

@@ -1,7 +1,7 @@
 """Trains sequence heads: many members in one program, all data on the device.
 
 A member is one training: its seed and its hyperparameters. `train` maps the programs of
-`rcm_jax.members` over all members, spreads members over devices (on a CPU, over threads), and talks
+`rcm_jax.heads.train_epochs` over all members, spreads members over devices (on a CPU, over threads), and talks
 to the host once every few epochs.
 """
 
@@ -22,8 +22,8 @@ from jaxtyping import Float
 import numpy as np
 
 from rcm_jax.arrays import Features
-from rcm_jax.members import Member, compile_run, graph_of, make_train, over_members
-from rcm_jax.models.head import Head, HeadSpec
+from rcm_jax.heads.head import Head, HeadSpec
+from rcm_jax.heads.train_epochs import Member, compile_run, graph_of, make_train, over_members
 from rcm_jax.ops.toeplitz import toeplitz_weights
 from rcm_jax.runtime import checkpoints as checkpoints_lib
 from rcm_jax.runtime import devices, preemption, stage_cache

@@ -12,8 +12,8 @@ from jaxtyping import Float
 import numpy as np
 
 from rcm_jax.arrays import Features
-from rcm_jax.models.encoders import CELLS
-from rcm_jax.models.head import HeadSpec
+from rcm_jax.heads.encoders import CELLS
+from rcm_jax.heads.head import HeadSpec
 
 _LEAST_SHARE = 1e-9  # of the first component's variance
 
