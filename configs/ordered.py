@@ -2,7 +2,7 @@
 
     python -m rcm_jax.main --config=configs/ordered.py --workdir=runs/ordered
 
-The decoder's outputs are evidence in the monotone model (`rcm_jax/ops/boundaries.py`), trained on
+The decoder's outputs are evidence in the monotone model (`rcm_jax/decoding/monotone_model.py`), trained on
 the boundaries that the readers' labels show and on their expected error. Probabilities are its
 marginals, strata the labelling between the median boundaries, so that no transition is impossible,
 before any post-processing. There is no class feedback: the model itself ties a slice's stratum to

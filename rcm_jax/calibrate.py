@@ -18,8 +18,9 @@ from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 from scipy import optimize, special
 
-from rcm_jax import arrays, decode, metrics
+from rcm_jax import arrays, metrics
 from rcm_jax import predictions as predictions_lib
+from rcm_jax.decoding import strata as strata_lib
 from tfds_rcm import errors
 
 _TINY = np.finfo(np.float32).tiny
@@ -121,10 +122,12 @@ def boundary_intervals_um(
 
   Traceable and batched by `vmap`.
   """
-  posterior = decode.posterior_of(probabilities, mask, calibration.boundary_temperature)
+  posterior = strata_lib.posterior_of(probabilities, mask, calibration.boundary_temperature)
   tail = (1 - calibration.coverage) / 2
   levels = jnp.array([tail, 0.5, 1 - tail])
-  low, median, high = decode.boundary_quantiles_um(posterior.probability, levels, depth_um, mask).T
+  low, median, high = strata_lib.boundary_quantiles_um(
+    posterior.probability, levels, depth_um, mask
+  ).T
   margin = jnp.array(calibration.margin_um)
   # A negative margin must not turn the interval inside out.
   return jnp.stack(
@@ -365,7 +368,7 @@ def _mean_by_patient(values, patients):
 @jax.jit
 def _boundary_loss(labels, probabilities, mask, temperature):
   def one(labels, probabilities, mask):
-    posterior = decode.posterior_of(probabilities, mask, temperature).probability
+    posterior = strata_lib.posterior_of(probabilities, mask, temperature).probability
     true = metrics.boundary_indices(labels, mask)
     return -jnp.sum(jnp.log(jnp.maximum(posterior[jnp.arange(2), true], _TINY)))
 

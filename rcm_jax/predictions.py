@@ -14,7 +14,8 @@ import pathlib
 from jaxtyping import Float, Int
 import numpy as np
 
-from rcm_jax import arrays, decode
+from rcm_jax import arrays
+from rcm_jax.decoding import strata as strata_lib
 from rcm_jax.runtime import stage_cache
 from tfds_rcm import errors
 
@@ -69,7 +70,7 @@ class StackPrediction:
   @property
   def predicted(self) -> Int[np.ndarray, "n"]:
     """Stratum of each slice, by `decode.strata_of`."""
-    return decode.strata_of(self.probabilities, ordered=self.ordered)
+    return strata_lib.strata_of(self.probabilities, ordered=self.ordered)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +163,7 @@ def _rows(p: StackPrediction):
   head = (p.method, int(p.seed), p.split, p.stack_id, p.patient_id)
   depths = p.depth_um.astype(np.float32)
   probabilities = p.probabilities.astype(np.float32)
-  predicted = decode.strata_of(probabilities, ordered=p.ordered)
+  predicted = strata_lib.strata_of(probabilities, ordered=p.ordered)
   for i in range(n):
     strata = (arrays.STRATA[p.labels[i]], arrays.STRATA[predicted[i]])
     yield (*head, i, str(depths[i]), *strata, *map(str, probabilities[i]))
@@ -237,7 +238,7 @@ def _parse_row(path, number, row, ordered):
   for column, value in zip(COLUMNS[-3:], probabilities):
     if not -1e-6 <= value <= 1 + 1e-6:
       fail(column, "a probability (0 to 1)")
-  best = int(decode.strata_of(np.array([probabilities], np.float32), ordered=ordered)[0])
+  best = int(strata_lib.strata_of(np.array([probabilities], np.float32), ordered=ordered)[0])
   if _STRATUM[row[8]] != best:
     kind = "median" if ordered else "most probable"
     fail("predicted", f"the {kind} stratum of its row, {arrays.STRATA[best]}")

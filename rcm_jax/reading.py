@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-from rcm_jax import arrays, calibrate, decode, metrics
+from rcm_jax import arrays, calibrate, metrics
 from rcm_jax.calibrate import Calibration
+from rcm_jax.decoding import strata as strata_lib
 from rcm_jax.model_card import Training
 
 DISPLAY_NAMES = dict(zip(metrics.BOUNDARIES, ("epidermis–DEJ", "DEJ–dermis"), strict=True))
@@ -64,12 +65,12 @@ def read(
   log_probs = jax.nn.log_softmax(logits / calibration.temperature)
   boundary_um = calibrate.boundary_intervals_um(probabilities, depth_um, mask, calibration)
   temperature = calibration.boundary_temperature
-  posterior = decode.posterior_of(probabilities, mask, temperature).probability
+  posterior = strata_lib.posterior_of(probabilities, mask, temperature).probability
   outside = posterior[:, 0] + jnp.take(posterior, jnp.sum(mask), axis=1)
   if temperature is None:
-    strata = jnp.where(mask, decode.strata_of(probabilities, ordered=True), 0)
+    strata = jnp.where(mask, strata_lib.strata_of(probabilities, ordered=True), 0)
   else:
-    strata = decode.monotone(log_probs, mask)
+    strata = strata_lib.monotone(log_probs, mask)
   return Reading(jnp.exp(log_probs), strata, boundary_um, 1 - outside)
 
 

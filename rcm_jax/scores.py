@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 import numpy as np
 
-from rcm_jax import decode, metrics
+from rcm_jax import metrics
 from rcm_jax import predictions as predictions_lib
+from rcm_jax.decoding import strata as strata_lib
 
 LABELLINGS = ("raw", "median_then_max", "monotone")
 BOUNDARY_RULES = ("median_then_max", "monotone", "posterior_median")
@@ -72,11 +73,11 @@ def score(
 
 
 def _score_stack(labels, probabilities, depth_um, mask, boundary_temperature):
-  raw = decode.strata_of(probabilities, ordered=boundary_temperature is None)
-  most_probable = decode.monotone(jnp.log(probabilities), mask)
-  labellings = (raw, decode.median_then_max(raw, mask), most_probable)
+  raw = strata_lib.strata_of(probabilities, ordered=boundary_temperature is None)
+  most_probable = strata_lib.monotone(jnp.log(probabilities), mask)
+  labellings = (raw, strata_lib.median_then_max(raw, mask), most_probable)
   errors = [metrics.boundary_errors_um(labels, x, depth_um, mask)[0] for x in labellings[1:]]
-  median = decode.posterior_of(probabilities, mask, boundary_temperature).median
+  median = strata_lib.posterior_of(probabilities, mask, boundary_temperature).median
   true = metrics.boundary_indices(labels, mask)
   error, counted = metrics.index_errors_um(median, true, depth_um, mask)
   return (

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from rcm_jax.arrays import Features
+from rcm_jax.decoding import monotone_model
 from rcm_jax.heads import losses, train_epochs
 from rcm_jax.heads import training as head_training
 from rcm_jax.heads.head import HeadSpec
 from rcm_jax.heads.train_epochs import TEMPERATURES, Member, graph_of, make_train, recurrent_penalty
-from rcm_jax.ops import boundaries
 from tfds_rcm.errors import UserError
 
 SPEC = HeadSpec(
@@ -180,7 +180,7 @@ def test_an_ordered_head_keeps_the_epoch_and_temperature_that_make_boundaries_mo
     evidence = jax.vmap(lambda x, m: model.evidence(x, m, half_width=1))(
       jnp.asarray(VALIDATION.values), truth.mask
     )
-    return jax.vmap(boundaries.log_likelihood)(
+    return jax.vmap(monotone_model.log_likelihood)(
       evidence / temperature, truth.mask, truth.boundaries
     ).mean()
 

@@ -52,7 +52,7 @@ ROOMS = {
   "rcm_jax.cnn.train_step": ({"rcm_jax", "tfds_rcm"}, TOP | STAGES - {"rcm_jax.cnn.spec"}),
   "rcm_jax.models": ({"rcm_jax.arrays", "rcm_jax.ops", ERRORS}, set()),
   "rcm_jax.ops": ({"rcm_jax.arrays"}, set()),
-  "rcm_jax.decode": ({"rcm_jax.arrays"}, set()),
+  "rcm_jax.decoding.strata": ({"rcm_jax.arrays"}, set()),
   "rcm_jax.metrics": ({"rcm_jax.arrays"}, set()),
   "rcm_jax.arrays": (set(), set()),
 }

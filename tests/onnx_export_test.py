@@ -21,10 +21,10 @@ import pytest
 
 from rcm_jax import bundle, export, reading
 from rcm_jax.calibrate import Calibration
+from rcm_jax.decoding import monotone_model
 from rcm_jax.onnx_export import graph, head
 from rcm_jax.onnx_export import reading as onnx_reading
 from rcm_jax.onnx_export import textures as onnx_textures
-from rcm_jax.ops import boundaries
 from rcm_jax.textures import encoder as texture_encoder
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -205,7 +205,7 @@ def decoder(calibration: Calibration, members: int):
 @functools.partial(jax.jit, static_argnums=3)
 def reference(evidence, depth_um, mask, calibration):
   if calibration.boundary_temperature is None:
-    evidence = jax.vmap(boundaries.log_marginals, (0, None))(evidence, mask)
+    evidence = jax.vmap(monotone_model.log_marginals, (0, None))(evidence, mask)
   return reading.read(jax.nn.softmax(evidence).mean(0), depth_um, mask, calibration)
 
 

@@ -9,10 +9,10 @@ from flax import nnx
 import jax
 from jaxtyping import Array, Bool, Float, Key
 
+from rcm_jax.decoding import monotone_model
 from rcm_jax.heads.attention import GlobalAttention, HalfWidth, NoAttention, ToeplitzAttention
 from rcm_jax.heads.decoders import DenseDecoder, GruDecoder
 from rcm_jax.heads.encoders import CELLS, RecurrentEncoder, encode_windows
-from rcm_jax.ops import boundaries
 from tfds_rcm.errors import UserError, nearest
 
 
@@ -170,7 +170,7 @@ class Head(nnx.Module):
       Logits, zero on padding; with the likelihood of the boundaries, logarithms of the marginals.
     """
     evidence = self.evidence(x, mask, half_width=half_width)
-    return boundaries.log_marginals(evidence, mask) if self.spec.ordered else evidence
+    return monotone_model.log_marginals(evidence, mask) if self.spec.ordered else evidence
 
   def evidence(
     self,

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 import optax
 
 from rcm_jax import arrays, metrics
-from rcm_jax.ops import boundaries as boundaries_op
+from rcm_jax.decoding import monotone_model as boundaries_op
 
 
 class Targets(NamedTuple):

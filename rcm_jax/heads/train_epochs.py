@@ -15,11 +15,11 @@ from jaxtyping import Array, Bool, Float, Key
 import numpy as np
 import optax
 
-from rcm_jax import decode
 from rcm_jax.arrays import ArrayLike, Features
+from rcm_jax.decoding import monotone_model
+from rcm_jax.decoding import strata as strata_lib
 from rcm_jax.heads import losses
 from rcm_jax.heads.head import DropoutMasks, Head, HeadSpec, dropout_masks
-from rcm_jax.ops import boundaries
 from rcm_jax.runtime import devices
 from tfds_rcm.staging import num_cores
 
@@ -184,7 +184,7 @@ def accuracy(spec: HeadSpec, params: Any, member: Member, features: Features) ->
   logits = jax.vmap(lambda x, m: model(x, m, half_width=member.half_width))(
     jnp.asarray(features.values), jnp.asarray(features.mask)
   )
-  strata = decode.strata_of(jax.nn.softmax(logits), ordered=spec.ordered)
+  strata = strata_lib.strata_of(jax.nn.softmax(logits), ordered=spec.ordered)
   correct = (strata == features.labels) & features.mask
   return correct.sum() / features.mask.sum()
 
@@ -213,7 +213,7 @@ def soften(
     jnp.asarray(features.values), truth.mask
   )
   temperatures = jnp.array(TEMPERATURES if spec.feedback == "none" else (1.0,))
-  of_stacks = jax.vmap(boundaries.log_likelihood)
+  of_stacks = jax.vmap(monotone_model.log_likelihood)
   tried = jax.vmap(lambda t: of_stacks(evidence / t, truth.mask, truth.boundaries).mean())(
     temperatures
   )
