@@ -19,7 +19,7 @@ import rich.table
 
 from launch import sweep
 from launch.runners import job
-from rcm_jax import paper_results, study
+from rcm_jax.evaluation import finished_runs, paper_results
 from tfds_rcm.errors import UserError
 
 METHODS = ("inception_v3", "hames")
@@ -50,7 +50,7 @@ def validation_accuracy(runs: Path) -> list[tuple[str, dict[str, float]]]:
     UserError: there is no finished run at or below `runs`.
   """
   table = []
-  for found in study.gather(runs)[0]:
+  for found in finished_runs.gather(runs)[0]:
     accuracies = {}
     for method in found.predictions:
       stacks = found.of_split(method, "validation")[0]

@@ -17,7 +17,8 @@ import time
 from launch import sweep, table1
 from launch.replication import ablations, findings, seeds
 from launch.runners import job as job_lib
-from rcm_jax import evaluate, paper_tables, study, tables
+from rcm_jax import evaluate, paper_tables, tables
+from rcm_jax.evaluation import finished_runs
 from rcm_jax.runtime import stage_cache
 from tfds_rcm.errors import UserError
 from tfds_rcm.rcm_phantom import spec
@@ -96,7 +97,7 @@ def _run(part: str, preset: str, source: str, args: argparse.Namespace) -> None:
   print(f"{part}: {time.monotonic() - started:.0f} s", flush=True)
   workdir, out = Path(args.workdir), Path(args.out)
   if part == CORE:
-    (found,), _ = study.gather(workdir / CORE)
+    (found,), _ = finished_runs.gather(workdir / CORE)
     rows = evaluate.write_study(found, out)
     evaluate.print_table(rows, title=found.dataset)
     stage_cache.write_text(out / "findings.md", findings.to_markdown(rows, found.dataset))
@@ -106,7 +107,7 @@ def _run(part: str, preset: str, source: str, args: argparse.Namespace) -> None:
 
 def _write_ablation(part: str, folded: Sequence[job_lib.Job], workdir: Path, out: Path) -> None:
   """Writes one table: a block a job, or groups of seeds."""
-  runs = {job.name: study.gather(workdir / job.name)[0][0] for job in folded}
+  runs = {job.name: finished_runs.gather(workdir / job.name)[0][0] for job in folded}
   title = (ablations.ABLATIONS[part].__doc__ or part).split("\n")[0]
   if part == "seeds":
     (job,) = folded

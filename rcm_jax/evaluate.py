@@ -23,19 +23,12 @@ import rich.console
 import rich.markup
 import rich.table
 
-from rcm_jax import (
-  arrays,
-  calibrate,
-  figures,
-  metrics,
-  paper_results,
-  paper_tables,
-  resampling,
-  tables,
-)
-from rcm_jax import predictions as predictions_lib
-from rcm_jax import scores as scores_lib
-from rcm_jax import study as study_lib
+from rcm_jax import arrays, figures, paper_tables, tables
+from rcm_jax.evaluation import bootstrap, metrics, paper_results
+from rcm_jax.evaluation import calibration as calibration_lib
+from rcm_jax.evaluation import finished_runs as study_lib
+from rcm_jax.evaluation import predictions as predictions_lib
+from rcm_jax.evaluation import scores as scores_lib
 from rcm_jax.runtime import stage_cache
 from tfds_rcm import errors
 
@@ -168,7 +161,7 @@ def write_study(study: study_lib.Study, out: str | os.PathLike) -> list[dict[str
   out.mkdir(parents=True, exist_ok=True)
   scores = _score_methods(study)
   methods = _estimate(study, scores)
-  comparisons = resampling.compare({m.name: scores[m.name] for m in methods})
+  comparisons = bootstrap.compare({m.name: scores[m.name] for m in methods})
   builders = (paper_tables.table1, paper_tables.table2, paper_tables.table3)
   built = [build(methods, study.dataset) for build in (*builders, paper_tables.decoding_table)]
   best = [c for c in comparisons if c.first == methods[0].name]
@@ -239,7 +232,7 @@ def _score_methods(study):
 def _estimate(study, scores):
   methods = [
     paper_tables.Method(
-      method, study.of_split(method, "test")[0][0].input, resampling.estimate(runs)
+      method, study.of_split(method, "test")[0][0].input, bootstrap.estimate(runs)
     )
     for method, runs in scores.items()
   ]
@@ -257,17 +250,17 @@ def _assess(study, methods):
     assessed.append((method, 1, single))
     if len(test) > 1:
       known, asked = (
-        calibrate.ensemble(list(itertools.chain(*runs))) for runs in (validation, test)
+        calibration_lib.ensemble(list(itertools.chain(*runs))) for runs in (validation, test)
       )
       assessed.append((method, len(test), [_assess_one(known, asked)]))
   return assessed
 
 
 def _assess_one(validation, test):
-  calibration = calibrate.calibrate(validation)
+  calibration = calibration_lib.calibrate(validation)
   return (
-    calibrate.assess(calibration, test),
-    calibrate.rehearse(calibration, validation, test),
+    calibration_lib.assess(calibration, test),
+    calibration_lib.rehearse(calibration, validation, test),
   )
 
 
@@ -279,11 +272,11 @@ def _draw(study, methods, folder):
   )
   figures.strata_ribbon(runs[best][0], folder / "strata.png")
   validation = study.of_split(best, "validation")[0]
-  probabilities, labels = calibrate.slices_of(runs[best][0])
+  probabilities, labels = calibration_lib.slices_of(runs[best][0])
   classified = {paper_results.display_name(best): (probabilities, labels)}
   if validation:
-    temperature = calibrate.fit_temperature(*calibrate.slices_of(validation))
-    scaled = calibrate.scale(probabilities, temperature)
+    temperature = calibration_lib.fit_temperature(*calibration_lib.slices_of(validation))
+    scaled = calibration_lib.scale(probabilities, temperature)
     classified[f"scaled by temperature {temperature:.2f}"] = scaled, labels
   figures.reliability_diagram(classified, folder / "reliability.png")
   taps: dict[int, list] = {}
@@ -304,15 +297,15 @@ def _draw(study, methods, folder):
 
 
 def _score(test, validation):
-  temperature = calibrate.fit_boundary_temperature(validation) if validation else 1.0
+  temperature = calibration_lib.fit_boundary_temperature(validation) if validation else 1.0
   return scores_lib.score(test, temperature)
 
 
 def _row(key, predictions, validation, train_seconds):
   method, seed = key
-  by_patient = resampling.totals_by_patient(_score(predictions, validation))
-  totals = resampling.Totals(*(x.sum(0) for x in by_patient))
-  measures = resampling.measure(totals)
+  by_patient = bootstrap.totals_by_patient(_score(predictions, validation))
+  totals = bootstrap.Totals(*(x.sum(0) for x in by_patient))
+  measures = bootstrap.measure(totals)
   decoding = {}
   for rule, mae in zip(scores_lib.BOUNDARY_RULES, measures.mae_um):
     decoding[rule] = {"boundary_mae_um": _named(metrics.BOUNDARIES, mae)}

@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 import numpy as np
 from scipy import stats
 
-from rcm_jax import arrays, calibrate, paper_results
-from rcm_jax import predictions as predictions_lib
-from rcm_jax import scores as scores_lib
+from rcm_jax import arrays
+from rcm_jax.evaluation import calibration, paper_results
+from rcm_jax.evaluation import predictions as predictions_lib
+from rcm_jax.evaluation import scores as scores_lib
 
 STRATA_COLORS = ("#A6D5F5", "#E69F00", "#7E3560")  # epidermis, DEJ, dermis
 METHOD_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -202,8 +203,8 @@ def reliability_diagram(
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#999999", lw=0.9, ls="--")
     for (name, (probabilities, labels)), color in zip(classified.items(), METHOD_COLORS):
-      confidence, accuracy, _ = calibrate.reliability(probabilities, labels)
-      error = calibrate.expected_calibration_error(probabilities, labels)
+      confidence, accuracy, _ = calibration.reliability(probabilities, labels)
+      error = calibration.expected_calibration_error(probabilities, labels)
       label = f"{name} (ECE {100 * error:.1f} %)"
       axes.plot(confidence, accuracy, "o-", ms=4, color=color, label=label)
     low = 1 / arrays.NUM_STRATA

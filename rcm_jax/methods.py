@@ -10,18 +10,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rcm_jax import bundle, end_to_end, figures, head_config, model_card, stages, study
+from rcm_jax import bundle, end_to_end, figures, head_config, model_card, stages
 from rcm_jax.arrays import Features
 from rcm_jax.baselines import hames, kaur
 from rcm_jax.classifier import Classifier, classify_slices, extract_features
 from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.data import feature_file
 from rcm_jax.data import slices as slices_lib
+from rcm_jax.evaluation import finished_runs
+from rcm_jax.evaluation.predictions import StackPrediction
 from rcm_jax.heads import fold_pca
 from rcm_jax.heads import training as head_training
 from rcm_jax.heads.head import HeadSpec
 from rcm_jax.heads.train_epochs import Member
-from rcm_jax.predictions import StackPrediction
 from rcm_jax.runtime import metric_writer as writer_lib
 from rcm_jax.textures import encoder as texture_encoder
 from rcm_jax.textures import learning as texture_learning
@@ -332,7 +333,7 @@ def _show_heads(run: stages.Run, trained: head_training.Trained, test: Features)
     ):
       for stack_id, rows, real in zip(shown.stack_id, weights, shown.mask, strict=True):
         maps[name, int(member.seed), stack_id] = rows[: real.sum(), : real.sum()]
-  study.write_attention(run.workdir, maps, taps)
+  finished_runs.write_attention(run.workdir, maps, taps)
 
 
 def _baseline(run: stages.Run, module: Any, model_class: Any) -> stages.Result:

@@ -15,9 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from rcm_jax import __version__, arrays, calibrate, metrics, scores
-from rcm_jax import predictions as predictions_lib
-from rcm_jax.calibrate import Calibration
+from rcm_jax import __version__, arrays
+from rcm_jax.evaluation import calibration as calibration_lib
+from rcm_jax.evaluation import metrics
+from rcm_jax.evaluation import predictions as predictions_lib
+from rcm_jax.evaluation import scores as scores_lib
+from rcm_jax.evaluation.calibration import Calibration
 from rcm_jax.heads.head import HeadSpec
 from rcm_jax.textures.encoder import TextureSpec
 
@@ -151,7 +154,7 @@ def describe(
     textures: see `Description`.
     views: see `Description`.
   """
-  ensemble = calibrate.ensemble(predictions)
+  ensemble = calibration_lib.ensemble(predictions)
   validation, test = ([p for p in ensemble if p.split == split] for split in ("validation", "test"))
   calibration, wide_um = calibration_of(validation)
   return Description(
@@ -218,7 +221,7 @@ def calibration_of(
     stacks stay below; None where there are too few patients for any interval.
   """
   for coverage in COVERAGES:
-    fitted = calibrate.calibrate(validation, coverage)
+    fitted = calibration_lib.calibrate(validation, coverage)
     if all(map(math.isfinite, fitted.margin_um)):
       break
   else:
@@ -229,7 +232,7 @@ def calibration_of(
   return fitted, tuple(np.percentile(widths, 95, axis=0).tolist())
 
 
-_intervals = jax.jit(jax.vmap(calibrate.boundary_intervals_um, in_axes=(0, 0, 0, None)))
+_intervals = jax.jit(jax.vmap(calibration_lib.boundary_intervals_um, in_axes=(0, 0, 0, None)))
 
 
 def figures_of(
@@ -240,11 +243,11 @@ def figures_of(
   Boundaries are compared where the truth has them. `accuracy` is that of the most probable
   stratum of each slice, `monotone_accuracy` that of the strata that `rcm_jax.predict` shows.
   """
-  scored = scores.score(test)
+  scored = scores_lib.score(test)
   confusion = scored.confusion.sum(0)
-  monotone = scores.LABELLINGS.index("monotone")
-  held = calibrate.assess(calibration, test)
-  error = np.abs(scored.error_um[:, scores.BOUNDARY_RULES.index("posterior_median")]).sum(0)
+  monotone = scores_lib.LABELLINGS.index("monotone")
+  held = calibration_lib.assess(calibration, test)
+  error = np.abs(scored.error_um[:, scores_lib.BOUNDARY_RULES.index("posterior_median")]).sum(0)
   counted = scored.counted.sum(0)
   figures = {
     "accuracy": held.accuracy,

@@ -8,8 +8,8 @@ import itertools
 
 import numpy as np
 
-from rcm_jax import calibrate, paper_results, resampling
-from rcm_jax import scores as scores_lib
+from rcm_jax.evaluation import bootstrap, calibration, paper_results
+from rcm_jax.evaluation import scores as scores_lib
 from rcm_jax.tables import Cell, Table
 
 _STRATA = ("Epidermis", "DEJ", "Dermis")
@@ -47,7 +47,7 @@ class Method:
 
   name: str
   input: str
-  estimate: resampling.Estimate
+  estimate: bootstrap.Estimate
 
 
 def table1(methods: Sequence[Method], measured_on: str) -> Table:
@@ -145,7 +145,7 @@ def decoding_table(methods: Sequence[Method], measured_on: str) -> Table:
   return Table("table4_decoding", title, columns, rows, (), notes)
 
 
-def comparison_table(comparisons: Sequence[resampling.Comparison], measured_on: str) -> Table:
+def comparison_table(comparisons: Sequence[bootstrap.Comparison], measured_on: str) -> Table:
   """Paired tests between methods."""
   columns = [("", "Measure"), ("", "First"), ("", "Second"), ("", "Patients")]
   columns += [("", "First minus second"), ("", "p (Wilcoxon)"), ("", "p (Holm)")]
@@ -198,7 +198,9 @@ def settings_table(
 
 
 def uncertainty_table(
-  assessed: Sequence[tuple[str, int, Sequence[tuple[calibrate.Assessment, calibrate.Rehearsal]]]],
+  assessed: Sequence[
+    tuple[str, int, Sequence[tuple[calibration.Assessment, calibration.Rehearsal]]]
+  ],
   measured_on: str,
 ) -> Table:
   """Calibration and intervals, single models beside their ensemble.

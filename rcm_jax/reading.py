@@ -16,9 +16,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-from rcm_jax import arrays, calibrate, metrics
-from rcm_jax.calibrate import Calibration
+from rcm_jax import arrays
 from rcm_jax.decoding import strata as strata_lib
+from rcm_jax.evaluation import calibration as calibration_lib
+from rcm_jax.evaluation import metrics
+from rcm_jax.evaluation.calibration import Calibration
 from rcm_jax.model_card import Training
 
 DISPLAY_NAMES = dict(zip(metrics.BOUNDARIES, ("epidermis–DEJ", "DEJ–dermis"), strict=True))
@@ -63,7 +65,7 @@ def read(
   probabilities = jnp.where(jnp.asarray(mask)[:, None], probabilities, 1 / arrays.NUM_STRATA)
   logits = jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny))
   log_probs = jax.nn.log_softmax(logits / calibration.temperature)
-  boundary_um = calibrate.boundary_intervals_um(probabilities, depth_um, mask, calibration)
+  boundary_um = calibration_lib.boundary_intervals_um(probabilities, depth_um, mask, calibration)
   temperature = calibration.boundary_temperature
   posterior = strata_lib.posterior_of(probabilities, mask, temperature).probability
   outside = posterior[:, 0] + jnp.take(posterior, jnp.sum(mask), axis=1)

@@ -12,7 +12,7 @@ import numpy as np
 
 from rcm_jax import __version__
 from rcm_jax.data import slices as slices_lib
-from rcm_jax.predictions import StackPrediction
+from rcm_jax.evaluation.predictions import StackPrediction
 from rcm_jax.runtime import metric_writer as writer_lib
 from rcm_jax.runtime import stage_cache
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax import metrics
 from rcm_jax.decoding import monotone_model
 from rcm_jax.decoding import strata as strata_lib
+from rcm_jax.evaluation import metrics
 
 LENGTHS = (1, 2, 12)
 

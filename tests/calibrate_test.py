@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy import special
 
-from rcm_jax import calibrate
-from rcm_jax import predictions as predictions_lib
+from rcm_jax.evaluation import calibration as calibration_lib
+from rcm_jax.evaluation import predictions as predictions_lib
 from tfds_rcm import errors
 
-_intervals = jax.jit(calibrate.boundary_intervals_um)
+_intervals = jax.jit(calibration_lib.boundary_intervals_um)
 
 
 def drawn(rng, count, temperature):
@@ -45,44 +45,46 @@ def stack(rng, name, patient, split="test", seed=0, noise=1.5, length=30):
 def test_temperature_is_recovered_and_error_falls(temperature):
   rng = np.random.default_rng(0)
   probabilities, labels = drawn(rng, 20_000, temperature)
-  fitted = calibrate.fit_temperature(probabilities, labels)
+  fitted = calibration_lib.fit_temperature(probabilities, labels)
   assert fitted == pytest.approx(temperature, rel=0.05)
-  scaled = calibrate.scale(probabilities, fitted)
-  assert calibrate.expected_calibration_error(scaled, labels) < 0.015
+  scaled = calibration_lib.scale(probabilities, fitted)
+  assert calibration_lib.expected_calibration_error(scaled, labels) < 0.015
   if temperature != 1.0:
-    assert calibrate.expected_calibration_error(probabilities, labels) > 0.04
+    assert calibration_lib.expected_calibration_error(probabilities, labels) > 0.04
   np.testing.assert_array_equal(scaled.argmax(-1), probabilities.argmax(-1))
   np.testing.assert_allclose(scaled.sum(-1), 1, rtol=1e-5)
 
 
 def test_scaling_by_one_changes_nothing_and_zero_stays_possible():
   probabilities = np.array([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]], np.float32)
-  np.testing.assert_allclose(calibrate.scale(probabilities, 1.0), probabilities, atol=1e-6)
-  assert np.isfinite(calibrate.scale(probabilities, 3.0)).all()
+  np.testing.assert_allclose(calibration_lib.scale(probabilities, 1.0), probabilities, atol=1e-6)
+  assert np.isfinite(calibration_lib.scale(probabilities, 3.0)).all()
 
 
 def test_calibration_error_by_hand():
   probabilities = np.array([[0.8, 0.1, 0.1]] * 10, np.float32)
   labels = np.array([0] * 5 + [1] * 5)
-  assert calibrate.expected_calibration_error(probabilities, labels, bins=1) == pytest.approx(0.3)
-  groups = calibrate.reliability(probabilities, labels, bins=3)
+  assert calibration_lib.expected_calibration_error(probabilities, labels, bins=1) == pytest.approx(
+    0.3
+  )
+  groups = calibration_lib.reliability(probabilities, labels, bins=3)
   assert groups.count.sum() == 10
   assert groups.count.max() - groups.count.min() <= 1
 
 
 def test_no_validation_slices_is_the_users_error():
   with pytest.raises(errors.UserError, match="validation"):
-    calibrate.fit_temperature(np.zeros((0, 3), np.float32), np.zeros(0, int))
+    calibration_lib.fit_temperature(np.zeros((0, 3), np.float32), np.zeros(0, int))
 
 
 def test_margin_by_hand():
   scores = np.arange(1.0, 20.0)  # 19 patients, one stack each: rank 18 of 20
   patients = [str(i) for i in range(19)]
-  assert calibrate.conformal_margin(scores, patients, 0.9) == 18.0
-  assert calibrate.conformal_margin(scores[:3], patients[:3], 0.9) == np.inf
+  assert calibration_lib.conformal_margin(scores, patients, 0.9) == 18.0
+  assert calibration_lib.conformal_margin(scores[:3], patients[:3], 0.9) == np.inf
   # A patient with many stacks weighs no more than one with a single stack.
   scores = np.array([1.0] * 50 + [5.0])
-  assert calibrate.conformal_margin(scores, ["a"] * 50 + ["b"], 0.6) == 5.0
+  assert calibration_lib.conformal_margin(scores, ["a"] * 50 + ["b"], 0.6) == 5.0
 
 
 def test_margin_covers_new_patients_as_promised():
@@ -92,7 +94,7 @@ def test_margin_covers_new_patients_as_promised():
     patients = np.repeat(np.arange(31), rng.choice(sizes, size=31))
     scores = rng.normal(size=31)[patients] + 0.7 * rng.normal(size=len(patients))
     known = patients < 30
-    margin = calibrate.conformal_margin(scores[known], patients[known].astype(str), 0.9)
+    margin = calibration_lib.conformal_margin(scores[known], patients[known].astype(str), 0.9)
     covered.append(np.mean(scores[~known] <= margin))
   assert 0.885 < np.mean(covered) < 0.95  # promised 0.9, one standard error is 0.014
 
@@ -101,14 +103,14 @@ def test_intervals_hold_on_new_stacks_and_widen_with_doubt():
   rng = np.random.default_rng(0)
   known = [stack(rng, f"v{i}", f"p{i // 2}", "validation") for i in range(80)]
   asked = [stack(rng, f"t{i}", f"q{i // 2}") for i in range(120)]
-  calibration = calibrate.calibrate(known)
-  found = calibrate.assess(calibration, asked)
+  calibration = calibration_lib.calibrate(known)
+  found = calibration_lib.assess(calibration, asked)
   assert (found.covered > 0.85).all()
   assert (found.width_um < 30).all()
   assert found.error_after <= found.error_before
   one = asked[0]
   mask = np.ones(len(one.labels), bool)
-  doubtful = calibrate.scale(one.probabilities, 8.0)
+  doubtful = calibration_lib.scale(one.probabilities, 8.0)
   sharp, vague = (
     _intervals(p, one.depth_um, mask, calibration) for p in (one.probabilities, doubtful)
   )
@@ -121,13 +123,13 @@ def test_more_patients_bring_intervals_down_to_what_was_asked():
   rng = np.random.default_rng(3)
   known = [stack(rng, f"v{i}", f"p{i // 2}", "validation", noise=2.5) for i in range(20)]
   asked = [stack(rng, f"t{i}", f"q{i // 2}", noise=2.5) for i in range(160)]
-  calibration = calibrate.calibrate(known)
-  few = calibrate.assess(calibration, asked)
-  more = calibrate.rehearse(calibration, known, asked, divisions=40)
+  calibration = calibration_lib.calibrate(known)
+  few = calibration_lib.assess(calibration, asked)
+  more = calibration_lib.rehearse(calibration, known, asked, divisions=40)
   assert more.patients == 10 + 40
   assert (np.abs(more.covered - 0.9) < 0.03).all()
   assert (np.abs(few.covered - 0.9) > 0.04).all()  # the luck of ten patients
-  one = calibrate.rehearse(calibration, known[:2], asked[:2], divisions=3)
+  one = calibration_lib.rehearse(calibration, known[:2], asked[:2], divisions=3)
   assert one.patients == 1  # half of a test patient is none
   assert np.isinf(one.width_um).all()
   assert (one.covered == 1).all()
@@ -136,23 +138,23 @@ def test_more_patients_bring_intervals_down_to_what_was_asked():
 def test_boundary_temperature_discounts_witnesses_that_repeat_each_other():
   rng = np.random.default_rng(0)
   once = [stack(rng, f"v{i}", f"p{i}", noise=2.5) for i in range(60)]
-  fitted = calibrate.fit_boundary_temperature(once)
+  fitted = calibration_lib.fit_boundary_temperature(once)
 
   def repeated(p, times):
     """Every slice's evidence counted several times over, as by neighbors that err together."""
     powers = p.probabilities**times
     return dataclasses.replace(p, probabilities=powers / powers.sum(-1, keepdims=True))
 
-  tripled = calibrate.fit_boundary_temperature([repeated(p, 3) for p in once])
+  tripled = calibration_lib.fit_boundary_temperature([repeated(p, 3) for p in once])
   assert tripled == pytest.approx(3 * fitted, rel=0.1)
   with pytest.raises(errors.UserError, match="validation"):
-    calibrate.fit_boundary_temperature([])
+    calibration_lib.fit_boundary_temperature([])
 
 
 def test_intervals_ignore_padding():
   rng = np.random.default_rng(1)
   one, n = stack(rng, "s", "p"), 30
-  calibration = calibrate.Calibration(1.3, (2.0, -1.0), 0.9)
+  calibration = calibration_lib.Calibration(1.3, (2.0, -1.0), 0.9)
   alone = _intervals(one.probabilities, one.depth_um, np.ones(n, bool), calibration)
   probabilities = np.concatenate([one.probabilities, np.full((9, 3), np.nan, np.float32)])
   depth = np.concatenate([one.depth_um, np.full(9, np.nan, np.float32)])
@@ -163,9 +165,9 @@ def test_intervals_ignore_padding():
 def test_ensemble_averages_seeds_and_refuses_missing_ones():
   rng = np.random.default_rng(0)
   members = [stack(rng, f"s{i}", "p", seed=seed) for seed in range(3) for i in range(2)]
-  together = calibrate.ensemble(members)
+  together = calibration_lib.ensemble(members)
   assert [p.stack_id for p in together] == ["s0", "s1"]
   mean = np.mean([p.probabilities for p in members if p.stack_id == "s1"], axis=0)
   np.testing.assert_allclose(together[1].probabilities, mean)
   with pytest.raises(errors.UserError, match="2 of 3 seeds predict stack s1"):
-    calibrate.ensemble(members[:-1])
+    calibration_lib.ensemble(members[:-1])

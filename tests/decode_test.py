@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from rcm_jax import metrics
 from rcm_jax.decoding import strata as strata_lib
+from rcm_jax.evaluation import metrics
 
 PADDED = 12
 _monotone = jax.jit(strata_lib.monotone)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from launch import difficulty, sweep
-from rcm_jax import evaluate, predictions
+from rcm_jax import evaluate
+from rcm_jax.evaluation import predictions as predictions_lib
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,7 @@ def test_one_job_a_setting_and_method():
 def _stack(split, right):
   probabilities = np.eye(3, dtype=np.float32)[[0, 1, 2, 2]]
   labels = np.array([0, 1, 2, 2] if right else [0, 1, 1, 1])
-  return predictions.StackPrediction(
+  return predictions_lib.StackPrediction(
     "hames", "single image", 0, split, f"{split}{right}", split, 3.0 * np.arange(4), labels,
     probabilities,
   )  # fmt: skip

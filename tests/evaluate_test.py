@@ -14,10 +14,11 @@ import rich.console
 from scipy import special
 from sklearn import metrics as sk_metrics
 
-from rcm_jax import evaluate, resampling
-from rcm_jax import predictions as predictions_lib
-from rcm_jax import scores as scores_lib
-from rcm_jax import study as study_lib
+from rcm_jax import evaluate
+from rcm_jax.evaluation import bootstrap
+from rcm_jax.evaluation import finished_runs as study_lib
+from rcm_jax.evaluation import predictions as predictions_lib
+from rcm_jax.evaluation import scores as scores_lib
 from tfds_rcm import errors
 
 DATASET = {"name": "rcm_phantom/tiny", "stacks": {"test": 8}, "slices": {"test": 100}}
@@ -211,18 +212,18 @@ def test_nothing_to_evaluate_is_one_line_and_exit_code_one(tmp_path, capsys, mak
 
 def test_bootstrap_resamples_patients_and_repeats_itself():
   runs = [scores_lib.score(run("m", "", seed, 1.5)) for seed in range(2)]
-  first, again = resampling.estimate(runs), resampling.estimate(runs)
+  first, again = bootstrap.estimate(runs), bootstrap.estimate(runs)
   np.testing.assert_equal(dataclasses.asdict(first), dataclasses.asdict(again))
   by_hand = np.mean([r.confusion[:, 0].trace(axis1=1, axis2=2).sum() for r in runs])
   assert first.mean.accuracy[0] == pytest.approx(by_hand / runs[0].confusion[:, 0].sum())
   # With one patient there is nothing to resample: the interval is the mean itself.
   alone = dataclasses.replace(runs[0], patient_id=("p",) * 8)
-  single = resampling.estimate([alone])
+  single = bootstrap.estimate([alone])
   np.testing.assert_allclose(single.low.accuracy, single.mean.accuracy)
   np.testing.assert_allclose(single.high.mae_um, single.mean.mae_um)
   # Stacks that always come together make wider intervals than stacks drawn one by one.
   apart = dataclasses.replace(runs[0], patient_id=tuple(map(str, range(8))))
-  spread = [resampling.estimate([r]) for r in (runs[0], apart)]
+  spread = [bootstrap.estimate([r]) for r in (runs[0], apart)]
   assert all(np.isfinite(s.high.accuracy).all() for s in spread)
 
 
@@ -233,7 +234,7 @@ def test_paired_tests_see_a_difference_where_there_is_one():
   )
   found = {
     (c.first, c.second): c
-    for c in resampling.compare({"good": good, "copy": good, "same": same, "bad": bad})
+    for c in bootstrap.compare({"good": good, "copy": good, "same": same, "bad": bad})
     if c.measure == "accuracy"
   }
   assert found["good", "copy"].difference == 0

@@ -9,7 +9,7 @@ from PIL import Image
 import pytest
 
 from rcm_jax import figures
-from rcm_jax import predictions as predictions_lib
+from rcm_jax.evaluation import predictions as predictions_lib
 
 
 def predictions(lengths=(12, 9), methods=("toeplitz_d1", "mine"), seeds=2):

@@ -53,7 +53,7 @@ ROOMS = {
   "rcm_jax.models": ({"rcm_jax.arrays", "rcm_jax.ops", ERRORS}, set()),
   "rcm_jax.ops": ({"rcm_jax.arrays"}, set()),
   "rcm_jax.decoding.strata": ({"rcm_jax.arrays"}, set()),
-  "rcm_jax.metrics": ({"rcm_jax.arrays"}, set()),
+  "rcm_jax.evaluation.metrics": ({"rcm_jax.arrays"}, set()),
   "rcm_jax.arrays": (set(), set()),
 }
 SEES_CONFIGS = TOP | {"configs", "launch"}
@@ -156,7 +156,7 @@ def test_a_file_holds_one_idea(module):
     ("rcm_jax.heads.training", "from rcm_jax import pipeline"),
     ("rcm_jax.pipeline", "from rcm_jax import main"),
     ("rcm_jax.ops.gru", "from rcm_jax.models import encoders"),
-    ("rcm_jax.metrics", "from rcm_jax import decode"),
+    ("rcm_jax.evaluation.metrics", "from rcm_jax import decode"),
     ("rcm_jax.arrays", "from rcm_jax.ops import gru"),
     ("rcm_jax.cnn.spec", "from launch import sweep"),
     ("configs.toeplitz_d1", "from rcm_jax import heads"),

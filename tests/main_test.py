@@ -14,8 +14,8 @@ from rcm_jax import bundle, main, pipeline
 from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.cnn import training as cnn_training
 from rcm_jax.data import slices as slices_lib
+from rcm_jax.evaluation.predictions import COLUMNS
 from rcm_jax.heads import training as head_training
-from rcm_jax.predictions import COLUMNS
 from tfds_rcm.errors import UserError
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk_metrics
 
-from rcm_jax import metrics
+from rcm_jax.evaluation import metrics
 
 E, J, D = 0, 1, 2
 PADDED = 12

@@ -20,8 +20,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 import pytest
 
 from rcm_jax import bundle, export, reading
-from rcm_jax.calibrate import Calibration
 from rcm_jax.decoding import monotone_model
+from rcm_jax.evaluation.calibration import Calibration
 from rcm_jax.onnx_export import graph, head
 from rcm_jax.onnx_export import reading as onnx_reading
 from rcm_jax.onnx_export import textures as onnx_textures

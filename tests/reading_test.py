@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from rcm_jax import calibrate, reading
-from rcm_jax.calibrate import Calibration
+from rcm_jax import reading
+from rcm_jax.evaluation import calibration as calibration_lib
+from rcm_jax.evaluation.calibration import Calibration
 
 CALIBRATION = Calibration(1.3, (2.0, 3.0), 0.9, 2.0)
 GRAY = np.full((18, 2), 50.0)
@@ -105,9 +106,11 @@ def test_a_stack_is_read_as_calibration_says_and_padding_changes_nothing():
   p = np.random.default_rng(2).dirichlet(np.ones(3), 9).astype(np.float32)
   depth = 3 * np.arange(9, dtype=np.float32)
   found = read_probabilities(p, depth)
-  intervals = jax.jit(calibrate.boundary_intervals_um)(p, depth, np.ones(9, bool), CALIBRATION)
+  intervals = jax.jit(calibration_lib.boundary_intervals_um)(
+    p, depth, np.ones(9, bool), CALIBRATION
+  )
   np.testing.assert_allclose(found.boundary_um, intervals, rtol=1e-5)
-  scaled = calibrate.scale(p, CALIBRATION.temperature)
+  scaled = calibration_lib.scale(p, CALIBRATION.temperature)
   np.testing.assert_allclose(found.probabilities, scaled, rtol=1e-5)
 
 

@@ -10,8 +10,9 @@ import pytest
 from launch import study, sweep
 from launch.replication import ablations, findings, seeds
 from launch.runners import job as job_lib
-from rcm_jax import paper_results, predictions
-from rcm_jax import study as study_lib
+from rcm_jax.evaluation import finished_runs as study_lib
+from rcm_jax.evaluation import paper_results
+from rcm_jax.evaluation import predictions as predictions_lib
 
 SOURCE = "rcm_phantom/paper_small"
 
@@ -68,7 +69,7 @@ def test_groups_of_seeds_by_hand():
   def predicted(seed):
     strata = labels.copy()
     strata[[seed, seed + 5]] = (labels[[seed, seed + 5]] + 1) % 3
-    return predictions.StackPrediction(
+    return predictions_lib.StackPrediction(
       method="toeplitz_d1",
       seed=seed,
       input="whole stack",

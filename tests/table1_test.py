@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch import sweep, table1
-from rcm_jax import paper_results
+from rcm_jax.evaluation import paper_results
 
 
 @pytest.fixture(autouse=True)

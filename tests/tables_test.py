@@ -8,7 +8,8 @@ import math
 
 import pytest
 
-from rcm_jax import paper_results, tables
+from rcm_jax import tables
+from rcm_jax.evaluation import paper_results
 
 TABLE = tables.Table(
   "table9",

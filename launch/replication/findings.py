@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rcm_jax import metrics, paper_results, tables
+from rcm_jax import tables
+from rcm_jax.evaluation import metrics, paper_results
 
 SMALL_HALF_WIDTHS = ("toeplitz_d1", "toeplitz_d2", "toeplitz_d3")
 _TOEPLITZ = ("toeplitz_d0", *SMALL_HALF_WIDTHS, "toeplitz_d5", "toeplitz_d7")

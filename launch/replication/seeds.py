@@ -6,17 +6,18 @@ import itertools
 
 import numpy as np
 
-from rcm_jax import calibrate, scores, study
-from rcm_jax.paper_results import display_name
+from rcm_jax.evaluation import calibration, finished_runs
+from rcm_jax.evaluation import scores as scores_lib
+from rcm_jax.evaluation.paper_results import display_name
 from rcm_jax.tables import Cell, Table
 
 SIZES = (1, 2, 3, 5, 10, 20)
 
-_RAW = scores.LABELLINGS.index("raw")
-_PAPER_RULE = scores.BOUNDARY_RULES.index("median_then_max")
+_RAW = scores_lib.LABELLINGS.index("raw")
+_PAPER_RULE = scores_lib.BOUNDARY_RULES.index("median_then_max")
 
 
-def table(run: study.Study, method: str, name: str, title: str) -> Table:
+def table(run: finished_runs.Study, method: str, name: str, title: str) -> Table:
   """Divides a method's seeds into groups of every size, in the order of the seeds.
 
   Args:
@@ -36,7 +37,7 @@ def table(run: study.Study, method: str, name: str, title: str) -> Table:
     starts = range(0, len(runs) - size + 1, size)
     means = [single[i : i + size].mean() for i in starts]
     ensembles = [
-      _measures(calibrate.ensemble(list(itertools.chain(*runs[i : i + size])))) for i in starts
+      _measures(calibration.ensemble(list(itertools.chain(*runs[i : i + size])))) for i in starts
     ]
     values = [min(means), max(means), *np.mean(ensembles, axis=0)]
     decimals = (2, 2, 2, 1, 2, 2)
@@ -52,7 +53,7 @@ def table(run: study.Study, method: str, name: str, title: str) -> Table:
 
 def _measures(predictions):
   """Accuracy in %, impossible transitions, and both boundary errors in µm."""
-  found = scores.score(predictions)
+  found = scores_lib.score(predictions)
   confusion = found.confusion[:, _RAW].sum(0)
   errors = np.abs(found.error_um[:, _PAPER_RULE]).sum(0) / found.counted.sum(0)
   return (

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import optax
 
-from rcm_jax import arrays, metrics
+from rcm_jax import arrays
 from rcm_jax.decoding import monotone_model as boundaries_op
+from rcm_jax.evaluation import metrics
 
 
 class Targets(NamedTuple):

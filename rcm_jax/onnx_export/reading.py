@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rcm_jax.calibrate import Calibration
+from rcm_jax.evaluation.calibration import Calibration
 from rcm_jax.onnx_export.graph import Value
 
 _TINY = float(np.finfo(np.float32).tiny)

@@ -13,8 +13,8 @@ import zipfile
 from jaxtyping import Float
 import numpy as np
 
-from rcm_jax import paper_results
-from rcm_jax import predictions as predictions_lib
+from rcm_jax.evaluation import paper_results
+from rcm_jax.evaluation import predictions as predictions_lib
 from tfds_rcm import errors
 
 RESULTS = "results.json"

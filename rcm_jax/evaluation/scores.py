@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 import numpy as np
 
-from rcm_jax import metrics
-from rcm_jax import predictions as predictions_lib
 from rcm_jax.decoding import strata as strata_lib
+from rcm_jax.evaluation import metrics
+from rcm_jax.evaluation import predictions as predictions_lib
 
 LABELLINGS = ("raw", "median_then_max", "monotone")
 BOUNDARY_RULES = ("median_then_max", "monotone", "posterior_median")

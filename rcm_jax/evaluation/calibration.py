@@ -18,9 +18,10 @@ from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 from scipy import optimize, special
 
-from rcm_jax import arrays, metrics
-from rcm_jax import predictions as predictions_lib
+from rcm_jax import arrays
 from rcm_jax.decoding import strata as strata_lib
+from rcm_jax.evaluation import metrics
+from rcm_jax.evaluation import predictions as predictions_lib
 from tfds_rcm import errors
 
 _TINY = np.finfo(np.float32).tiny

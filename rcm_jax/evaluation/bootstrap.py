@@ -17,8 +17,8 @@ from jaxtyping import Float, Num
 import numpy as np
 from scipy import stats
 
-from rcm_jax import metrics
-from rcm_jax import scores as scores_lib
+from rcm_jax.evaluation import metrics
+from rcm_jax.evaluation import scores as scores_lib
 
 RESAMPLES = 2000
 LEVEL = 0.95
