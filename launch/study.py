@@ -17,8 +17,9 @@ import time
 from launch import sweep, table1
 from launch.replication import ablations, findings, seeds
 from launch.runners import job as job_lib
-from rcm_jax import evaluate, paper_tables, tables
+from rcm_jax import evaluate
 from rcm_jax.evaluation import finished_runs
+from rcm_jax.reporting import paper_tables, table_formats
 from rcm_jax.runtime import stage_cache
 from tfds_rcm.errors import UserError
 from tfds_rcm.rcm_phantom import spec
@@ -116,8 +117,8 @@ def _write_ablation(part: str, folded: Sequence[job_lib.Job], workdir: Path, out
     table = paper_tables.settings_table(part, title, _by_setting(folded, runs))
   folder = out / "ablations"
   folder.mkdir(parents=True, exist_ok=True)
-  stage_cache.write_text(folder / f"{part}.md", tables.to_markdown(table))
-  stage_cache.write_text(folder / f"{part}.csv", tables.to_csv(table))
+  stage_cache.write_text(folder / f"{part}.md", table_formats.to_markdown(table))
+  stage_cache.write_text(folder / f"{part}.csv", table_formats.to_csv(table))
   print(f"{folder / part}.md is written", flush=True)
 
 

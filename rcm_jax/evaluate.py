@@ -23,12 +23,13 @@ import rich.console
 import rich.markup
 import rich.table
 
-from rcm_jax import arrays, figures, paper_tables, tables
+from rcm_jax import arrays
 from rcm_jax.evaluation import bootstrap, metrics, paper_results
 from rcm_jax.evaluation import calibration as calibration_lib
 from rcm_jax.evaluation import finished_runs as study_lib
 from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.evaluation import scores as scores_lib
+from rcm_jax.reporting import paper_tables, plots, table_formats
 from rcm_jax.runtime import stage_cache
 from tfds_rcm import errors
 
@@ -168,15 +169,15 @@ def write_study(study: study_lib.Study, out: str | os.PathLike) -> list[dict[str
   if best:
     built.append(paper_tables.comparison_table(best, study.dataset))
     every = paper_tables.comparison_table(comparisons, study.dataset)
-    stage_cache.write_text(out / "paired_tests.csv", tables.to_csv(every))
+    stage_cache.write_text(out / "paired_tests.csv", table_formats.to_csv(every))
   assessed = _assess(study, [m.name for m in methods])
   if assessed:
     built.append(paper_tables.uncertainty_table(assessed, study.dataset))
-  text = "\n".join(tables.to_markdown(table) for table in built)
+  text = "\n".join(table_formats.to_markdown(table) for table in built)
   stage_cache.write_text(out / "tables.md", f"# Measured on {study.dataset}\n\n{text}")
   for table in built:
-    stage_cache.write_text(out / f"{table.name}.csv", tables.to_csv(table))
-    stage_cache.write_text(out / f"{table.name}.tex", tables.to_latex(table))
+    stage_cache.write_text(out / f"{table.name}.csv", table_formats.to_csv(table))
+    stage_cache.write_text(out / f"{table.name}.tex", table_formats.to_latex(table))
   _draw(study, [m.name for m in methods], out / "figures")
   runs = (p for seeds in study.predictions.values() for run in seeds.values() for p in run)
   return summarize(list(runs))
@@ -267,10 +268,10 @@ def _assess_one(validation, test):
 def _draw(study, methods, folder):
   best = methods[0]
   runs = {m: study.of_split(m, "test") for m in methods}
-  figures.boundary_error_histograms(
+  plots.boundary_error_histograms(
     [p for m in methods for run in runs[m] for p in run], folder / "boundary_errors.png"
   )
-  figures.strata_ribbon(runs[best][0], folder / "strata.png")
+  plots.strata_ribbon(runs[best][0], folder / "strata.png")
   validation = study.of_split(best, "validation")[0]
   probabilities, labels = calibration_lib.slices_of(runs[best][0])
   classified = {paper_results.display_name(best): (probabilities, labels)}
@@ -278,7 +279,7 @@ def _draw(study, methods, folder):
     temperature = calibration_lib.fit_temperature(*calibration_lib.slices_of(validation))
     scaled = calibration_lib.scale(probabilities, temperature)
     classified[f"scaled by temperature {temperature:.2f}"] = scaled, labels
-  figures.reliability_diagram(classified, folder / "reliability.png")
+  plots.reliability_diagram(classified, folder / "reliability.png")
   taps: dict[int, list] = {}
   for (method, _), weights in study.taps.items():
     if method not in paper_results.METHODS:
@@ -286,14 +287,14 @@ def _draw(study, methods, folder):
     taps.setdefault(len(weights) // 2, []).append(weights)
   if taps:
     stacked = {half_width: np.stack(weights) for half_width, weights in taps.items()}
-    figures.toeplitz_weights(stacked, folder / "toeplitz_weights.png")
+    plots.toeplitz_weights(stacked, folder / "toeplitz_weights.png")
   if study.maps:
     stack = sorted(key[2] for key in study.maps)[0]
     shown = {}
     for (method, _, name), weights in sorted(study.maps.items(), key=lambda item: item[0]):
       if name == stack:
         shown.setdefault(paper_results.display_name(method), weights)
-    figures.attention_maps(shown, folder / "attention.png")
+    plots.attention_maps(shown, folder / "attention.png")
 
 
 def _score(test, validation):

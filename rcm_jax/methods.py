@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rcm_jax import bundle, end_to_end, figures, head_config, model_card, stages
+from rcm_jax import bundle, end_to_end, head_config, model_card, stages
 from rcm_jax.arrays import Features
 from rcm_jax.baselines import hames, kaur
 from rcm_jax.classifier import Classifier, classify_slices, extract_features
@@ -23,6 +23,7 @@ from rcm_jax.heads import fold_pca
 from rcm_jax.heads import training as head_training
 from rcm_jax.heads.head import HeadSpec
 from rcm_jax.heads.train_epochs import Member
+from rcm_jax.reporting import plots
 from rcm_jax.runtime import metric_writer as writer_lib
 from rcm_jax.textures import encoder as texture_encoder
 from rcm_jax.textures import learning as texture_learning
@@ -315,13 +316,13 @@ def _show_heads(run: stages.Run, trained: head_training.Trained, test: Features)
   folder = run.workdir / "figures"
   history = trained.history
   names = [head_config.method(run.config, member) for member in trained.members]
-  figures.head_training(
+  plots.head_training(
     names, history["loss"], history["validation_accuracy"], folder / "head_training.png"
   )
   taps = {}
   if trained.spec.attention == "toeplitz":
     by_width = trained.toeplitz_taps()
-    figures.toeplitz_weights(by_width, folder / "toeplitz_weights.png")
+    plots.toeplitz_weights(by_width, folder / "toeplitz_weights.png")
     rows = {width: iter(weights) for width, weights in by_width.items()}
     for name, member in zip(names, trained.members, strict=True):
       taps[name, int(member.seed)] = next(rows[int(member.half_width)])

@@ -20,9 +20,10 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 import ml_collections
 
-from rcm_jax import evaluate, figures, methods, stages
+from rcm_jax import evaluate, methods, stages
 from rcm_jax.data import feature_file
 from rcm_jax.data import slices as slices_lib
+from rcm_jax.reporting import plots
 from rcm_jax.runtime import devices, stage_cache
 from rcm_jax.runtime.metric_writer import Writer
 from tfds_rcm import prepare
@@ -96,8 +97,8 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
   rows = evaluate.write_run(
     workdir, dataset, result.predictions, versions=_versions(), train_seconds=result.seconds
   )
-  figures.boundary_error_histograms(result.predictions, workdir / "figures/boundary_errors.png")
-  figures.strata_ribbon(result.predictions, workdir / "figures/strata.png")
+  plots.boundary_error_histograms(result.predictions, workdir / "figures/boundary_errors.png")
+  plots.strata_ribbon(result.predictions, workdir / "figures/strata.png")
   if not devices.is_first():
     return
   evaluate.print_table(rows, title=f"{dataset['stacks']['test']} test stacks of {dataset['name']}")

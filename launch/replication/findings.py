@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rcm_jax import tables
 from rcm_jax.evaluation import metrics, paper_results
+from rcm_jax.reporting import table_formats
 
 SMALL_HALF_WIDTHS = ("toeplitz_d1", "toeplitz_d2", "toeplitz_d3")
 _TOEPLITZ = ("toeplitz_d0", *SMALL_HALF_WIDTHS, "toeplitz_d5", "toeplitz_d7")
@@ -257,8 +257,8 @@ def to_markdown(rows: Sequence[Mapping[str, Any]], measured_on: str) -> str:
     [
       f"# Findings on {measured_on}",
       "",
-      tables.to_markdown(
-        tables.Table(
+      table_formats.to_markdown(
+        table_formats.Table(
           "findings",
           "The paper's findings",
           [
@@ -271,8 +271,8 @@ def to_markdown(rows: Sequence[Mapping[str, Any]], measured_on: str) -> str:
           notes=notes,
         )
       ),
-      tables.to_markdown(
-        tables.Table(
+      table_formats.to_markdown(
+        table_formats.Table(
           "beyond",
           "Beyond the paper",
           [("", "Aim"), ("", f"Here, on {measured_on}"), ("", "Reached")],

@@ -9,7 +9,7 @@ import numpy as np
 from rcm_jax.evaluation import calibration, finished_runs
 from rcm_jax.evaluation import scores as scores_lib
 from rcm_jax.evaluation.paper_results import display_name
-from rcm_jax.tables import Cell, Table
+from rcm_jax.reporting.table_formats import Cell, Table
 
 SIZES = (1, 2, 3, 5, 10, 20)
 

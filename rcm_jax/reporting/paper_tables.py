@@ -10,7 +10,7 @@ import numpy as np
 
 from rcm_jax.evaluation import bootstrap, calibration, paper_results
 from rcm_jax.evaluation import scores as scores_lib
-from rcm_jax.tables import Cell, Table
+from rcm_jax.reporting.table_formats import Cell, Table
 
 _STRATA = ("Epidermis", "DEJ", "Dermis")
 _BOUNDARIES = ("Epidermis-DEJ", "DEJ-Dermis")
