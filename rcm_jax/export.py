@@ -23,10 +23,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from safetensors.numpy import save as to_safetensors
 
-from rcm_jax import bundle as bundle_lib
-from rcm_jax import model_card
-from rcm_jax import reading as reading_lib
 from rcm_jax.cnn import folded_inception
+from rcm_jax.inference import bundle as bundle_lib
+from rcm_jax.inference import interpretation as reading_lib
+from rcm_jax.inference import model_card
 from rcm_jax.runtime import stage_cache
 from tfds_rcm.errors import UserError
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rcm_jax import bundle, end_to_end, head_config, model_card, stages
+from rcm_jax import end_to_end, head_config, stages
 from rcm_jax.arrays import Features
 from rcm_jax.baselines import hames, kaur
 from rcm_jax.classifier import Classifier, classify_slices, extract_features
@@ -23,6 +23,7 @@ from rcm_jax.heads import fold_pca
 from rcm_jax.heads import training as head_training
 from rcm_jax.heads.head import HeadSpec
 from rcm_jax.heads.train_epochs import Member
+from rcm_jax.inference import bundle, model_card
 from rcm_jax.reporting import plots
 from rcm_jax.runtime import metric_writer as writer_lib
 from rcm_jax.textures import encoder as texture_encoder

@@ -26,11 +26,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from rcm_jax import bundle as bundle_lib
-from rcm_jax import model_card, report
-from rcm_jax import reading as reading_lib
 from rcm_jax.arrays import STRATA
-from rcm_jax.predictor import Prediction, Predictor
+from rcm_jax.inference import bundle as bundle_lib
+from rcm_jax.inference import html_report, model_card
+from rcm_jax.inference import interpretation as reading_lib
+from rcm_jax.inference.predictor import Prediction, Predictor
 from rcm_jax.runtime import stage_cache
 from tfds_rcm import stack_io
 from tfds_rcm.errors import UserError
@@ -116,7 +116,7 @@ def write(
   named = lambda suffix: stem.with_name(f"{stem.name}.{suffix}")
   stage_cache.write_text(named("json"), json.dumps(result, indent=1, allow_nan=False))
   stage_cache.write_text(named("csv"), table.getvalue())
-  stage_cache.write_text(named("html"), report.render(result, slices))
+  stage_cache.write_text(named("html"), html_report.render(result, slices))
   return named("html")
 
 

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax import bundle, model_card
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.evaluation.predictions import StackPrediction
 from rcm_jax.heads.head import Head
+from rcm_jax.inference import bundle, model_card
 from rcm_jax.textures import encoder as texture_encoder
 from tfds_rcm.errors import UserError
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rcm_jax import bundle, model_card, predictor
 from rcm_jax.evaluation import calibration as calibration_lib
 from rcm_jax.heads.head import Head, HeadSpec
+from rcm_jax.inference import bundle, model_card, predictor
 from rcm_jax.textures import encoder as texture_encoder
 from rcm_jax.textures import learning as texture_learning
 

@@ -19,9 +19,10 @@ import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 import pytest
 
-from rcm_jax import bundle, export, reading
+from rcm_jax import export
 from rcm_jax.decoding import monotone_model
 from rcm_jax.evaluation.calibration import Calibration
+from rcm_jax.inference import bundle, interpretation
 from rcm_jax.onnx_export import graph, head
 from rcm_jax.onnx_export import reading as onnx_reading
 from rcm_jax.onnx_export import textures as onnx_textures
@@ -206,7 +207,7 @@ def decoder(calibration: Calibration, members: int):
 def reference(evidence, depth_um, mask, calibration):
   if calibration.boundary_temperature is None:
     evidence = jax.vmap(monotone_model.log_marginals, (0, None))(evidence, mask)
-  return reading.read(jax.nn.softmax(evidence).mean(0), depth_um, mask, calibration)
+  return interpretation.read(jax.nn.softmax(evidence).mean(0), depth_um, mask, calibration)
 
 
 CALIBRATIONS = {

@@ -13,9 +13,10 @@ from PIL import Image
 import pytest
 import tifffile
 
-from rcm_jax import bundle, predict, predictor
+from rcm_jax import predict
 from rcm_jax.arrays import STRATA
 from rcm_jax.data import slices as slices_lib
+from rcm_jax.inference import bundle, predictor
 from tfds_rcm.errors import UserError
 
 SCHEMA = json.loads((pathlib.Path(predict.__file__).parent / "prediction.schema.json").read_text())

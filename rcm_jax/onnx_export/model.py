@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import onnx
 
-from rcm_jax import bundle as bundle_lib
-from rcm_jax import model_card
+from rcm_jax.inference import bundle as bundle_lib
+from rcm_jax.inference import model_card
 from rcm_jax.onnx_export import cnn, head, reading, textures
 from rcm_jax.onnx_export.graph import Graph
 

@@ -9,10 +9,10 @@ import jax
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from rcm_jax import bundle as bundle_lib
-from rcm_jax import model_card
-from rcm_jax import reading as reading_lib
 from rcm_jax.data import slices as slices_lib
+from rcm_jax.inference import bundle as bundle_lib
+from rcm_jax.inference import interpretation as reading_lib
+from rcm_jax.inference import model_card
 from tfds_rcm.errors import UserError
 
 _STREAM_SLICES = 128  # a stream's first room; it doubles when full

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 import numpy as np
 from PIL import Image
 
-from rcm_jax.reading import DISPLAY_NAMES
+from rcm_jax.inference.interpretation import DISPLAY_NAMES
 
 TEMPLATE = pathlib.Path(__file__).with_name("report.html")
 SHOWN_PIXELS = 512  # longest side of a slice in the report

@@ -24,7 +24,7 @@ import numpy as np
 from rcm_jax import arrays
 from rcm_jax.cnn import folded_inception, inception
 from rcm_jax.heads.head import Head, HeadSpec
-from rcm_jax.model_card import Description
+from rcm_jax.inference.model_card import Description
 from rcm_jax.runtime import checkpoints, stage_cache
 from rcm_jax.textures import encoder as texture_encoder
 from tfds_rcm.errors import UserError

@@ -21,7 +21,7 @@ from rcm_jax.decoding import strata as strata_lib
 from rcm_jax.evaluation import calibration as calibration_lib
 from rcm_jax.evaluation import metrics
 from rcm_jax.evaluation.calibration import Calibration
-from rcm_jax.model_card import Training
+from rcm_jax.inference.model_card import Training
 
 DISPLAY_NAMES = dict(zip(metrics.BOUNDARIES, ("epidermis–DEJ", "DEJ–dermis"), strict=True))
 _STRATA_NAMES = dict(zip(arrays.STRATA, ("epidermis", "DEJ", "dermis"), strict=True))
