@@ -112,7 +112,7 @@ def onnx(bundle: bundle_lib.Bundle) -> bytes:
     UserError: the package onnx is not installed.
   """
   try:
-    from rcm_jax.onnx_export import model
+    from rcm_jax.exporters.onnx import model
   except ModuleNotFoundError as error:
     if error.name != "onnx":
       raise

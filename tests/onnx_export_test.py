@@ -22,10 +22,10 @@ import pytest
 from rcm_jax import export
 from rcm_jax.decoding import monotone_model
 from rcm_jax.evaluation.calibration import Calibration
+from rcm_jax.exporters.onnx import decoding as onnx_reading
+from rcm_jax.exporters.onnx import graph, head
+from rcm_jax.exporters.onnx import textures as onnx_textures
 from rcm_jax.inference import bundle, interpretation
-from rcm_jax.onnx_export import graph, head
-from rcm_jax.onnx_export import reading as onnx_reading
-from rcm_jax.onnx_export import textures as onnx_textures
 from rcm_jax.textures import encoder as texture_encoder
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

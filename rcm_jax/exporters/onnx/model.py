@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import onnx
 
+from rcm_jax.exporters.onnx import cnn, decoding, head, textures
+from rcm_jax.exporters.onnx.graph import Graph
 from rcm_jax.inference import bundle as bundle_lib
 from rcm_jax.inference import model_card
-from rcm_jax.onnx_export import cnn, head, reading, textures
-from rcm_jax.onnx_export.graph import Graph
 
 
 def serialize(bundle: bundle_lib.Bundle) -> bytes:
@@ -36,14 +36,14 @@ def serialize(bundle: bundle_lib.Bundle) -> bytes:
     for place, half_width in enumerate(description.half_widths):
       params = jax.tree.map(lambda leaf, place=place: np.asarray(leaf[place]), heads)
       members.append(head.evidence(spec, nnx.to_pure_dict(params), half_width, features))
-  found = reading.read(members, graph.input("depth_um"), description.calibration)
+  found = decoding.read(members, graph.input("depth_um"), description.calibration)
   model = graph.model(
     description.method,
     inputs={
       "slices": (np.uint8, ("slices", *description.image_shape)),
       "depth_um": (np.float32, ("slices",)),
     },
-    outputs=reading.outputs(found),
+    outputs=decoding.outputs(found),
     about=f"Skin strata in a stack of RCM slices. {model_card.RESEARCH_USE}",
     metadata={"bundle": description.to_json()},
   )

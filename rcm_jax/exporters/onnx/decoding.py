@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rcm_jax.evaluation.calibration import Calibration
-from rcm_jax.onnx_export.graph import Value
+from rcm_jax.exporters.onnx.graph import Value
 
 _TINY = float(np.finfo(np.float32).tiny)
 _IMPOSSIBLE = -1e30

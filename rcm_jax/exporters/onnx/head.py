@@ -12,8 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from rcm_jax.exporters.onnx.graph import Graph, Value
 from rcm_jax.heads.head import HeadSpec
-from rcm_jax.onnx_export.graph import Graph, Value
 from rcm_jax.ops import toeplitz
 
 Params = Mapping[str, Any]  # one member's, as the head nests them

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rcm_jax.onnx_export.graph import Graph, Value
+from rcm_jax.exporters.onnx.graph import Graph, Value
 from rcm_jax.textures import encoder as texture_encoder
 from rcm_jax.textures.encoder import Encoder
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from rcm_jax.cnn import folded_inception, inception
 from rcm_jax.cnn import inception_layers as table
-from rcm_jax.onnx_export.graph import Value
+from rcm_jax.exporters.onnx.graph import Value
 
 
 def features(network: inception.InceptionV3, slices: Value) -> Value:
