@@ -15,7 +15,7 @@ from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from rcm_jax import pipeline
+from rcm_jax.run import pipeline
 from rcm_jax.runtime import devices, preemption
 from tfds_rcm.errors import UserError, nearest
 

@@ -10,8 +10,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from configs import base
-from rcm_jax import pipeline
 from rcm_jax.data import slices as slices_lib
+from rcm_jax.run import pipeline
 from rcm_jax.runtime import metric_writer as writer_lib
 from tests import studies
 from tfds_rcm import features, manifest_builder, study

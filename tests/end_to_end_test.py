@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax import end_to_end
 from rcm_jax.cnn import inception
 from rcm_jax.cnn.augmentation import Augmentation
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.heads import losses, train_epochs
 from rcm_jax.heads.head import Head, HeadSpec
+from rcm_jax.run import end_to_end
 from rcm_jax.runtime import checkpoints
 from tfds_rcm.errors import UserError
 

@@ -38,11 +38,11 @@ ROOMS = {
   "benchmarks": ({"rcm_jax", "tfds_rcm", "configs"}, set()),
   "rcm_jax": ({"tfds_rcm"}, TOP | STAGES),
   "rcm_jax.main": ({"rcm_jax", "tfds_rcm"}, set()),
-  "rcm_jax.pipeline": ({"rcm_jax", "tfds_rcm"}, {"rcm_jax.main"}),
-  "rcm_jax.methods": ({"rcm_jax", "tfds_rcm"}, {"rcm_jax.main", "rcm_jax.pipeline"}),
-  "rcm_jax.classifier": (
+  "rcm_jax.run.pipeline": ({"rcm_jax", "tfds_rcm"}, {"rcm_jax.main"}),
+  "rcm_jax.run.methods": ({"rcm_jax", "tfds_rcm"}, {"rcm_jax.main", "rcm_jax.run.pipeline"}),
+  "rcm_jax.run.cnn_stages": (
     {"rcm_jax", "tfds_rcm"},
-    {"rcm_jax.main", "rcm_jax.pipeline", "rcm_jax.methods"},
+    {"rcm_jax.main", "rcm_jax.run.pipeline", "rcm_jax.run.methods"},
   ),
   **{stage: ({"rcm_jax", "tfds_rcm"}, TOP | STAGES - {stage}) for stage in STAGES},
   "rcm_jax.cnn.training": (
@@ -154,7 +154,7 @@ def test_a_file_holds_one_idea(module):
     ("rcm_jax.heads.training", "def f():\n  from rcm_jax import evaluate"),
     ("rcm_jax.runtime.metric_writer", "from rcm_jax import heads"),
     ("rcm_jax.heads.training", "from rcm_jax import pipeline"),
-    ("rcm_jax.pipeline", "from rcm_jax import main"),
+    ("rcm_jax.run.pipeline", "from rcm_jax import main"),
     ("rcm_jax.ops.gru", "from rcm_jax.models import encoders"),
     ("rcm_jax.evaluation.metrics", "from rcm_jax import decode"),
     ("rcm_jax.arrays", "from rcm_jax.ops import gru"),
@@ -182,6 +182,6 @@ def test_a_foreign_import_out_of_place_is_found(module, source):
 
 def test_allowed_imports_pass():
   assert import_faults("rcm_jax.ops.rnn", "from rcm_jax.ops.gru import gru") == []
-  assert import_faults("rcm_jax.pipeline", "from rcm_jax import arrays, cnn, heads") == []
+  assert import_faults("rcm_jax.run.pipeline", "from rcm_jax import arrays, cnn, heads") == []
   assert foreign_faults("benchmarks.peers", "import keras\nimport torch") == []
   assert foreign_faults("rcm_jax.data.slices", "import tensorflow_datasets as tfds") == []

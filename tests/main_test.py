@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from configs import end_to_end, features, full_sequence, hames, ordered_textures, toeplitz_d1
-from rcm_jax import main, pipeline
+from rcm_jax import main
 from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.cnn import training as cnn_training
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.evaluation.predictions import COLUMNS
 from rcm_jax.heads import training as head_training
 from rcm_jax.inference import bundle
+from rcm_jax.run import pipeline
 from tfds_rcm.errors import UserError
 
 

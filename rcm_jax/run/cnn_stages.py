@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rcm_jax import stages
 from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.cnn import training as cnn_training
 from rcm_jax.cnn.augmentation import Augmentation
 from rcm_jax.data import feature_file
 from rcm_jax.reporting import plots
+from rcm_jax.run import stages
 from rcm_jax.runtime import stage_cache
 from rcm_jax.runtime.metric_writer import Advance
 

@@ -20,10 +20,11 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 import ml_collections
 
-from rcm_jax import evaluate, methods, stages
+from rcm_jax import evaluate
 from rcm_jax.data import feature_file
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.reporting import plots
+from rcm_jax.run import methods, stages
 from rcm_jax.runtime import devices, stage_cache
 from rcm_jax.runtime.metric_writer import Writer
 from tfds_rcm import prepare

@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rcm_jax import end_to_end, head_config, stages
 from rcm_jax.arrays import Features
 from rcm_jax.baselines import hames, kaur
-from rcm_jax.classifier import Classifier, classify_slices, extract_features
 from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.data import feature_file
 from rcm_jax.data import slices as slices_lib
@@ -25,6 +23,8 @@ from rcm_jax.heads.head import HeadSpec
 from rcm_jax.heads.train_epochs import Member
 from rcm_jax.inference import bundle, model_card
 from rcm_jax.reporting import plots
+from rcm_jax.run import end_to_end, head_config, stages
+from rcm_jax.run.cnn_stages import Classifier, classify_slices, extract_features
 from rcm_jax.runtime import metric_writer as writer_lib
 from rcm_jax.textures import encoder as texture_encoder
 from rcm_jax.textures import learning as texture_learning
