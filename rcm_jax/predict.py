@@ -4,7 +4,7 @@
         --out=DIR
 
 A stack is anything that `tfds_rcm.stack_io` reads; `--stack` may be given many times. Each
-leaves NAME.json (`prediction.schema.json` beside this module), NAME.csv and NAME.html, a report
+leaves NAME.json (`inference/prediction.schema.json`), NAME.csv and NAME.html, a report
 that needs no network.
 """
 

@@ -110,9 +110,9 @@ def test_a_member_split_by_direction_is_the_member_alone(eight):
 # Which devices a process sees in all, those that work is split over, and whether there is a pair.
 SEEN = """
 import jax
-from rcm_jax import sharding
-sharding.start()
-print(jax.device_count(), len(sharding.devices()), sharding.local_mesh().size, sharding.core_pair() is not None)
+from rcm_jax.runtime import devices
+devices.start()
+print(jax.device_count(), len(devices.devices()), devices.local_mesh().size, devices.core_pair() is not None)
 """
 
 

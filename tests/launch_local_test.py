@@ -126,10 +126,10 @@ def test_an_interrupted_sweep_lets_its_jobs_save(how, args):
     import argparse, signal, sys
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     sys.path[:0] = [{os.getcwd()!r}, {os.path.dirname(__file__)!r}]
-    from launch import jobs
+    from launch.runners import job
     from launch_local_test import stand
     args = argparse.Namespace(**{{**{vars(args)!r}, "at_once": 2, "dry_run": False}})
-    jobs.launch([stand(name, {code!r}) for name in "ab"], args)
+    job.launch([stand(name, {code!r}) for name in "ab"], args)
   """)
   process = subprocess.Popen(
     [sys.executable, "-c", program], stderr=subprocess.DEVNULL, start_new_session=True

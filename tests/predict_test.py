@@ -19,7 +19,9 @@ from rcm_jax.data import slices as slices_lib
 from rcm_jax.inference import bundle, predictor
 from tfds_rcm.errors import UserError
 
-SCHEMA = json.loads((pathlib.Path(predict.__file__).parent / "prediction.schema.json").read_text())
+SCHEMA = json.loads(
+  (pathlib.Path(predict.__file__).parent / "inference/prediction.schema.json").read_text()
+)
 
 
 def write_bmps(folder, slices):
