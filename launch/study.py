@@ -16,11 +16,12 @@ import time
 
 from launch import sweep, table1
 from launch.replication import ablations, findings, seeds
+from launch.runners import dispatch
 from launch.runners import job as job_lib
 from rcm_jax import evaluate
 from rcm_jax.evaluation import finished_runs
 from rcm_jax.reporting import paper_tables, table_formats
-from rcm_jax.runtime import stage_cache
+from rcm_jax.runtime import files
 from tfds_rcm.errors import UserError
 from tfds_rcm.rcm_phantom import spec
 
@@ -92,7 +93,7 @@ def _run(part: str, preset: str, source: str, args: argparse.Namespace) -> None:
   ]
   print(f"{part}: ", end="")
   started = time.monotonic()
-  job_lib.launch(folded, args)
+  dispatch.launch(folded, args)
   if args.dry_run:
     return
   print(f"{part}: {time.monotonic() - started:.0f} s", flush=True)
@@ -101,7 +102,7 @@ def _run(part: str, preset: str, source: str, args: argparse.Namespace) -> None:
     (found,), _ = finished_runs.gather(workdir / CORE)
     rows = evaluate.write_study(found, out)
     evaluate.print_table(rows, title=found.dataset)
-    stage_cache.write_text(out / "findings.md", findings.to_markdown(rows, found.dataset))
+    files.write_text(out / "findings.md", findings.to_markdown(rows, found.dataset))
   else:
     _write_ablation(part, folded, workdir, out)
 
@@ -117,8 +118,8 @@ def _write_ablation(part: str, folded: Sequence[job_lib.Job], workdir: Path, out
     table = paper_tables.settings_table(part, title, _by_setting(folded, runs))
   folder = out / "ablations"
   folder.mkdir(parents=True, exist_ok=True)
-  stage_cache.write_text(folder / f"{part}.md", table_formats.to_markdown(table))
-  stage_cache.write_text(folder / f"{part}.csv", table_formats.to_csv(table))
+  files.write_text(folder / f"{part}.md", table_formats.to_markdown(table))
+  files.write_text(folder / f"{part}.csv", table_formats.to_csv(table))
   print(f"{folder / part}.md is written", flush=True)
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from launch.runners import cost
+from launch.runners import cost, dispatch
 from launch.runners import job as job_lib
 from tfds_rcm.errors import UserError, nearest
 
@@ -282,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     file = runpy.run_path(args.sweep)["get_sweep"]() if args.sweep else [{}]
     zipped = zip(*(grid({name: values}) for name, values in args.zip)) if args.zip else [{}]
     points = product(start, file, zipped, grid(dict(args.grid)))
-    job_lib.launch(fold(points), args)
+    dispatch.launch(fold(points), args)
 
 
 if __name__ == "__main__":

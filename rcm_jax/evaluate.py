@@ -30,7 +30,7 @@ from rcm_jax.evaluation import finished_runs as study_lib
 from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.evaluation import scores as scores_lib
 from rcm_jax.reporting import paper_tables, plots, table_formats
-from rcm_jax.runtime import stage_cache
+from rcm_jax.runtime import files
 from tfds_rcm import errors
 
 _COLUMNS = (  # heading of a printed column, its width
@@ -106,7 +106,7 @@ def write_run(
     (workdir / study_lib.RESULTS).unlink(missing_ok=True)
     predictions_lib.write_csv(workdir / study_lib.PREDICTIONS, predictions)
     text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
-    stage_cache.write_text(workdir / study_lib.RESULTS, text + "\n")
+    files.write_text(workdir / study_lib.RESULTS, text + "\n")
   except OSError as error:
     raise errors.UserError(
       f"{workdir}: results cannot be written ({error.strerror}); free space there or choose"
@@ -169,15 +169,15 @@ def write_study(study: study_lib.Study, out: str | os.PathLike) -> list[dict[str
   if best:
     built.append(paper_tables.comparison_table(best, study.dataset))
     every = paper_tables.comparison_table(comparisons, study.dataset)
-    stage_cache.write_text(out / "paired_tests.csv", table_formats.to_csv(every))
+    files.write_text(out / "paired_tests.csv", table_formats.to_csv(every))
   assessed = _assess(study, [m.name for m in methods])
   if assessed:
     built.append(paper_tables.uncertainty_table(assessed, study.dataset))
   text = "\n".join(table_formats.to_markdown(table) for table in built)
-  stage_cache.write_text(out / "tables.md", f"# Measured on {study.dataset}\n\n{text}")
+  files.write_text(out / "tables.md", f"# Measured on {study.dataset}\n\n{text}")
   for table in built:
-    stage_cache.write_text(out / f"{table.name}.csv", table_formats.to_csv(table))
-    stage_cache.write_text(out / f"{table.name}.tex", table_formats.to_latex(table))
+    files.write_text(out / f"{table.name}.csv", table_formats.to_csv(table))
+    files.write_text(out / f"{table.name}.tex", table_formats.to_latex(table))
   _draw(study, [m.name for m in methods], out / "figures")
   runs = (p for seeds in study.predictions.values() for run in seeds.values() for p in run)
   return summarize(list(runs))

@@ -27,7 +27,7 @@ from rcm_jax.cnn import folded_inception
 from rcm_jax.inference import bundle as bundle_lib
 from rcm_jax.inference import interpretation as reading_lib
 from rcm_jax.inference import model_card
-from rcm_jax.runtime import stage_cache
+from rcm_jax.runtime import files
 from tfds_rcm.errors import UserError
 
 PLATFORMS = ("cpu", "cuda")
@@ -146,7 +146,7 @@ def export(bundle: bundle_lib.Bundle, format_name: str, directory: pathlib.Path)
   part = directory / f".{name}.part"
   part.write_bytes(content)
   part.replace(directory / name)
-  stage_cache.write_text(directory / CARD, model_card.markdown(bundle.description))
+  files.write_text(directory / CARD, model_card.markdown(bundle.description))
   return directory / name
 
 

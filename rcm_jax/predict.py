@@ -31,7 +31,7 @@ from rcm_jax.inference import bundle as bundle_lib
 from rcm_jax.inference import html_report, model_card
 from rcm_jax.inference import interpretation as reading_lib
 from rcm_jax.inference.predictor import Prediction, Predictor
-from rcm_jax.runtime import stage_cache
+from rcm_jax.runtime import files
 from tfds_rcm import stack_io
 from tfds_rcm.errors import UserError
 
@@ -114,9 +114,9 @@ def write(
       (row["slice"], row["name"], f"{row['depth_um']:g}", row["stratum"], *probabilities)
     )
   named = lambda suffix: stem.with_name(f"{stem.name}.{suffix}")
-  stage_cache.write_text(named("json"), json.dumps(result, indent=1, allow_nan=False))
-  stage_cache.write_text(named("csv"), table.getvalue())
-  stage_cache.write_text(named("html"), html_report.render(result, slices))
+  files.write_text(named("json"), json.dumps(result, indent=1, allow_nan=False))
+  files.write_text(named("csv"), table.getvalue())
+  files.write_text(named("html"), html_report.render(result, slices))
   return named("html")
 
 

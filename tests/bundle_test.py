@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rcm_jax.data import batches
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.evaluation.predictions import StackPrediction
 from rcm_jax.heads.head import Head
 from rcm_jax.inference import bundle, model_card
+from rcm_jax.runtime import stage_cache
 from rcm_jax.textures import encoder as texture_encoder
 from tfds_rcm.errors import UserError
 
@@ -120,7 +122,7 @@ def test_neighbours_are_those_of_training(context):
   )
   rows = np.array([0, 1, 3, 5])
   np.testing.assert_array_equal(
-    bundle.neighbours(stack, rows, context), slices_lib.with_context(split, rows, context)
+    bundle.neighbours(stack, rows, context), batches.with_context(split, rows, context)
   )
 
 
@@ -136,7 +138,7 @@ def _rewrite(**changes):
     path = directory / bundle.DESCRIPTION
     fields = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({k: v for k, v in fields.items() if v is not None}))
-    bundle.cache.seal(directory)
+    stage_cache.seal(directory)
 
   return change
 

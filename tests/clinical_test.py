@@ -10,6 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from configs import base
+from rcm_jax.data import records as records_lib
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.run import pipeline
 from rcm_jax.runtime import metric_writer as writer_lib
@@ -283,5 +284,5 @@ def test_a_study_and_the_phantom_mix_in_one_run(source, tmp_path):
       rows = mixed.rows(stack)
       assert mixed.labels[rows].tolist() == [0, 0, 1, 1, 2, 2]
       original = studies.volume(int(mixed.stack_id[stack][-1]))
-      np.testing.assert_array_equal(mixed.slices[rows][3], slices_lib.resize(original[3], 16))
+      np.testing.assert_array_equal(mixed.slices[rows][3], records_lib.resize(original[3], 16))
   assert (tmp_path / "splits_rcm_clinical.csv").is_file()

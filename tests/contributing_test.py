@@ -14,7 +14,7 @@ from rcm_jax.arrays import Features
 from rcm_jax.heads import attention
 from rcm_jax.heads import head as head_lib
 from rcm_jax.heads import training as head_training
-from rcm_jax.heads.train_epochs import Member
+from rcm_jax.heads.objective import Member
 
 ROOT = Path(__file__).resolve().parent.parent
 LENGTHS = np.array([3, 5, 4, 5])

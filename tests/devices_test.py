@@ -16,7 +16,7 @@ import heads_test
 import numpy as np
 import pytest
 
-from rcm_jax.cnn import spec as cnn_spec
+from rcm_jax.cnn import extraction
 from rcm_jax.cnn import training as cnn_training
 from rcm_jax.heads import training as head_training
 from tfds_rcm import staging
@@ -141,7 +141,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one(one, eight, tmp_path):
   assert steps == [2, 3, 4]
   expected, actual = history(one, "cnn"), history(tmp_path, "cnn")
   np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=TOLERANCE)
-  assert cnn_spec.load(devices_worker.SPEC, tmp_path / "cnn") is not None
+  assert extraction.load(devices_worker.SPEC, tmp_path / "cnn") is not None
 
 
 def test_a_checkpoint_of_eight_devices_goes_on_on_two(two):

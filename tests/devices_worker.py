@@ -17,17 +17,11 @@ import heads_test
 import jax
 import numpy as np
 
-from rcm_jax.cnn import spec as cnn_spec
-from rcm_jax.cnn import train_step
+from rcm_jax.cnn import extraction, train_step
 from rcm_jax.cnn import training as cnn_training
 from rcm_jax.heads import training as head_training_lib
-from rcm_jax.heads.train_epochs import (
-  Training,
-  compile_run,
-  compile_split,
-  make_train,
-  over_members,
-)
+from rcm_jax.heads.member_parallel import compile_run, compile_split, over_members
+from rcm_jax.heads.train_epochs import Training, make_train
 from rcm_jax.runtime import devices, preemption
 
 SPEC = dataclasses.replace(cnn_test.SPEC, batch_size=8, norm_groups=8, epochs=2)
@@ -99,7 +93,7 @@ def work(directory: Path, stop_after: int | None = None) -> None:
   cnn_training.train(SPEC, cnn_test.SPLITS, directory / "cnn", advance=advance)
   (directory / f"steps_{jax.process_index()}.json").write_text(json.dumps(steps))
   devices.wait_for_all("cnn")
-  cnn_spec.extract(
+  extraction.extract(
     SPEC,
     directory / "cnn",
     cnn_test.SPLITS,

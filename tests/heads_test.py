@@ -10,10 +10,11 @@ import pytest
 
 from rcm_jax.arrays import Features
 from rcm_jax.decoding import monotone_model
-from rcm_jax.heads import losses, train_epochs
+from rcm_jax.heads import losses, objective
 from rcm_jax.heads import training as head_training
 from rcm_jax.heads.head import HeadSpec
-from rcm_jax.heads.train_epochs import TEMPERATURES, Member, graph_of, make_train, recurrent_penalty
+from rcm_jax.heads.objective import TEMPERATURES, Member, graph_of, recurrent_penalty
+from rcm_jax.heads.train_epochs import make_train
 from tfds_rcm.errors import UserError
 
 SPEC = HeadSpec(
@@ -131,7 +132,7 @@ def test_a_running_average_of_the_weights_is_judged_and_kept():
     )
     if curves[0, 1] > best:
       best, expected = float(curves[0, 1]), mean
-      assert train_epochs.accuracy(SPEC, mean, member, VALIDATION) == pytest.approx(best)
+      assert objective.accuracy(SPEC, mean, member, VALIDATION) == pytest.approx(best)
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
       other.best_params,
@@ -142,12 +143,12 @@ def test_a_running_average_of_the_weights_is_judged_and_kept():
 def test_training_hides_features_of_whole_stacks():
   hides = dataclasses.replace(SPEC, input_dropout=0.4)
   member, key = MEMBERS[0], jax.random.key(1)
-  draws = train_epochs.draw(hides, member, key, (500, 12), 0.0)
+  draws = objective.draw(hides, member, key, (500, 12), 0.0)
   kept = np.asarray(draws.features)
   assert kept.shape == (500, SPEC.num_features)
   np.testing.assert_allclose(np.unique(kept), [0, 1 / 0.6], rtol=1e-6)
   np.testing.assert_allclose(kept.mean(0), 1, atol=0.15)
-  plain = train_epochs.draw(SPEC, member, key, (500, 12), 0.0)
+  plain = objective.draw(SPEC, member, key, (500, 12), 0.0)
   assert plain.features is None
   jax.tree.map(np.testing.assert_array_equal, draws.dropout, plain.dropout)
 
@@ -157,14 +158,14 @@ def test_training_hides_features_of_whole_stacks():
     .params
   )
   truth = losses.targets_of(TRAIN)
-  draws = train_epochs.draw(hides, member, key, TRAIN.mask.shape, 0.0)
+  draws = objective.draw(hides, member, key, TRAIN.mask.shape, 0.0)
   values = jnp.asarray(TRAIN.values)
-  found = train_epochs.loss(hides, params, member, values, truth, draws)
-  expected = train_epochs.loss(
+  found = objective.loss(hides, params, member, values, truth, draws)
+  expected = objective.loss(
     SPEC, params, member, values * draws.features[:, None], truth, draws._replace(features=None)
   )
   np.testing.assert_allclose(found, expected)
-  other = train_epochs.loss(SPEC, params, member, values, truth, draws._replace(features=None))
+  other = objective.loss(SPEC, params, member, values, truth, draws._replace(features=None))
   assert abs(found[0] - other[0]) > 1e-3
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from configs import end_to_end, features, full_sequence, hames, ordered_textures, toeplitz_d1
 from rcm_jax import main
-from rcm_jax.cnn import spec as cnn_spec
+from rcm_jax.cnn import extraction
 from rcm_jax.cnn import training as cnn_training
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.evaluation.predictions import COLUMNS
@@ -102,7 +102,7 @@ def test_a_second_run_answers_from_its_caches(home, monkeypatch):
 
 def test_another_head_trains_no_cnn(home, monkeypatch, tmp_path):
   monkeypatch.setattr(cnn_training, "train", None)
-  monkeypatch.setattr(cnn_spec, "extract", None)
+  monkeypatch.setattr(extraction, "extract", None)
   config = small(full_sequence)
   config.data.data_dir = str(home / "data")
   config.head.window = 3

@@ -15,7 +15,7 @@ import tifffile
 
 from rcm_jax import predict
 from rcm_jax.arrays import STRATA
-from rcm_jax.data import slices as slices_lib
+from rcm_jax.data import records
 from rcm_jax.inference import bundle, predictor
 from tfds_rcm.errors import UserError
 
@@ -121,7 +121,7 @@ def test_names_are_safe_and_distinct(tmp_path):
 def test_the_model_sees_slices_as_training_did():
   image = np.random.default_rng(0).integers(0, 256, (120, 100)).astype(np.uint8)
   seen = bundles.reader().prepare(image)
-  np.testing.assert_array_equal(seen, slices_lib.resize(image, bundles.SIZE))
+  np.testing.assert_array_equal(seen, records.resize(image, bundles.SIZE))
 
 
 @pytest.mark.parametrize("context", [1, 3])

@@ -9,7 +9,7 @@ import pytest
 
 from launch import study, sweep
 from launch.replication import ablations, findings, seeds
-from launch.runners import job as job_lib
+from launch.runners import dispatch
 from rcm_jax.evaluation import finished_runs as study_lib
 from rcm_jax.evaluation import paper_results
 from rcm_jax.evaluation import predictions as predictions_lib
@@ -180,7 +180,7 @@ def test_a_part_runs_its_jobs_below_its_name_and_writes_its_table(tmp_path, monk
     del args
     started.extend(job.name for job in folded)
 
-  monkeypatch.setattr(job_lib, "launch", launched)
+  monkeypatch.setattr(dispatch, "launch", launched)
   written = []
   monkeypatch.setattr(study, "_write_ablation", lambda part, *rest: written.append(part))
   study.main([f"--workdir={tmp_path}", f"--out={tmp_path}", "--parts", "boundary", "feedback"])

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rcm_jax.cnn import extraction
 from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.cnn import training as cnn_training
 from rcm_jax.cnn.augmentation import Augmentation
 from rcm_jax.data import feature_file
 from rcm_jax.reporting import plots
 from rcm_jax.run import stages
-from rcm_jax.runtime import stage_cache
+from rcm_jax.runtime import files, resumable
 from rcm_jax.runtime.metric_writer import Advance
 
 
@@ -45,7 +46,7 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
   )
   described = dataclasses.asdict(spec)
   if spec.pretrained:
-    described["pretrained"] = stage_cache.file_digest(pathlib.Path(spec.pretrained))
+    described["pretrained"] = files.file_digest(pathlib.Path(spec.pretrained))
   else:  # what follows only from it determines nothing
     for name in ("pretrained_input", "frozen_epochs", "body_rate"):
       del described[name]
@@ -64,7 +65,7 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
     everywhere=True,
   )
   classifier = extract_features(run, spec, model_dir)
-  history = json.loads((model_dir / "history.json").read_text())
+  history = json.loads((model_dir / resumable.HISTORY).read_text())
   plots.training_curves(
     {
       "loss": history["loss"],
@@ -116,7 +117,7 @@ def _extract(
     run.writer,
     "extract",
     described,
-    lambda directory, advance: cnn_spec.extract(
+    lambda directory, advance: extraction.extract(
       spec,
       model_dir,
       {name: run.splits[name] for name in splits},

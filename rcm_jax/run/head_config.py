@@ -8,11 +8,11 @@ import re
 
 import ml_collections
 
-from rcm_jax.baselines import hames
 from rcm_jax.cnn.inception import NUM_FEATURES
 from rcm_jax.data.slices import Slices
 from rcm_jax.heads.head import HeadSpec
-from rcm_jax.heads.train_epochs import Member
+from rcm_jax.heads.objective import Member
+from rcm_jax.textures import dictionary
 from rcm_jax.textures.encoder import TextureSpec
 from tfds_rcm.errors import UserError
 
@@ -98,10 +98,10 @@ def textures(
     )
   factors = sorted({factor for view in wanted.views for factor in view})
   for factor in factors:
-    if not 1 <= factor <= side // hames.PATCH:
+    if not 1 <= factor <= side // dictionary.PATCH:
       raise UserError(
-        f"config.textures.views: down-sampling {factor} is outside 1 to {side // hames.PATCH}; slices "
-        f"of {side} px must keep a patch of {hames.PATCH}"
+        f"config.textures.views: down-sampling {factor} is outside 1 to {side // dictionary.PATCH}; slices "
+        f"of {side} px must keep a patch of {dictionary.PATCH}"
       )
   if not 1 <= wanted.gray_levels <= 256:
     raise UserError(f"config.textures.gray_levels: {wanted.gray_levels} is outside 1 to 256")
@@ -112,7 +112,7 @@ def textures(
         f"(config.textures.{words})"
       )
   encoders = [
-    TextureSpec(hames.PATCH, wanted.words, factor, wanted.components, wanted.seed)
+    TextureSpec(dictionary.PATCH, wanted.words, factor, wanted.components, wanted.seed)
     for factor in factors
   ]
   gray = TextureSpec(1, wanted.gray_levels, 1, wanted.gray_components, wanted.seed)

@@ -21,11 +21,11 @@ from jax.experimental.compilation_cache import compilation_cache
 import ml_collections
 
 from rcm_jax import evaluate
-from rcm_jax.data import feature_file
+from rcm_jax.data import feature_file, records
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.reporting import plots
 from rcm_jax.run import methods, stages
-from rcm_jax.runtime import devices, stage_cache
+from rcm_jax.runtime import devices, files, stage_cache
 from rcm_jax.runtime.metric_writer import Writer
 from tfds_rcm import prepare
 from tfds_rcm.errors import UserError, nearest
@@ -119,7 +119,7 @@ def _from_file(config: ml_collections.ConfigDict) -> tuple[str, str, dict[str, s
       "config.data.train_stacks"
     )
   known = feature_file.load(path)
-  return known.dataset, f"features-{stage_cache.file_digest(pathlib.Path(path))[:12]}", known.splits
+  return known.dataset, f"features-{files.file_digest(pathlib.Path(path))[:12]}", known.splits
 
 
 def _decode_all(
@@ -160,13 +160,13 @@ def _decode(
       with writer.progress(source) as advance:
         prepare.prepare_phantom(preset or "demo", wanted.data_dir, progress=advance)
   devices.wait_for_all("datasets are prepared")
-  builders = [slices_lib.open_builder(source, wanted.data_dir) for source in sources]
+  builders = [records.open_builder(source, wanted.data_dir) for source in sources]
   for builder in builders:  # who was in which split belongs to the results
     divided = pathlib.Path(builder.data_dir) / "splits.csv"
     if divided.exists():
       shutil.copyfile(divided, workdir / f"splits_{builder.name}.csv")
   spec = {
-    "sources": [slices_lib.fingerprint(builder) for builder in builders],
+    "sources": [records.fingerprint(builder) for builder in builders],
     "image_size": wanted.image_size,
   }
   return stages.stage(
@@ -174,7 +174,7 @@ def _decode(
     writer,
     "decode",
     spec,
-    lambda directory, advance: slices_lib.decode(
+    lambda directory, advance: records.decode(
       builders, directory, image_size=wanted.image_size, advance=advance
     ),
   )
@@ -197,7 +197,7 @@ def _claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str
         f"{workdir}: holds a run with config.{key} = {old}, not {new}; choose another --workdir"
       )
   written = {"config": mine, "versions": _versions(), "git_revision": _git_revision()}
-  stage_cache.write_text(path, json.dumps(written, indent=2))
+  files.write_text(path, json.dumps(written, indent=2))
   return written
 
 
