@@ -18,6 +18,7 @@ from benchmarks import gru, peer, timing
 from rcm_jax.arrays import MAX_SLICES, NUM_STRATA, Features
 from rcm_jax.heads import member_parallel, objective
 from rcm_jax.heads import train_epochs as members_lib
+from rcm_jax.heads.attention import AttentionSpec
 from rcm_jax.heads.head import HeadSpec
 
 STACKS, BATCH, MEMBERS = 245, 4, 8
@@ -88,10 +89,7 @@ def _ours(
     cell="gru",
     bidirectional=True,
     window=None,
-    attention=attention,
-    half_width=half_width,
-    boundary="zero",
-    units=gru.HIDDEN,
+    attention=AttentionSpec(attention, half_width, units=gru.HIDDEN),
     max_slices=length,
     decoder="dense",
     feedback="none",

@@ -20,8 +20,8 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
     raise ValueError(f"no preset '{preset}'; known are {', '.join(PRESETS)}")
   demo, small = preset == "demo", preset != "paper"
   config = ml_collections.ConfigDict()
-  config.method = ""  # name of the row
-  config.model = "head"  # head, views, end_to_end, cnn, hames or kaur
+  config.name = ""  # name of the row
+  config.pipeline = "head"  # head, views, end_to_end, cnn, hames or kaur
   config.seeds = (0, 1, 2)  # members of sequence heads; baselines run once each
 
   config.data = ml_collections.ConfigDict()
@@ -68,7 +68,7 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.head.window = config_dict.placeholder(int)  # slices around each slice; None: the stack
   config.head.attention = "none"  # none, toeplitz, additive, location
   config.head.half_widths = (0,)  # D of Toeplitz attention
-  config.head.boundary = "zero"  # as the paper; or renormalize
+  config.head.edge_mode = "zero"  # as the paper; or renormalize
   config.head.units = 64  # of global attention's perceptron; ours
   config.head.decoder = "dense"  # or gru
   config.head.feedback = (
@@ -81,8 +81,8 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.head.batch_size = 4
   config.head.learning_rates = (1e-3,)  # Adam; the paper names no optimiser
   config.head.dropouts = (0.1,)  # on the recurrent connections
-  config.head.components = config_dict.placeholder(int)  # ours: of the features; None: all 256
+  config.head.pca_components = config_dict.placeholder(int)  # ours: of the features; None: all 256
   config.head.input_dropout = 0.0  # ours: share of the features hidden from a stack in training
-  config.head.average = 0.0  # ours: decay a step of the weights' running average; 0: none
+  config.head.ema_decay = 0.0  # ours: decay a step of the weights' running average; 0: none
   config.head.l1s = (0.05,)  # on the mean absolute recurrent weight
   return config

@@ -34,7 +34,7 @@ def points(preset: str, knobs: sweep.Sweep) -> sweep.Sweep:
   return [
     {
       "config": f"configs/{method}.py:{preset}",
-      "method": method,  # not made longer by what the dataset's name says
+      "name": method,  # not made longer by what the dataset's name says
       "data.sources": source,
       "seeds": 0,
     }

@@ -46,12 +46,12 @@ def on_phantom(points: sweep.Sweep, source: str, seed: int) -> sweep.Sweep:
   moved = []
   for point in points:
     change = {"data.sources": (source,), "cnn.seed": 1000 * seed, **point}
-    moved.append(change | {"seeds": 1000 * seed + point["seeds"], "method": _method(point)})
+    moved.append(change | {"seeds": 1000 * seed + point["seeds"], "name": _name(point)})
   return moved
 
 
-def _method(point: sweep.Point) -> str:
-  return point.get("method") or sweep.load(point["config"]).method
+def _name(point: sweep.Point) -> str:
+  return point.get("name") or sweep.load(point["config"]).name
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -113,7 +113,7 @@ def _write_ablation(part: str, folded: Sequence[job_lib.Job], workdir: Path, out
   title = (ablations.ABLATIONS[part].__doc__ or part).split("\n")[0]
   if part == "seeds":
     (job,) = folded
-    table = seeds.table(runs[job.name], job.fields["method"], part, title)
+    table = seeds.table(runs[job.name], job.fields["name"], part, title)
   else:
     table = paper_tables.settings_table(part, title, _by_setting(folded, runs))
   folder = out / "ablations"
@@ -127,7 +127,7 @@ def _by_setting(folded, runs):
   found = []
   for job in folded:
     run = runs[job.name]
-    if len({other.dataset for other in runs.values()}) == 1 and job.fields["model"] == "head":
+    if len({other.dataset for other in runs.values()}) == 1 and job.fields["pipeline"] == "head":
       run.predictions.pop("inception_v3", None)  # of the one CNN that all share
     found.append((_setting(job), run.dataset, evaluate.estimate_methods(run)))
   return found
@@ -135,7 +135,7 @@ def _by_setting(folded, runs):
 
 def _setting(job: job_lib.Job) -> str:
   """Says what makes a job differ from its config, besides what its members differ in."""
-  told = {"method", "cnn.seed", "data.test_sources", *sweep.FOLDED}
+  told = {"name", "cnn.seed", "data.test_sources", *sweep.FOLDED}
   changes = [f"{name}={_shown(v)}" for name, v in job.overrides.items() if name not in told]
   return ", ".join([Path(job.config.partition(":")[0]).stem, *changes])
 

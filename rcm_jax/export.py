@@ -38,7 +38,7 @@ MAX_SLICES = 256
 def longest(bundle: bundle_lib.Bundle) -> int:
   """Slices that an exported model can be given at most."""
   head = bundle.description.head
-  return head.max_slices if head.attention == "location" else MAX_SLICES
+  return head.limit or MAX_SLICES
 
 
 def serving_fn(bundle: bundle_lib.Bundle) -> Callable[[Array, Array, Array], dict[str, Array]]:

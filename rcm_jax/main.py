@@ -15,7 +15,7 @@ from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from rcm_jax.run import pipeline
+from rcm_jax.run import pipeline, renamed
 from rcm_jax.runtime import devices, preemption
 from tfds_rcm.errors import UserError, nearest
 
@@ -95,10 +95,15 @@ def parse(argv: Sequence[str]) -> list[str]:
   for argument in argv:
     if argument.lstrip("-").startswith("config="):
       _check_exists(argument.partition("=")[2].partition(":")[0])
+  given = [renamed.argument(argument) for argument in argv]
   try:
-    left = flags.FLAGS(argv)
-    if _CONFIG.value is not None:
-      _ = _CONFIG.value.method  # a file that could not be loaded complains on first use
+    left = flags.FLAGS(given)
+    if _CONFIG.value is not None:  # a file that could not be loaded complains on first use
+      for name in renamed.modernize(_CONFIG.value):
+        print(f"rcm_jax: {renamed.told(name)}", file=sys.stderr)
+    for old, new in zip(argv, given, strict=True):
+      if old != new:
+        print(f"rcm_jax: {renamed.told(old.partition('.')[2].partition('=')[0])}", file=sys.stderr)
     return left
   except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
     text = str(error)

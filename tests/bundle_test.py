@@ -16,6 +16,7 @@ import pytest
 from rcm_jax.data import batches
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.evaluation.predictions import StackPrediction
+from rcm_jax.heads.attention import AttentionSpec
 from rcm_jax.heads.head import Head
 from rcm_jax.inference import bundle, model_card
 from rcm_jax.runtime import stage_cache
@@ -172,7 +173,9 @@ def test_slices_of_another_size_are_refused():
 
 
 def test_location_attention_tells_its_longest_stack():
-  head = dataclasses.replace(bundles.HEAD, attention="location", max_slices=20)
+  head = dataclasses.replace(
+    bundles.HEAD, attention=AttentionSpec("location", units=4), max_slices=20
+  )
   made = dataclasses.replace(
     bundles.made(), description=dataclasses.replace(bundles.DESCRIPTION, head=head)
   )

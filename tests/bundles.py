@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcm_jax.evaluation import calibration as calibration_lib
+from rcm_jax.heads.attention import AttentionSpec
 from rcm_jax.heads.head import Head, HeadSpec
 from rcm_jax.inference import bundle, model_card, predictor
 from rcm_jax.textures import encoder as texture_encoder
@@ -35,10 +36,7 @@ HEAD = HeadSpec(
   cell="gru",
   bidirectional=True,
   window=None,
-  attention="toeplitz",
-  half_width=1,
-  boundary="zero",
-  units=4,
+  attention=AttentionSpec("toeplitz", 1, units=4),
   max_slices=71,
   decoder="dense",
   feedback="own",

@@ -55,9 +55,7 @@ def test_only_real_training_slices_take_part_and_padding_stays_zero():
 def test_unfolded_heads_say_of_features_what_they_said_of_components(cell, bidirectional):
   x = values(11)
   found = pca.learn(values(), 3)
-  spec = dataclasses.replace(
-    bundles.HEAD, num_features=3, cell=cell, bidirectional=bidirectional, input_dropout=0.5
-  )
+  spec = dataclasses.replace(bundles.HEAD, num_features=3, cell=cell, bidirectional=bidirectional)
   params = bundles.heads_of(spec, (0, 1))
   params["encoder"]["bias"][...] = params["encoder"]["bias"][...] + 0.3
   wide, unfolded = fold_pca.unfold(spec, params, found)

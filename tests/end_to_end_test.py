@@ -13,6 +13,7 @@ from rcm_jax.cnn import inception
 from rcm_jax.cnn.augmentation import Augmentation
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.heads import losses, objective
+from rcm_jax.heads.attention import AttentionSpec
 from rcm_jax.heads.head import Head, HeadSpec
 from rcm_jax.run import end_to_end
 from rcm_jax.runtime import checkpoints
@@ -24,10 +25,7 @@ SPEC = HeadSpec(
   cell="gru",
   bidirectional=True,
   window=None,
-  attention="toeplitz",
-  half_width=1,
-  boundary="zero",
-  units=4,
+  attention=AttentionSpec("toeplitz", 1, units=4),
   max_slices=5,
   decoder="dense",
   feedback="own",

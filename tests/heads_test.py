@@ -12,6 +12,7 @@ from rcm_jax.arrays import Features
 from rcm_jax.decoding import monotone_model
 from rcm_jax.heads import losses, objective
 from rcm_jax.heads import training as head_training
+from rcm_jax.heads.attention import AttentionSpec
 from rcm_jax.heads.head import HeadSpec
 from rcm_jax.heads.objective import TEMPERATURES, Member, graph_of, recurrent_penalty
 from rcm_jax.heads.train_epochs import make_train
@@ -23,10 +24,7 @@ SPEC = HeadSpec(
   cell="gru",
   bidirectional=True,
   window=None,
-  attention="toeplitz",
-  half_width=2,
-  boundary="zero",
-  units=4,
+  attention=AttentionSpec("toeplitz", 2, units=4),
   max_slices=12,
   decoder="dense",
   feedback="own",
@@ -114,10 +112,10 @@ def test_snapshot_is_the_best_epochs(together):
 def test_a_running_average_of_the_weights_is_judged_and_kept():
   """One step an epoch, so that every step's weights are seen."""
   decay, epochs, member = 0.8, 5, MEMBERS[0]
-  make = lambda spec: make_train(
-    spec, TRAIN, VALIDATION, batch_size=len(TRAIN), epochs=epochs, epochs_per_call=1
+  make = lambda **recipe: make_train(
+    SPEC, TRAIN, VALIDATION, batch_size=len(TRAIN), epochs=epochs, epochs_per_call=1, **recipe
   )
-  plain, averaged = make(SPEC), make(dataclasses.replace(SPEC, average=decay))
+  plain, averaged = make(), make(ema_decay=decay)
   state, other = plain.init(member), averaged.init(member)
   run, run_averaged = jax.jit(plain.run), jax.jit(averaged.run)
   steps, best = [], -1.0
@@ -141,9 +139,8 @@ def test_a_running_average_of_the_weights_is_judged_and_kept():
 
 
 def test_training_hides_features_of_whole_stacks():
-  hides = dataclasses.replace(SPEC, input_dropout=0.4)
   member, key = MEMBERS[0], jax.random.key(1)
-  draws = objective.draw(hides, member, key, (500, 12), 0.0)
+  draws = objective.draw(SPEC, member, key, (500, 12), 0.0, 0.4)
   kept = np.asarray(draws.features)
   assert kept.shape == (500, SPEC.num_features)
   np.testing.assert_allclose(np.unique(kept), [0, 1 / 0.6], rtol=1e-6)
@@ -158,9 +155,9 @@ def test_training_hides_features_of_whole_stacks():
     .params
   )
   truth = losses.targets_of(TRAIN)
-  draws = objective.draw(hides, member, key, TRAIN.mask.shape, 0.0)
+  draws = objective.draw(SPEC, member, key, TRAIN.mask.shape, 0.0, 0.4)
   values = jnp.asarray(TRAIN.values)
-  found = objective.loss(hides, params, member, values, truth, draws)
+  found = objective.loss(SPEC, params, member, values, truth, draws)
   expected = objective.loss(
     SPEC, params, member, values * draws.features[:, None], truth, draws._replace(features=None)
   )
@@ -178,7 +175,7 @@ def test_an_ordered_head_keeps_the_epoch_and_temperature_that_make_boundaries_mo
   @jax.jit
   def likelihood(params, temperature):
     model = nnx.merge(graph_of(spec), params)
-    evidence = jax.vmap(lambda x, m: model.evidence(x, m, half_width=1))(
+    evidence = jax.vmap(lambda x, m: model.unary_scores(x, m, half_width=1))(
       jnp.asarray(VALIDATION.values), truth.mask
     )
     return jax.vmap(monotone_model.log_likelihood)(

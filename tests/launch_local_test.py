@@ -17,7 +17,7 @@ from launch.runners import cost, job, local
 from tfds_rcm.errors import UserError
 
 FIELDS = {
-  "model": "head",
+  "pipeline": "head",
   "data.sources": ("rcm_phantom/demo",),
   "data.image_size": None,
   "cnn.width": 0.25,
@@ -151,8 +151,8 @@ def test_cost_counts_shared_features_once():
   assert cost.line([first, second], "cpu").startswith("2 jobs, 2 trainings, at most 1 in one")
 
 
-@pytest.mark.parametrize("model", ["head", "cnn", "hames", "kaur"])
-def test_more_data_costs_more(model):
-  demo = dataclasses.replace(stand("a", ""), fields={**FIELDS, "model": model})
+@pytest.mark.parametrize("pipeline", ["head", "cnn", "hames", "kaur"])
+def test_more_data_costs_more(pipeline):
+  demo = dataclasses.replace(stand("a", ""), fields={**FIELDS, "pipeline": pipeline})
   paper = {**demo.fields, "data.sources": ("rcm_phantom/paper",), "cnn.width": 1.0}
   assert cost.seconds(dataclasses.replace(demo, fields=paper), "cpu") > cost.seconds(demo, "cpu")

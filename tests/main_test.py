@@ -88,7 +88,7 @@ def test_everything_a_person_looks_at_is_there(home):
   assert {"config.json", "metrics.jsonl", "tensorboard"} <= names
   written = json.loads((home / "run" / "config.json").read_text())
   assert {"jax", "flax", "python"} <= set(written["versions"])
-  assert written["config"]["method"] == "toeplitz_d1"
+  assert written["config"]["name"] == "toeplitz_d1"
 
 
 def test_a_second_run_answers_from_its_caches(home, monkeypatch):
@@ -174,8 +174,8 @@ def test_views_are_averaged(home, monkeypatch, tmp_path, two_views):
   ("key", "value", "message"),
   [
     ("head.likelihood", "slices", "leave config.head.likelihood at 'boundaries'"),
-    ("head.components", 257, "config.head.components: 257 is outside 1 to 256"),
-    ("head.average", 1.0, "config.head.average: 1.0 is outside 0 to 1"),
+    ("head.pca_components", 257, "config.head.pca_components: 257 is outside 1 to 256"),
+    ("head.ema_decay", 1.0, "config.head.ema_decay: 1.0 is outside 0 to 1"),
     ("textures.components", 21, "config.textures.components: 21 is outside 1 to 20"),
     ("textures.gray_components", 33, "config.textures.gray_components: 33 is outside 1 to 32"),
     ("textures.gray_levels", 257, "config.textures.gray_levels: 257 is outside 1 to 256"),
@@ -200,7 +200,7 @@ def test_end_to_end_training_needs_all_features(home, monkeypatch, tmp_path):
   no_training(monkeypatch)
   config = small(end_to_end)
   config.data.data_dir = str(home / "data")
-  config.head.components = 8
+  config.head.pca_components = 8
   with pytest.raises(UserError, match="features change under the heads"):
     pipeline.run(config, tmp_path / "run", home / "cache")
 
@@ -307,7 +307,7 @@ def test_bad_input_is_one_line_and_exit_code_1(home, tmp_path, extra, message):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"model": "haed"}, "'haed' is none of .*; did you mean 'head'"),
+    ({"pipeline": "haed"}, "'haed' is none of .*; did you mean 'head'"),
     ({"head.half_widths": (500,)}, "half_widths: 500 is outside 0 to"),
     ({"head.window": 2}, "window: 2 slices have no middle; give an odd number"),
     ({"head.attention": "toplitz"}, "did you mean 'toeplitz'"),

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 import optax
 
 from rcm_jax import arrays
-from rcm_jax.decoding import monotone_model as boundaries_op
+from rcm_jax.decoding import monotone_model
 from rcm_jax.evaluation import metrics
 
 
@@ -60,14 +60,14 @@ def of_slices(logits: Float[Array, "B T 3"], targets: Targets) -> Float[Array, "
 
 
 def of_boundaries(
-  evidence: Float[Array, "B T 3"],
+  unary_scores: Float[Array, "B T 3"],
   targets: Targets,
   mae_weight: Float[arrays.ArrayLike, ""] | float,
 ) -> Float[Array, ""]:
   """Negative log-likelihood of both boundaries, and their expected error if that weighs anything.
 
   Args:
-    evidence: see `ops.boundaries`.
+    unary_scores: see `decoding.monotone_model`.
     targets: of the same stacks.
     mae_weight: of the mean expected absolute error of a boundary, per µm.
 
@@ -75,9 +75,9 @@ def of_boundaries(
     Negative log-likelihood by slice, so that it compares with `of_slices`, plus the error's share.
   """
   mask = targets.mask
-  log_likelihood = jax.vmap(boundaries_op.log_likelihood)(evidence, mask, targets.boundaries)
-  log_marginal = jax.vmap(boundaries_op.log_marginals)(evidence, mask)
-  error_um = jax.vmap(boundaries_op.expected_error_um)(
+  log_likelihood = jax.vmap(monotone_model.log_likelihood)(unary_scores, mask, targets.boundaries)
+  log_marginal = jax.vmap(monotone_model.log_marginals)(unary_scores, mask)
+  error_um = jax.vmap(monotone_model.expected_error_um)(
     log_marginal, targets.boundaries, targets.depth_um, mask
   )
   shown = targets.shown

@@ -37,7 +37,7 @@ class Member(NamedTuple):
   mae_weight: Any = 0.0
 
 
-# What an ordered head's evidence is tried to be divided by.
+# What an ordered head's unary scores are tried to be divided by.
 TEMPERATURES = (0.8, 1.0, 1.25, 1.6, 2.0, 2.5, 3.2, 4.0, 5.0, 6.4)
 
 
@@ -67,7 +67,7 @@ class Draws(NamedTuple):
 
   Attributes:
     dropout: a mask of each stack's recurrent connections.
-    use_label: slices whose decoder is told the previous label; None where none ever is.
+    use_label: slices whose decoder is given the previous label; None where none ever is.
     features: by stack, 0 for a hidden feature, else 1 / keep probability; None where none is hidden.
   """
 
@@ -81,25 +81,30 @@ def draw(
   member: Member,
   key: Key[Array, ""],
   mask_shape: tuple[int, int],
-  told: Float[ArrayLike, ""] | float,
+  teacher_forcing_rate: Float[ArrayLike, ""] | float,
+  input_dropout: float = 0.0,
 ) -> Draws:
-  """Draws one step's dropout and told labels.
+  """Draws one step's dropout and labels for feedback.
 
   Args:
     spec: the architecture.
     member: whose dropout rate it is.
     key: of this step.
     mask_shape: stacks and slices of the batch.
-    told: share of slices that are told the previous label, in the modes that tell any.
+    teacher_forcing_rate: share of slices whose decoder is given the previous label, in the modes
+      that give any.
+    input_dropout: share of the features that are hidden from all slices of a stack.
   """
-  dropout_key, told_key = jax.random.split(key)
+  dropout_key, label_key = jax.random.split(key)
   keys = jax.random.split(dropout_key, mask_shape[0])
   dropout = jax.vmap(lambda key: dropout_masks(spec, key, member.dropout))(keys)
-  tells_labels = spec.feedback in ("teacher", "scheduled")
-  use_label = jax.random.bernoulli(told_key, told, mask_shape) if tells_labels else None
+  gives_labels = spec.feedback in ("teacher", "scheduled")
+  use_label = (
+    jax.random.bernoulli(label_key, teacher_forcing_rate, mask_shape) if gives_labels else None
+  )
   features = None
-  if spec.input_dropout:
-    keep, shape = 1 - spec.input_dropout, (mask_shape[0], spec.num_features)
+  if input_dropout:
+    keep, shape = 1 - input_dropout, (mask_shape[0], spec.num_features)
     features = jax.random.bernoulli(jax.random.fold_in(key, 2), keep, shape) / keep
   return Draws(dropout, use_label, features)
 
@@ -130,7 +135,7 @@ def loss(
     values = values * draws.features[:, None]
 
   def one(x, real, y, draws):
-    return model.evidence(
+    return model.unary_scores(
       x,
       real,
       half_width=member.half_width,
@@ -139,11 +144,11 @@ def loss(
       use_label=draws.use_label,
     )
 
-  evidence = jax.vmap(one)(values, truth.mask, truth.labels, draws)
+  scores = jax.vmap(one)(values, truth.mask, truth.labels, draws)
   if spec.ordered:
-    of_data = losses.of_boundaries(evidence, truth, member.mae_weight)
+    of_data = losses.of_boundaries(scores, truth, member.mae_weight)
   else:
-    of_data = losses.of_slices(evidence, truth)
+    of_data = losses.of_slices(scores, truth)
   return of_data + member.l1 * recurrent_penalty(params), of_data
 
 
@@ -158,17 +163,17 @@ def accuracy(spec: HeadSpec, params: Any, member: Member, features: Features) ->
   return correct.sum() / features.mask.sum()
 
 
-def soften(
+def fit_and_fold_temperature(
   spec: HeadSpec, params: Any, member: Member, features: Features, truth: losses.Targets
 ) -> tuple[Any, Float[Array, ""]]:
-  """Divides an ordered head's evidence by what makes the boundaries of these stacks most probable.
+  """Divides an ordered head's unary scores by what makes the boundaries of these stacks most probable.
 
   Trained on boundaries that readers misplace, a head grows too sure: its medians become its most
   probable boundaries, which err more. The decoder's last layer takes the temperature up, so
   that the head's probabilities are calibrated as they leave it.
 
   Args:
-    spec: an ordered head's; with class feedback, its evidence is left as it is.
+    spec: an ordered head's; with class feedback, its scores are left as they are.
     params: the member's.
     member: its hyperparameters.
     features: of stacks that were not trained on.
@@ -178,12 +183,12 @@ def soften(
     Parameters, and the boundaries' mean log-likelihood with them, by stack.
   """
   model = nnx.merge(graph_of(spec), params)
-  evidence = jax.vmap(lambda x, m: model.evidence(x, m, half_width=member.half_width))(
+  scores = jax.vmap(lambda x, m: model.unary_scores(x, m, half_width=member.half_width))(
     jnp.asarray(features.values), truth.mask
   )
   temperatures = jnp.array(TEMPERATURES if spec.feedback == "none" else (1.0,))
   of_stacks = jax.vmap(monotone_model.log_likelihood)
-  tried = jax.vmap(lambda t: of_stacks(evidence / t, truth.mask, truth.boundaries).mean())(
+  tried = jax.vmap(lambda t: of_stacks(scores / t, truth.mask, truth.boundaries).mean())(
     temperatures
   )
   best = tried.argmax()

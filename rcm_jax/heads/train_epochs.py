@@ -13,7 +13,7 @@ import optax
 from rcm_jax.arrays import Features
 from rcm_jax.heads import losses
 from rcm_jax.heads.head import Head, HeadSpec
-from rcm_jax.heads.objective import Member, accuracy, draw, loss, soften
+from rcm_jax.heads.objective import Member, accuracy, draw, fit_and_fold_temperature, loss
 
 
 class _State(NamedTuple):
@@ -47,6 +47,8 @@ def make_train(
   batch_size: int,
   epochs: int,
   epochs_per_call: int,
+  input_dropout: float = 0.0,
+  ema_decay: float = 0.0,
 ) -> Training:
   """Builds the training of one member (Methods, "Experiments").
 
@@ -55,15 +57,19 @@ def make_train(
     train: padded training stacks.
     validation: padded validation stacks; the snapshot that classifies most of their
       slices correctly is kept; of an ordered head, the one under which their boundaries are most
-      probable, softened by `soften`.
+      probable, with the temperature that `fit_and_fold_temperature` finds.
     batch_size: stacks a step; the last step of an epoch may have fewer.
     epochs: in all, which scheduled sampling needs to know.
     epochs_per_call: that `run` trains.
+    input_dropout: share of the features that training hides from a stack's slices, the same ones
+      from all of them.
+    ema_decay: decay a step of the running average of the weights, which is judged and kept; 0
+      takes the weights themselves.
   """
   count = len(train)
   steps = -(-count // batch_size)
   adam = optax.scale_by_adam()
-  averaging = optax.ema(spec.average) if spec.average else optax.identity()
+  averaging = optax.ema(ema_decay) if ema_decay else optax.identity()
   judged = losses.targets_of(validation)
   # One all-masked stack stands in where an epoch's last batch has no more stacks.
   values, targets = jax.tree.map(
@@ -88,11 +94,11 @@ def make_train(
       order = jnp.concatenate(
         [jax.random.permutation(order_key, count), jnp.full(steps * batch_size - count, count)]
       )
-      told = 1.0 if spec.feedback == "teacher" else 1 - number / max(epochs - 1, 1)
+      forcing = 1.0 if spec.feedback == "teacher" else 1 - number / max(epochs - 1, 1)
       # All steps' at once, so that the loop draws no random numbers.
-      draws = jax.vmap(lambda key: draw(spec, member, key, (batch_size, values.shape[1]), told))(
-        jax.random.split(step_key, steps)
-      )
+      draws = jax.vmap(
+        lambda key: draw(spec, member, key, (batch_size, values.shape[1]), forcing, input_dropout)
+      )(jax.random.split(step_key, steps))
 
       def step(carry, inputs):
         params, opt_state, average = carry
@@ -108,10 +114,10 @@ def make_train(
         (order.reshape(steps, batch_size), draws),
       )
       kept, likelihood = params, None
-      if spec.average:
-        kept = optax.tree.bias_correction(average.ema, spec.average, average.count)
+      if ema_decay:
+        kept = optax.tree.bias_correction(average.ema, ema_decay, average.count)
       if spec.ordered:
-        kept, likelihood = soften(spec, kept, member, validation, judged)
+        kept, likelihood = fit_and_fold_temperature(spec, kept, member, validation, judged)
       now = accuracy(spec, kept, member, validation)
       score = likelihood if spec.ordered else now
       best = jax.tree.map(
@@ -125,4 +131,4 @@ def make_train(
 
   # Measured: other cells and decoders exchange too much.
   splits = spec.bidirectional and spec.cell == "gru" and spec.decoder == "dense"
-  return Training(init, run, splits and spec.attention in ("none", "toeplitz"))
+  return Training(init, run, splits and spec.attention.kind in ("none", "toeplitz"))

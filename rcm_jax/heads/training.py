@@ -50,6 +50,8 @@ def train(
   *,
   epochs: int,
   batch_size: int,
+  input_dropout: float = 0.0,
+  ema_decay: float = 0.0,
   advance: Callable[[int, int], None] = lambda done, total: None,
   scalars: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
   resumed: Callable[[int], None] = lambda step: None,
@@ -66,6 +68,8 @@ def train(
       `history.json`. An interrupted training goes on after its last finished call.
     epochs: passes over the training stacks.
     batch_size: stacks a step.
+    input_dropout: see `make_train`.
+    ema_decay: see `make_train`.
     advance: called with the epochs done and the epochs in all.
     scalars: called with each epoch's metrics, mean over members.
     resumed: called with the first epoch that will be trained.
@@ -85,6 +89,8 @@ def train(
     batch_size=batch_size,
     epochs=epochs,
     epochs_per_call=per_call,
+    input_dropout=input_dropout,
+    ema_decay=ema_decay,
   )
   spread, whole = _spread(len(members))
   stacked = spread(jax.tree.map(lambda *x: np.stack(x), *members))
@@ -200,7 +206,7 @@ class Trained:
     for member, logits in zip(self.members, self.params["attention"]["logits"][...], strict=True):
       width = int(member.half_width)
       middle = np.asarray(toeplitz_weights(jnp.asarray(logits), width))
-      margin = self.spec.half_width - width
+      margin = self.spec.attention.half_width - width
       taps.setdefault(width, []).append(middle[margin : len(middle) - margin])
     return {width: np.stack(rows) for width, rows in taps.items()}
 

@@ -158,7 +158,7 @@ class Bundle:
     """
     head = self.description.head
     length = -(-count // _LENGTHS) * _LENGTHS
-    if head.attention != "location":
+    if head.limit is None:
       return length
     if count > head.max_slices:
       raise UserError(
@@ -231,7 +231,7 @@ def load(directory: pathlib.Path) -> Bundle:
     if not (directory / "model" / DESCRIPTION).exists():
       if (directory / "results.json").exists():
         raise UserError(
-          f"{directory}: this run left no model; only those of a head on a CNN do (config.model head, "
+          f"{directory}: this run left no model; only those of a head on a CNN do (config.pipeline head, "
           "views or end_to_end, without config.features.file)"
         )
       raise UserError(

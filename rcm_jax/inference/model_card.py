@@ -21,7 +21,7 @@ from rcm_jax.evaluation import metrics
 from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.evaluation import scores as scores_lib
 from rcm_jax.evaluation.calibration import Calibration
-from rcm_jax.heads.head import HeadSpec
+from rcm_jax.heads.head import HeadSpec, spec_of
 from rcm_jax.textures.encoder import TextureSpec
 
 FORMAT = 1
@@ -119,7 +119,7 @@ class Description:
     return Description(
       **fields
       | {
-        "head": HeadSpec(**fields["head"]),
+        "head": spec_of(fields["head"]),
         "calibration": Calibration(**calibration),
         "training": Training(**training),
         "textures": tuple(TextureSpec(**texture) for texture in fields.get("textures", ())),
@@ -295,7 +295,7 @@ def markdown(card: Description) -> str:
 
 Tells epidermis, dermal-epidermal junction (DEJ) and dermis apart in a stack of reflectance
 confocal microscopy slices, and where one ends and the next begins. An ensemble of
-{len(card.seeds)} sequence heads ({card.head.cell}, {card.head.attention} attention) on one
+{len(card.seeds)} sequence heads ({card.head.cell}, {card.head.attention.kind} attention) on one
 Inception-V3 of width {card.cnn["width"]:g}, after Bozkurt et al. 2021.
 
 {views}Written by rcm_jax {card.version}.

@@ -48,7 +48,7 @@ class Predictor:
 
   def __init__(self, bundle: bundle_lib.Bundle):
     self.bundle = bundle
-    self._has_attention = bundle.description.head.attention != "none"
+    self._has_attention = bundle.description.head.attention.kind != "none"
 
     def read(features, depth_um, mask):
       reading = reading_lib.read(
@@ -137,7 +137,7 @@ class StreamingPredictor:
     self._predictor = predictor
     bundle = predictor.bundle
     head = bundle.description.head
-    self._limit = head.max_slices if head.attention == "location" else None
+    self._limit = head.limit
     self._length = self._limit or _STREAM_SLICES
     self._slices: list[np.ndarray] = []
     self._gray: list[tuple[float, float]] = []

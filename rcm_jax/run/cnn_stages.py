@@ -74,7 +74,7 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
     },
     run.workdir / "figures" / "cnn_training.png",
   )
-  method = config.method if config.model == "cnn" else "inception_v3"
+  method = config.name if config.pipeline == "cnn" else "inception_v3"
   result = _result(run, classifier, method, seed, spec.context)
   return classifier, stages.Result(result.predictions, {(method, seed): sum(history["seconds"])})
 

@@ -44,6 +44,7 @@ class Tuning:
     head_rate: the same for the heads.
     micro_batch: slices that the CNN sees at once.
     remat: whether the backward pass computes the CNN's activations again instead of keeping them.
+    input_dropout: see `heads.train_epochs.make_train`.
     augmentation: ranges of the random views; None shows the slices as they are.
     seed: of order, views and dropout.
   """
@@ -54,6 +55,7 @@ class Tuning:
   head_rate: float
   micro_batch: int
   remat: bool
+  input_dropout: float
   augmentation: Augmentation | None
   seed: int
 
@@ -133,7 +135,7 @@ def loss_fn(
 ) -> Callable[[Any, Batch, Key[Array, ""]], tuple[Float[Array, ""], Float[Array, " M"]]]:
   """Returns ({"cnn", "heads"}, batch, key) → (mean loss of the members, each one's without penalty)."""
   features = features_fn(network, tuning)
-  told = float(spec.feedback == "teacher")  # what is scheduled has come to its end
+  forcing = float(spec.feedback == "teacher")  # what is scheduled has come to its end
 
   def loss(params, batch, key):
     view_key, head_key = jax.random.split(key)
@@ -143,7 +145,7 @@ def loss_fn(
     for place, member in enumerate(trained):
       own = jax.tree.map(lambda leaf, place=place: leaf[place], params["heads"])
       own_key = jax.random.fold_in(head_key, member.seed)
-      draws = objective.draw(spec, member, own_key, values.shape[:2], told)
+      draws = objective.draw(spec, member, own_key, values.shape[:2], forcing, tuning.input_dropout)
       found.append(objective.loss(spec, own, member, values, batch.truth, draws))
     whole, of_data = map(jnp.stack, zip(*found, strict=True))
     return whole.mean(), of_data

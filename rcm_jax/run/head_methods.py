@@ -35,7 +35,7 @@ def train_head(run: stages.Run) -> stages.Result:
   classifier, single = classify_slices(run, run.config.cnn.seed)
   features, of_features = _features_for(spec, _load_features(run, classifier.load))
   trained = _train_heads(run, spec, members, classifier.features_dir.name, features)
-  result = single + _classify_stacks(run, trained, features, run.config.method)
+  result = single + _classify_stacks(run, trained, features, run.config.name)
   _show_heads(run, trained, features["test"].cut(spec.max_slices))
   if classifier.spec is not None:
     keep_model(run, classifier, trained, result.predictions, of_features)
@@ -57,7 +57,7 @@ def train_views(run: stages.Run) -> stages.Result:
   config = run.config
   if config.head.likelihood != "boundaries" or config.features.file is not None:
     raise UserError(
-      f"config.model = {config.model}: averages distributions over boundaries, made from images; "
+      f"config.pipeline = {config.pipeline}: averages distributions over boundaries, made from images; "
       "leave config.head.likelihood at 'boundaries' and config.features.file empty"
     )
   spec, members = head_config.spec(config, run.splits), head_config.members(config)
@@ -84,7 +84,7 @@ def train_views(run: stages.Run) -> stages.Result:
   seconds = sum(trained.history["seconds"] for _, trained in views)
   seen, trained = by_view[0]
   _show_heads(run, trained, seen["test"].cut(spec.max_slices))
-  result += _stacks_of_members(run, trained, seen, probabilities, config.method, seconds=seconds)
+  result += _stacks_of_members(run, trained, seen, probabilities, config.name, seconds=seconds)
   on_textures = OnTextures(
     encoders,
     [texture_encoder.load(d) for d in folders],
@@ -109,21 +109,24 @@ def train_end_to_end(run: stages.Run) -> stages.Result:
   """Fine-tunes the CNN and all heads of the two-stage solution, which keeps rows of its own."""
   config = run.config
   if jax.process_count() > 1:
-    raise UserError(f"config.model = {config.model}: trains in one process; start only one")
-  if config.head.components is not None:
+    raise UserError(f"config.pipeline = {config.pipeline}: trains in one process; start only one")
+  if config.head.pca_components is not None:
     raise UserError(
-      f"config.model = {config.model}: features change under the heads; leave "
-      "config.head.components empty"
+      f"config.pipeline = {config.pipeline}: features change under the heads; leave "
+      "config.head.pca_components empty"
     )
   # First, so that a head that cannot be is told before the CNN trains.
   spec, members = head_config.spec(config, run.splits), head_config.members(config)
   two_stage, single = classify_slices(run, config.cnn.seed)
   features = _load_features(run, two_stage.load)
   before = _train_heads(run, spec, members, two_stage.features_dir.name, features)
-  name = config.method.removesuffix("_end_to_end")
+  name = config.name.removesuffix("_end_to_end")
   result = single + _classify_stacks(run, before, features, name)
   tuning = end_to_end.Tuning(
-    **config.end_to_end, seed=config.cnn.seed, augmentation=two_stage.spec.augmentation
+    **config.end_to_end,
+    seed=config.cnn.seed,
+    input_dropout=config.head.input_dropout,
+    augmentation=two_stage.spec.augmentation,
   )
   described = {
     **dataclasses.asdict(tuning),
@@ -151,7 +154,7 @@ def train_end_to_end(run: stages.Run) -> stages.Result:
   classifier = extract_features(run, two_stage.spec, directory)
   features = _load_features(run, classifier.load)
   trained = head_training.load(spec, members, directory)
-  result += _classify_stacks(run, trained, features, config.method)
+  result += _classify_stacks(run, trained, features, config.name)
   _show_heads(run, trained, features["test"].cut(spec.max_slices))
   keep_model(run, classifier, trained, result.predictions)
   return result
@@ -173,11 +176,13 @@ def _train_heads(
 ) -> head_training.Trained:
   """Trains heads on features that come from the stages `source`."""
   config = run.config
+  recipe = {
+    name: config.head[name] for name in ("epochs", "batch_size", "input_dropout", "ema_decay")
+  }
   described = {
     **dataclasses.asdict(spec),
     "members": [member._asdict() for member in members],
-    "epochs": config.head.epochs,
-    "batch_size": config.head.batch_size,
+    **recipe,
     "features": source,
     "backend": jax.default_backend(),
   }
@@ -193,8 +198,7 @@ def _train_heads(
       train,
       validation,
       directory,
-      epochs=config.head.epochs,
-      batch_size=config.head.batch_size,
+      **recipe,
       advance=advance,
       **stages.hooks(run, "train_heads"),
     ),
@@ -216,9 +220,7 @@ def _classify_stacks(
 
 def _seen(trained: head_training.Trained, features: dict[str, Features]) -> dict[str, Features]:
   """What the heads can see of the evaluated stacks."""
-  # A perceptron with one score a slice cannot see more slices than it was trained on.
-  limit = trained.spec.max_slices if trained.spec.attention == "location" else None
-  return {split: features[split].cut(limit) for split in stages.EVALUATED}
+  return {split: features[split].cut(trained.spec.limit) for split in stages.EVALUATED}
 
 
 def _stacks_of_members(
@@ -235,7 +237,7 @@ def _stacks_of_members(
   for split, of_members in probabilities.items():
     for member, padded in zip(trained.members, of_members, strict=True):
       by_stack = [rows[real] for rows, real in zip(padded, features[split].mask, strict=True)]
-      method, seed = head_config.method(run.config, member, name), int(member.seed)
+      method, seed = head_config.row_name(run.config, member, name), int(member.seed)
       predictions = stages.predictions_by_stack(
         method, seed, stages.sees(spec.window), run.splits, {split: by_stack}, spec.ordered
       )
@@ -247,19 +249,19 @@ def _show_heads(run: stages.Run, trained: head_training.Trained, test: Features)
   """Draws what was learned, and keeps the attention for figures over several runs."""
   folder = run.workdir / "figures"
   history = trained.history
-  names = [head_config.method(run.config, member) for member in trained.members]
+  names = [head_config.row_name(run.config, member) for member in trained.members]
   plots.head_training(
     names, history["loss"], history["validation_accuracy"], folder / "head_training.png"
   )
   taps = {}
-  if trained.spec.attention == "toeplitz":
+  if trained.spec.attention.kind == "toeplitz":
     by_width = trained.toeplitz_taps()
     plots.toeplitz_weights(by_width, folder / "toeplitz_weights.png")
     rows = {width: iter(weights) for width, weights in by_width.items()}
     for name, member in zip(names, trained.members, strict=True):
       taps[name, int(member.seed)] = next(rows[int(member.half_width)])
   maps = {}
-  if trained.spec.attention != "none":
+  if trained.spec.attention.kind != "none":
     shown = test.first(MAPPED_STACKS)
     for name, member, weights in zip(
       names, trained.members, trained.attention_weights(shown), strict=True

@@ -42,10 +42,10 @@ def keep_model(
   Where members differ in more than their seed and none has the method's own name, it is the
   kind of member that is best on validation.
   """
-  names = [head_config.method(run.config, member) for member in trained.members]
+  names = [head_config.row_name(run.config, member) for member in trained.members]
   best = np.max(trained.history["validation_accuracy"], axis=1)
   mean = {name: np.mean([b for b, n in zip(best, names) if n == name]) for name in names}
-  method = run.config.method if run.config.method in mean else max(mean, key=mean.get)
+  method = run.config.name if run.config.name in mean else max(mean, key=mean.get)
   rows = [i for i, name in enumerate(names) if name == method]
   chosen = lambda trained: jax.tree.map(lambda leaf: leaf[np.array(rows)], trained.params)
   head, params = trained.spec, chosen(trained)

@@ -27,7 +27,7 @@ def _features(run: stages.Run) -> stages.Result:
     run.splits,
     classifier.load,
     dataset=stages.dataset_name(run.config.data),
-    method=run.config.method,
+    method=run.config.name,
     seed=run.config.cnn.seed,
   )
   return result
@@ -35,7 +35,7 @@ def _features(run: stages.Run) -> stages.Result:
 
 def _baseline(run: stages.Run, module: Any, model_class: Any) -> stages.Result:
   """Fits a texture classifier once a seed."""
-  name = run.config.model
+  name = run.config.pipeline
   train, validation = run.splits["train"], run.splits["validation"]
   result = stages.Result()
   for seed in run.config.seeds:
@@ -64,7 +64,7 @@ def _baseline(run: stages.Run, module: Any, model_class: Any) -> stages.Result:
       for split in stages.EVALUATED
     }
     predictions = stages.predictions_by_stack(
-      run.config.method, seed, stages.sees(1), run.splits, probabilities
+      run.config.name, seed, stages.sees(1), run.splits, probabilities
     )
     result += stages.Result(predictions)
   return result

@@ -24,7 +24,7 @@ from rcm_jax import evaluate
 from rcm_jax.data import feature_file, records
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.reporting import plots
-from rcm_jax.run import methods, stages
+from rcm_jax.run import methods, renamed, stages
 from rcm_jax.runtime import devices, files, stage_cache
 from rcm_jax.runtime.metric_writer import Writer
 from tfds_rcm import prepare
@@ -54,9 +54,10 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pat
   Raises:
     UserError: the configuration, the data or a directory cannot be worked with.
   """
-  if config.model not in methods.METHODS:
+  if config.pipeline not in methods.METHODS:
     raise UserError(
-      f"config.model: '{config.model}' is none of {', '.join(methods.METHODS)}{nearest(config.model, methods.METHODS)}"
+      f"config.pipeline: '{config.pipeline}' is none of {', '.join(methods.METHODS)}"
+      f"{nearest(config.pipeline, methods.METHODS)}"
     )
   if not devices.is_first():  # it computes with the first one, and leaves the results to it
     with tempfile.TemporaryDirectory() as elsewhere:
@@ -87,7 +88,7 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
       name = stages.dataset_name(config.data)
       source, tested, splits = _decode_all(config.data, workdir, cache_dir, writer)
     this = stages.Run(config, workdir, cache_dir, writer, source, tested, splits, about)
-    result = methods.METHODS[config.model](this)
+    result = methods.METHODS[config.pipeline](this)
   finally:
     writer.close()
   dataset = {
@@ -109,9 +110,9 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
 def _from_file(config: ml_collections.ConfigDict) -> tuple[str, str, dict[str, slices_lib.Slices]]:
   """Returns the dataset's name, a name for its content, and its splits, from a file of features."""
   path = config.features.file
-  if config.model != "head":
+  if config.pipeline != "head":
     raise UserError(
-      f"config.features.file: {path}: the model '{config.model}' needs images; leave the file out"
+      f"config.features.file: {path}: the model '{config.pipeline}' needs images; leave the file out"
     )
   if config.data.test_sources or config.data.train_stacks is not None:
     raise UserError(
@@ -187,8 +188,10 @@ def _claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str
   used = any((workdir / name).exists() for name in ("metrics.jsonl", "results.json"))
   if used and path.exists():
     try:
-      theirs = json.loads(path.read_text())["config"]
-    except (ValueError, KeyError) as error:
+      theirs = ml_collections.ConfigDict(json.loads(path.read_text())["config"])
+      renamed.modernize(theirs)
+      theirs = json.loads(theirs.to_json_best_effort())
+    except (ValueError, KeyError, TypeError) as error:
       raise UserError(
         f"{path}: not a run's configuration ({error}); choose another --workdir"
       ) from error

@@ -33,7 +33,7 @@ def evidence(spec: HeadSpec, params: Params, half_width: int, features: Value) -
   """
   encode = _encode if spec.window is None else _encode_windows
   h = encode(spec, params["encoder"], features)
-  context = _ATTENTIONS[spec.attention](spec, params.get("attention", {}), half_width, h)
+  context = _ATTENTIONS[spec.attention.kind](spec, params.get("attention", {}), half_width, h)
   return _DECODERS[spec.decoder](params["decoder"], context)
 
 
@@ -113,7 +113,7 @@ def _toeplitz(spec: HeadSpec, params: Params, half_width: int, h: Value) -> Valu
   over_depth = lambda x: graph.op("Conv", x, taps[None, None], pads=[half, half])
   rows = h.transpose(1, 0).unsqueeze(1)  # [E, 1, T]
   out = over_depth(rows)
-  if spec.boundary == "renormalize":
+  if spec.attention.edge_mode == "renormalize":
     ones = graph.op("Expand", 1.0, graph.concat([[1, 1], h.size().reshape(1)], axis=0))
     out = out / over_depth(ones)
   return out.squeeze(1).transpose(1, 0)
