@@ -30,6 +30,9 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.data.test_sources = ()  # the same, whose test split is used instead
   config.data.train_stacks = config_dict.placeholder(int)  # how many are trained on; None: all
   config.data.image_size = config_dict.placeholder(int)  # px a side; None: as they are
+  # µm a side that the model sees; None: the field that all stacks have, or none knows
+  config.data.field_um = config_dict.placeholder(float)
+  config.data.train_tiles = 1  # most tiles a side that training cuts larger fields into
 
   config.cnn = ml_collections.ConfigDict()
   config.cnn.seed = 0

@@ -38,6 +38,7 @@ TUNING = end_to_end.Tuning(
   head_rate=1e-2,
   micro_batch=3,
   remat=True,
+  input_dropout=0.0,
   augmentation=Augmentation(),
   seed=0,
 )

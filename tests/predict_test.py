@@ -15,7 +15,7 @@ import tifffile
 
 from rcm_jax import predict
 from rcm_jax.arrays import STRATA
-from rcm_jax.data import records
+from rcm_jax.data import scale as scale_lib
 from rcm_jax.inference import bundle, predictor
 from tfds_rcm.errors import UserError
 
@@ -121,7 +121,9 @@ def test_names_are_safe_and_distinct(tmp_path):
 def test_the_model_sees_slices_as_training_did():
   image = np.random.default_rng(0).integers(0, 256, (120, 100)).astype(np.uint8)
   seen = bundles.reader().prepare(image)
-  np.testing.assert_array_equal(seen, records.resize(image, bundles.SIZE))
+  np.testing.assert_array_equal(
+    seen, scale_lib.tiles(image, None, scale_lib.Scale(bundles.SIZE, None))[0]
+  )
 
 
 @pytest.mark.parametrize("context", [1, 3])

@@ -13,9 +13,9 @@ from typing import Any
 
 import grain
 import numpy as np
-from PIL import Image
 import tensorflow_datasets as tfds
 
+from rcm_jax.data import scale as scale_lib
 from rcm_jax.runtime import files
 from tfds_rcm.errors import UserError
 from tfds_rcm.features import LABELS, read_record
@@ -97,7 +97,7 @@ class _Records:
       ) from error
 
 
-def _decode_record(example: dict[str, Any], image_size: int | None) -> dict[str, Any]:
+def _decode_record(example: dict[str, Any]) -> dict[str, Any]:
   record = read_record(example)
   name = f"stack '{record.stack_id}'"
   slices = [image[..., 0] for image in record.slices]
@@ -114,26 +114,34 @@ def _decode_record(example: dict[str, Any], image_size: int | None) -> dict[str,
       f"{name} slice {outside[0]}: label {record.labels[outside[0]]} is none of "
       f"0 to {len(LABELS) - 1} ({', '.join(LABELS)})"
     )
-  if image_size is not None:
-    slices = [resize(image, image_size) for image in slices]
   return {
     "stack_id": record.stack_id,
     "patient_id": record.patient_id,
     "labels": np.maximum(record.labels - 1, 0).astype(np.int8),
     "depth_um": record.depth_um,
-    "slices": np.stack(slices),
+    "pixel_um": record.pixel_um,
+    "images": slices,
   }
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-  """Cuts the central square out and resamples it with an antialiasing filter."""
-  height, width = image.shape
-  if (height, width) == (size, size):
-    return image
-  side = min(height, width)
-  top, left = (height - side) // 2, (width - side) // 2
-  square = Image.fromarray(image[top : top + side, left : left + side])
-  return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
+def _bring_to_scale(
+  record: dict[str, Any], image_size: int | None, field_um: float | int | None, a_side: int
+) -> dict[str, Any]:
+  """Adds `tiles` [n, T, height, width] to a decoded record, views of one size and field."""
+  images, pixel_um = record["images"], record["pixel_um"]
+  record["shape"] = images[0].shape
+  if image_size is None:
+    return {**record, "tiles": np.stack(images)[None]}
+  wanted = scale_lib.Scale(image_size, field_um)
+  if field_um is None or pixel_um is None:
+    pixel_um, a_side = None, 1
+  else:
+    a_side = scale_lib.tile_grid(scale_lib.field_of(images[0].shape, pixel_um), field_um, a_side)
+  try:
+    views = [scale_lib.tiles(image, pixel_um, wanted, a_side=a_side) for image in images]
+  except UserError as error:
+    raise UserError(f"stack '{record['stack_id']}': {error}") from error
+  return {**record, "tiles": np.stack(views, 1)}
 
 
 def decode(
@@ -141,6 +149,8 @@ def decode(
   directory: pathlib.Path,
   *,
   image_size: int | None,
+  field_um: float | int | None = None,
+  train_tiles: int = 1,
   advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
   """Decodes prepared datasets, one after the other in each split, into `directory`.
@@ -152,42 +162,60 @@ def decode(
     directory: gets `SPLIT.u8`, the gray levels, and `SPLIT.npz`, all else.
     image_size: side in pixels that every slice is resampled to; None keeps the size,
       which must then be one and the same.
+    field_um: side in µm that every slice is cut to; None keeps the field, which must then be one
+      and the same, or unknown for all stacks.
+    train_tiles: most tiles a side that a training stack of a larger field is cut into; each counts
+      as a stack.
     advance: called with the stacks done and the stacks in all.
 
   Raises:
-    UserError: a record is damaged, incomplete, or of another size.
+    UserError: a record is damaged, incomplete, or of another size or scale.
   """
+  if field_um is not None and image_size is None:
+    raise UserError(
+      "config.data.field_um needs config.data.image_size: the pixels that a field is sampled with"
+    )
   total = sum(builder.info.splits[split].num_examples for builder in builders for split in SPLITS)
   done = 0
+  fields = scale_lib.FieldsOfRun(field_um)
   for split in SPLITS:
     shape = None
     columns: dict[str, list] = {key: [] for key in ("stack_id", "patient_id", "labels", "depth_um")}
+    a_side = train_tiles if split == "train" else 1
     with (directory / f"{split}.u8").open("wb") as file:
       for builder in builders:
-        records = grain.MapDataset.source(_Records(builder, split))
-        records = records.map(lambda record: _decode_record(record, image_size))
+        records = grain.MapDataset.source(_Records(builder, split)).map(_decode_record)
+        records = records.map(
+          lambda record, a_side=a_side: _bring_to_scale(record, image_size, field_um, a_side)
+        )
         for record in records.to_iter_dataset(
           grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
         ):
-          slices = record.pop("slices")
+          fields.add(record["stack_id"], record["shape"], record["pixel_um"])
+          tiles = record["tiles"]
           if shape is None:
-            shape = slices.shape[1:]
-          if slices.shape[1:] != shape:
+            shape = tiles.shape[2:]
+          if tiles.shape[2:] != shape:
             raise UserError(
-              f"stack '{record['stack_id']}' has slices of {slices.shape[1:]} pixels, others of "
+              f"stack '{record['stack_id']}' has slices of {tiles.shape[2:]} pixels, others of "
               f"{shape}; set config.data.image_size to bring all to one size"
             )
-          file.write(slices.tobytes())
-          for key, value in record.items():
-            columns[key].append(value)
-          if len(builders) > 1:  # two studies may each have a patient 1
-            for key in ("stack_id", "patient_id"):
-              columns[key][-1] = f"{builder.name}/{columns[key][-1]}"
+          for number, slices in enumerate(tiles):
+            file.write(slices.tobytes())
+            for key, values in columns.items():
+              values.append(record[key])
+            if len(builders) > 1:  # two studies may each have a patient 1
+              for key in ("stack_id", "patient_id"):
+                columns[key][-1] = f"{builder.name}/{columns[key][-1]}"
+            if len(tiles) > 1:
+              columns["stack_id"][-1] += f" tile {number + 1}"
           done += 1
           advance(done, total)
+    field = fields.scale(shape[0]).field_um
     np.savez(
       directory / f"{split}.npz",
       shape=np.asarray(shape),
+      field_um=np.float64(np.nan if field is None else field),
       stack_id=np.asarray(columns["stack_id"]),
       patient_id=np.asarray(columns["patient_id"]),
       labels=np.concatenate(columns["labels"]),

@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 
 from rcm_jax.arrays import Features
+from rcm_jax.data.scale import Scale
 from tfds_rcm.errors import UserError
 from tfds_rcm.splits import SPLITS
 
@@ -23,6 +24,7 @@ class Slices:
     stack: index of each slice's stack into `stack_id` and `patient_id`.
     stack_id: one name a stack.
     patient_id: one name a stack.
+    field_um: side of the square that every slice shows in µm; None if nobody knows.
   """
 
   slices: np.ndarray
@@ -31,9 +33,15 @@ class Slices:
   stack: np.ndarray
   stack_id: tuple[str, ...]
   patient_id: tuple[str, ...]
+  field_um: float | int | None = None
 
   def __len__(self) -> int:
     return len(self.labels)
+
+  @property
+  def scale(self) -> Scale:
+    """What a slice shows, in pixels and in µm."""
+    return Scale(self.slices.shape[1], self.field_um)
 
   @property
   def lengths(self) -> np.ndarray:
@@ -64,6 +72,7 @@ class Slices:
       self.stack[rows],
       self.stack_id[:stacks],
       self.patient_id[:stacks],
+      self.field_um,
     )
 
 
@@ -72,6 +81,7 @@ def load_slices(directory: pathlib.Path) -> dict[str, Slices]:
   splits = {}
   for split in SPLITS:
     with np.load(directory / f"{split}.npz", allow_pickle=False) as table:
+      field_um = float(table["field_um"])
       splits[split] = Slices(
         slices=np.memmap(directory / f"{split}.u8", np.uint8, "r").reshape(
           -1, *table["shape"].tolist()
@@ -81,6 +91,7 @@ def load_slices(directory: pathlib.Path) -> dict[str, Slices]:
         stack=table["stack"],
         stack_id=tuple(table["stack_id"].tolist()),
         patient_id=tuple(table["patient_id"].tolist()),
+        field_um=None if np.isnan(field_um) else field_um,
       )
   return splits
 

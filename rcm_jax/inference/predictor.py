@@ -9,7 +9,7 @@ import jax
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from rcm_jax.data import records
+from rcm_jax.data import scale as scale_lib
 from rcm_jax.inference import bundle as bundle_lib
 from rcm_jax.inference import interpretation as reading_lib
 from rcm_jax.inference import model_card
@@ -66,7 +66,7 @@ class Predictor:
     """
     height, width = self.bundle.description.image_shape
     if height == width:
-      return records.resize(image, height)
+      return scale_lib.tiles(image, None, scale_lib.Scale(height, None))[0]
     if image.shape != (height, width):
       raise UserError(
         f"slices of {image.shape[0]} x {image.shape[1]} pixels; this model was trained on "

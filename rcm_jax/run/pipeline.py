@@ -22,6 +22,7 @@ import ml_collections
 
 from rcm_jax import evaluate
 from rcm_jax.data import feature_file, records
+from rcm_jax.data import scale as scale_lib
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.reporting import plots
 from rcm_jax.run import methods, renamed, stages
@@ -95,6 +96,8 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
     "name": name,
     "stacks": {name: len(split.stack_id) for name, split in splits.items()},
     "slices": {name: len(split) for name, split in splits.items()},
+    "image_size": splits["test"].scale.image_size or None,  # a file of features has no images
+    "field_um": splits["test"].scale.field_um,
   }
   rows = evaluate.write_run(
     workdir, dataset, result.predictions, versions=_versions(), train_seconds=result.seconds
@@ -145,6 +148,12 @@ def _decode_all(
         f"config.data.test_sources: slices of {size} pixels, those of the training data have "
         f"{expected}; set config.data.image_size to bring all to one size"
       )
+    trained, seen = (splits[name].field_um for name in ("train", "test"))
+    if (trained is None) != (seen is None) or (seen and not scale_lib.same_field(seen, trained)):
+      raise UserError(
+        f"config.data.test_sources: a field of {seen} µm, that of the training data is {trained} µm; "
+        "set config.data.field_um and image_size to bring both to one scale"
+      )
   return source, tested, splits
 
 
@@ -169,6 +178,8 @@ def _decode(
   spec = {
     "sources": [records.fingerprint(builder) for builder in builders],
     "image_size": wanted.image_size,
+    "field_um": wanted.field_um,
+    "train_tiles": wanted.train_tiles,
   }
   return stages.stage(
     cache_dir,
@@ -176,7 +187,12 @@ def _decode(
     "decode",
     spec,
     lambda directory, advance: records.decode(
-      builders, directory, image_size=wanted.image_size, advance=advance
+      builders,
+      directory,
+      image_size=wanted.image_size,
+      field_um=wanted.field_um,
+      train_tiles=wanted.train_tiles,
+      advance=advance,
     ),
   )
 
