@@ -267,7 +267,9 @@ def test_a_study_and_the_phantom_mix_in_one_run(source, tmp_path):
   wanted = base.get_config().data
   wanted.sources, wanted.data_dir = ("rcm_clinical", phantom), str(data_dir)
   writer = writer_lib.Writer(tmp_path)
-  with pytest.raises(UserError, match="a field of 48 µm, .* one of 6 µm; set config.data.field_um"):
+  with pytest.raises(
+    UserError, match=r"a field of 48 µm, .* one of 6 µm; set config.data.field_um"
+  ):
     pipeline._decode(wanted.sources, wanted, tmp_path, tmp_path / "cache", writer)
   wanted.image_size, wanted.field_um = 16, 6.0
   splits = slices_lib.load_slices(
