@@ -58,6 +58,14 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.augmentation.stretch = 1.15
   config.augmentation.flip = True
   config.augmentation.resampled = 0.5  # share of views that are more than flipped
+  config.augmentation.photometry = ml_collections.ConfigDict()  # ours: other instruments
+  config.augmentation.photometry.share = 0.0  # of views whose gray levels change; the paper: none
+  config.augmentation.photometry.gain = 1.5
+  config.augmentation.photometry.gamma = 1.3
+  config.augmentation.photometry.shading = 0.5
+  config.augmentation.photometry.blur_px = 0.8
+  config.augmentation.photometry.speckle = 0.3
+  config.augmentation.photometry.noise = 12.0
 
   config.features = ml_collections.ConfigDict()
   config.features.batch_size = 64

@@ -14,7 +14,7 @@ import numpy as np
 from rcm_jax.cnn import extraction
 from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.cnn import training as cnn_training
-from rcm_jax.cnn.augmentation import Augmentation
+from rcm_jax.cnn.augmentation import augmentation_of
 from rcm_jax.data import feature_file
 from rcm_jax.reporting import plots
 from rcm_jax.run import stages
@@ -42,7 +42,7 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
   if config.features.file:
     return _read_features(run)
   spec = cnn_spec.CnnSpec(
-    **{**config.cnn, "seed": seed}, augmentation=Augmentation(**config.augmentation)
+    **{**config.cnn, "seed": seed}, augmentation=augmentation_of(config.augmentation)
   )
   described = dataclasses.asdict(spec)
   if spec.pretrained:
