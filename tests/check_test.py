@@ -49,7 +49,7 @@ def test_every_problem_is_listed_with_its_file(source, tmp_path):
     ("labels.csv, row 20", "'s3' is not in manifest.csv"),
     ("manifest.csv, row 2", "v0000002.bmp", "copy or export it again"),
     ("manifest.csv, row 3", "v0000004.bmp", "number 3 is missing"),
-    ("labels.csv, row 15", "label 'muscle' is unknown"),
+    ("labels.csv, row 15", "unknown label: 'muscle' (row 15)"),
   ), strict=True):  # fmt: skip
     assert all(part in problem for part in parts), problem
   assert "5 problems" in out
@@ -68,7 +68,7 @@ def test_disagreements_of_readers_are_counted(source, tmp_path):
   (source / "labels.csv").write_text("\n".join([f"{text[0]},reader", *rows]))
   out = check(source, tmp_path)
   assert "readers     ann, bob" in out
-  assert "disagree    on 4 slices (11.1 %) of 2 stacks" in out
+  assert "disagree    on 4 of the 12 slices that two or more read (33.3 %), in 2 stacks" in out
   assert "dej 33.3 %" in out  # ann comes first
   assert "dej 22.2 %" in check(source, tmp_path, "--readers=bob,ann")
 

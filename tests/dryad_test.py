@@ -130,7 +130,7 @@ def test_what_cannot_be_inferred_is_asked_for(tmp_path):
   assert "step_um" in fail(root, tmp_path, pattern)
   assert "--first_slice=1" in fail(root, tmp_path, pattern, "--step_um=3", NUMBERS)
   ready = (pattern, "--step_um=3", "--first_slice=1")
-  assert "--label_map=1=epidermis" in fail(root, tmp_path, *ready)
+  assert "--label_map=1=?,2=?,3=?,4=?" in fail(root, tmp_path, *ready)
   assert "no regular expression" in fail(root, tmp_path, "--patient_pattern=(")
   assert "2 groups" in fail(root, tmp_path, "--patient_pattern=(a)(b)")
   assert "does not match the path" in fail(root, tmp_path, "--patient_pattern=(old)")

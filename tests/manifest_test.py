@@ -118,7 +118,7 @@ def test_numbers_and_names_through_a_mapping(tmp_path):
   path = per_slice(tmp_path, [("s", t, name) for t, name in enumerate(found)])
   merged = merge(path, rules, NAMES[:5], DEPTH_UM[:5])
   assert merged.labels.tolist() == [0, 1, 1, 2, 3]
-  with pytest.raises(UserError, match="row 2: label '1' is unknown"):
+  with pytest.raises(UserError, match="row 2: unknown label: '1' "):
     merge(path, labels.Rules(), NAMES[:5], DEPTH_UM[:5])
   for bad in ("1", "1=bone"):
     with pytest.raises(UserError, match="label_map"):
