@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ from tfds_rcm.staging import fingerprint
 
 _CHUNK = 1 << 20
 _MAX_DEPTH = 3  # zips in a zip
+_UTF_8 = 0x800  # a member's flag; without it zipfile reads names as code page 437
 
 
 def source_folder(source: pathlib.Path, cache: pathlib.Path) -> pathlib.Path:
@@ -107,8 +109,12 @@ def unpack(path: pathlib.Path, folder: pathlib.Path, *, depth: int = 1) -> None:
 
 
 def _parts(member: zipfile.ZipInfo) -> tuple[str, ...]:
-  """A member's path; some programs of Windows write backslashes."""
-  return pathlib.PurePosixPath(member.filename.replace("\\", "/")).parts
+  """A member's path; some programs of Windows write backslashes, some of others UTF-8 unflagged."""
+  name = member.filename
+  if not member.flag_bits & _UTF_8:
+    with contextlib.suppress(UnicodeError):
+      name = name.encode("cp437").decode("utf-8")
+  return pathlib.PurePosixPath(name.replace("\\", "/")).parts
 
 
 def _check_member(path: pathlib.Path, member: zipfile.ZipInfo) -> None:
