@@ -12,6 +12,8 @@ from tfds_rcm.labels import STRATA
 from tfds_rcm.splits import SPLITS
 from tfds_rcm.study import Examined, Plan
 
+MANIFEST = "manifest"  # how the line begins that names it
+
 
 def report(plan: Plan, note: str = "") -> str:
   """The text of `--check`: counts first, then warnings, then problems.
@@ -21,7 +23,7 @@ def report(plan: Plan, note: str = "") -> str:
     note: a line to be said first, empty for none.
   """
   lines = [note] if note else []
-  lines.append(f"manifest    {plan.options.manifest}")
+  lines.append(f"{MANIFEST}    {plan.options.manifest}")
   lines.append(f"labels      {plan.options.labels or 'in the manifest'}")
   if plan.stacks:
     lines += _counts(plan.stacks)

@@ -22,7 +22,7 @@ def printable(text: str) -> str:
   """Text for one line of any terminal and any UTF-8 file.
 
   A file's name may hold line ends, and bytes that are no UTF-8, which Python keeps as lone
-  surrogates that cannot be written. They come out as in Python's own strings.
+  surrogates that cannot be written. They come out as in Python's literals.
   """
   text = "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
   return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

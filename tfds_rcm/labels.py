@@ -127,7 +127,7 @@ def unknown_labels(readings: Iterable[Reading], label_map: Mapping[str, int]) ->
   option = io.StringIO()
   csv.writer(option, lineterminator="").writerow(options)
   first = next(iter(written.values()))
-  labels = "label" if len(counts) == 1 else f"{len(counts)} labels"
+  labels = "label" if len(counts) == 1 else "labels"
   return (
     f"{first.place}: unknown {labels}: {', '.join(told)}; say what they mean, one of "
     f"{', '.join(STRATA)}, by {shlex.quote('--label_map=' + option.getvalue())}"
@@ -222,12 +222,14 @@ def _slice_index(row: Row, names: Sequence[str], first_slice: int) -> int:
       f"{row.place}: slice {text} does not exist, the stack's slices are {first_slice} to "
       f"{len(names) - 1 + first_slice}{hint}"
     )
-  wanted = {*names_lib.spellings(row.raw.get("slice", text)), *names_lib.spellings(text)}
+  written = row.raw.get("slice", text)
   files = [os.path.basename(name) for name in names]
   for known in (files, [os.path.splitext(name)[0] for name in files]):
-    found = [t for t, name in enumerate(known) if name in wanted]
-    if found:
-      return found[0]
+    if written in known:
+      return known.index(written)
+    alike = [t for t, name in enumerate(known) if names_lib.keys(name) & names_lib.keys(written)]
+    if len(alike) == 1:
+      return alike[0]
   raise UserError(f"{row.place}: slice {text!r} is neither a number nor a file of the stack")
 
 

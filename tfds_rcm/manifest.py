@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import os
 import pathlib
 
 from tfds_rcm import names
@@ -28,6 +27,7 @@ MANIFEST_COLUMNS = (
   *TRANSITIONS,
 )  # fmt: skip
 LABELS_COLUMNS = ("stack_id", "slice", "label", _FOR_READER, *TRANSITIONS)
+_SPLIT_COLUMNS = ("split",)  # of a third table, see `splits`
 # A column whose name holds one of these tells a boundary, whatever else its name says.
 _STRATUM_WORDS = ("corneum", "dermis", "dej", "junction", "dermal")
 
@@ -104,6 +104,10 @@ def read_manifest(
     UserError: if a file as a whole cannot be understood.
   """
   columns = columns or {}
+  known = dict.fromkeys((*MANIFEST_COLUMNS, *LABELS_COLUMNS, *_SPLIT_COLUMNS))
+  for ours in columns:
+    if ours not in known:
+      raise UserError(f"--columns={ours}=…: no column {ours}{nearest(ours, known)}")
   table = read_table(
     manifest, ("stack_id", "patient_id", "path"), known=MANIFEST_COLUMNS, renamed=columns
   )
@@ -121,7 +125,7 @@ def read_manifest(
   entries, first_by = [], {}
   for row in table.rows:
     found = names.find(root, row.raw["path"])
-    for column, key in (("stack_id", row["stack_id"]), ("path", os.path.realpath(found))):
+    for column, key in (("stack_id", row["stack_id"]), ("path", names.identity(found))):
       first = first_by.setdefault((column, key), row.place)
       if first != row.place:
         number = first.rpartition(" ")[2]
@@ -142,14 +146,12 @@ def read_manifest(
 
 def _check_renamed(columns: Mapping[str, str], tables: Sequence[Table]) -> None:
   """Refuses a --columns that names what is not there: it would change nothing, silently."""
-  found = {column_name(header) for table in tables for header in table.headers}
+  headers = [header for table in tables for header in table.headers]
+  found = {column_name(header) for header in headers}
   for ours, header in columns.items():
-    known = (*MANIFEST_COLUMNS, *LABELS_COLUMNS)
-    if ours not in known:
-      raise UserError(f"--columns={ours}={header}: no column {ours}{nearest(ours, known)}")
-    if column_name(header) not in found:
+    if ours not in _SPLIT_COLUMNS and column_name(header) not in found:
       where = " and ".join(str(table.path) for table in tables)
-      near = nearest(header, [h for table in tables for h in table.headers])
+      near = nearest(header, headers)
       raise UserError(f"--columns={ours}={header}: no column {header!r} in {where}{near}")
 
 

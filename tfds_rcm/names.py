@@ -7,7 +7,7 @@ dots; a table's cell says none of this.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -30,35 +30,52 @@ def decode(data: bytes) -> str:
 
 def readable(name: str | os.PathLike[str]) -> str:
   """A file's name as text in one line, such as a table can hold."""
-  return " ".join(decode(os.fsencode(name)).split())
-
-
-def spellings(text: str) -> Iterator[str]:
-  """What a file may be called that a table calls `text`."""
-  yield text
-  yield from (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
   try:
-    data = text.encode("latin-1")
-  except UnicodeEncodeError:
-    return
-  yield os.fsdecode(data)
-  yield data.decode("cp437")  # what zip makes of a name in Latin-1
+    return " ".join(decode(os.fsencode(name)).split())
+  except UnicodeEncodeError:  # no name of a file: this system encodes names otherwise
+    return " ".join(os.fspath(name).split())
+
+
+def keys(text: str) -> set[str]:
+  """What names are compared by: two names that share one of these may mean the same file."""
+  readings = [readable(text)]
+  with contextlib.suppress(UnicodeError):
+    readings.append(text.encode("latin-1").decode("cp437"))  # what zip makes of Latin-1
+  return {unicodedata.normalize("NFC", reading) for reading in readings}
 
 
 def find(root: pathlib.Path, text: str) -> pathlib.Path:
   """The file or folder that a table's cell names, below `root` or absolute.
 
-  Taken as it is written if that exists, else with any spelling that does.
+  Taken as it is written if that exists, else what reads alike. Without either, the path that
+  was looked for.
   """
   one_line = " ".join(text.splitlines()).strip().replace("\\", "/")
   for written in dict.fromkeys((text, text.strip(), one_line)):
     path = root
     for part in pathlib.PurePath(written).parts:
-      near = (path / spelled for spelled in spellings(part))
-      path = next(filter(os.path.lexists, near), path / part)
+      path = _child(path, part)
     if os.path.lexists(path):
       break
   return path
+
+
+def _child(folder: pathlib.Path, part: str) -> pathlib.Path:
+  path = folder / part
+  if not os.path.lexists(path):
+    with contextlib.suppress(OSError):
+      alike = [name for name in os.listdir(folder) if keys(part) & keys(name)]
+      if len(alike) == 1:
+        return folder / alike[0]
+  return path
+
+
+def identity(path: pathlib.Path) -> str:
+  """Equal for two paths of one file, links followed."""
+  try:
+    return os.path.realpath(path)
+  except (OSError, ValueError):  # no name that this system can have
+    return str(path)
 
 
 def short(name: str) -> str:

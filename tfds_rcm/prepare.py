@@ -60,6 +60,8 @@ def default_data_dir() -> pathlib.Path:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit code."""
   argv = list(sys.argv[1:] if argv is None else argv)
+  if hasattr(sys.stdout, "reconfigure"):
+    sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has µ, or all of a path
   parser = argparse.ArgumentParser(prog="python -m tfds_rcm.prepare", description=__doc__)
   subparsers = parser.add_subparsers(dest="name", required=True, metavar="NAME", title="datasets")
   for name, (what, module) in COMMANDS.items():

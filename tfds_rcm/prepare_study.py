@@ -10,7 +10,7 @@ import pathlib
 import sys
 
 from tfds_rcm import archive, check, labels, locks, manifest, patients, study
-from tfds_rcm.errors import UserError
+from tfds_rcm.errors import UserError, printable
 from tfds_rcm.rcm_dryad import convert
 
 DATASETS = ("rcm_dryad", "rcm_clinical")
@@ -139,9 +139,14 @@ def _prepare(name: str, plan: study.Plan, args: argparse.Namespace, data_dir: pa
   builder = builder_class(
     plan=plan, workers=args.workers, use_beam=config is not None, data_dir=data_dir
   )
+  report = pathlib.Path(builder.data_path, "report.txt")
+  before = report.read_text(encoding="utf-8").splitlines() if report.is_file() else []
   with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of downloads of unknown size
     wrote = builder.prepare(config)
-  print(f"{'dataset    ' if wrote else 'up to date '} {builder.data_path}")
+  manifests = {line for line in before if line.startswith(check.MANIFEST)}
+  if wrote and manifests - set(check.report(plan).splitlines()):
+    print(f"replaced    the dataset of {manifests.pop().removeprefix(check.MANIFEST).strip()}")
+  print(printable(f"{'dataset    ' if wrote else 'up to date '} {builder.data_path}"))
 
 
 def _numbers(option: str, text: str | None, count: int) -> tuple[float, ...] | None:

@@ -137,6 +137,11 @@ def read(
   table = read_table(path, ("stack_id", "split"), known=_COLUMNS, renamed=columns)
   if warnings is not None:
     warnings.extend(table.warnings)
+  if table.rows and not any(row["stack_id"] in patient_of for row in table.rows):
+    raise UserError(
+      f"{path}: of another study: none of its {len(table.rows)} stacks is in the manifest; give "
+      "another --data_dir or --splits"
+    )
   for row in table.rows:
     stack_id, split = row["stack_id"], row["split"].lower()
     if split not in SPLITS:

@@ -238,18 +238,21 @@ def _matcher(stacks: Mapping[str, pathlib.Path], labels: _Labels) -> Callable[[R
   for name in stacks:
     last = name.rpartition("/")[2]
     keys = {name, last, *(str(int(n)) for n in re.findall(r"\d+", last)[-1:])}
-    for key in keys:
+    for key in set().union(*map(names.keys, keys)):
       places.setdefault(key.lower(), set()).add(name)
 
   def stack_of(row: Row) -> str:
-    key = _stack_key(row, labels)
-    found = places.get(key.lower(), set())
-    if not found and key.isdecimal():
-      found = places.get(str(int(key)), set())
+    written = _stack_key(row, labels)
+    found: set[str] = set()
+    for key in (written, written.replace("\\", "/").strip("/")):
+      for spelled in () if found else names.keys(key):
+        found |= places.get(spelled.lower(), set())
+      if not found and key.isdecimal():
+        found = places.get(str(int(key)), set())
     if len(found) != 1:
       how = f"fits {len(found)} folders ({', '.join(sorted(found)[:3])})" if found else "fits none"
       raise UserError(
-        f"{row.place}: stack {key!r} {how} of the {len(stacks)} found, such as "
+        f"{row.place}: stack {written!r} {how} of the {len(stacks)} found, such as "
         f"{next(iter(stacks))}; say by --columns=stack_id=… which column names a stack's folder"
       )
     return next(iter(found))
@@ -259,7 +262,7 @@ def _matcher(stacks: Mapping[str, pathlib.Path], labels: _Labels) -> Callable[[R
 
 def _stack_key(row: Row, labels: _Labels) -> str:
   if "stack_id" in labels.columns:
-    return row[labels.columns["stack_id"]].replace("\\", "/").strip("/")
+    return row[labels.columns["stack_id"]]
   image = row[labels.columns["slice"]].replace("\\", "/") if "slice" in labels.columns else ""
   if "/" not in image:
     raise UserError(
