@@ -8,6 +8,7 @@ import pytest
 
 from tests import studies
 from tfds_rcm import disk, shards
+from tfds_rcm.errors import UserError
 from tfds_rcm.rcm_clinical import rcm_clinical_dataset_builder as clinical
 
 FULL = "write() failed: No space left on device; writing /x; at byte 1048576; Could not submit"
@@ -103,6 +104,8 @@ def test_a_small_disk_then_a_larger_one(tmp_path, small_disk, monkeypatch, worke
 def test_other_failures_keep_their_words(tmp_path):
   with pytest.raises(KeyError), disk.failures_told(tmp_path / "x"):
     raise KeyError("x")
+  with pytest.raises(UserError, match="slice"), disk.failures_told(tmp_path / "x"):
+    raise UserError("slice: cannot be opened (Permission denied)")
   with pytest.raises(OSError, match="Input/output error") as error, disk.failures_told("/x"):
     raise RuntimeError("read() failed: Input/output error; reading")
   assert error.value.filename == "/x"

@@ -124,16 +124,17 @@ def test_an_unpacked_folder_that_lost_files_is_not_trusted(packed, tmp_path):
 
 
 def test_preparing_waits_for_the_dataset_and_checking_does_not(packed, tmp_path):
-  study, data, codes = tmp_path / "study", tmp_path / "data", []
-  run = lambda: codes.append(studies.prepare("rcm_clinical", study, data)[0])
+  study, data, ended = tmp_path / "study", tmp_path / "data", []
+  run = lambda: ended.append(studies.prepare("rcm_clinical", study, data))
   with locks.held(data / "rcm_clinical" / ".lock"):
     assert studies.prepare("rcm_clinical", study, data, "--check")[0] == 0
     thread = _in_thread(run)
     thread.join(0.3)
-    assert codes == []
-    assert not list(data.rglob("*record*"))
+    assert not ended
   thread.join(60)
-  assert codes == [0]
+  [(code, _, err)] = ended
+  assert code == 0
+  assert f"waiting for another run in {data / 'rcm_clinical'} (process {os.getpid()} on" in err
 
 
 def test_a_second_study_in_one_data_dir_is_told_and_the_first_stays(tmp_path):

@@ -10,6 +10,8 @@ import pathlib
 import shutil
 import uuid
 
+from tfds_rcm.errors import UserError
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _FAILURES = (*FULL, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
 
@@ -42,6 +44,8 @@ def failures_told(path: str | os.PathLike[str]) -> Iterator[None]:
   except OSError as error:
     if error.errno is not None and error.filename is None:
       raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
+    raise
+  except UserError:  # says what it is already, perhaps in the same words
     raise
   except Exception as error:
     for code in _FAILURES:

@@ -29,12 +29,10 @@ def write_shard(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any
   """
   with disk.failures_told(path):
     writer = array_record_module.ArrayRecordWriter(os.fsencode(path), "group_size:1,uncompressed")
-  try:
-    for record in records:
-      with disk.failures_told(path):
+    try:
+      for record in records:
         writer.write(serialize(record))
-  finally:
-    with disk.failures_told(path):
+    finally:
       writer.close()
 
 
