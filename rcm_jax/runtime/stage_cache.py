@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import fcntl
 import json
 import pathlib
 import shutil
@@ -19,6 +18,7 @@ import numpy as np
 
 from rcm_jax.runtime import devices
 from rcm_jax.runtime.files import digest, file_digest, write_text
+from tfds_rcm import locks
 from tfds_rcm.errors import UserError
 
 SEAL = "sealed.json"
@@ -37,20 +37,13 @@ def locked(directory: pathlib.Path, *, wait: bool) -> Iterator[None]:
   Raises:
     UserError: the directory is held elsewhere and `wait` is False, or cannot be written.
   """
-  try:
-    directory.mkdir(parents=True, exist_ok=True)
-    file = (directory / _LOCK).open("w")
-  except OSError as error:
-    raise UserError(
-      f"{directory}: cannot be written ({error.strerror}); choose another directory"
-    ) from error
-  with file:
+  with contextlib.ExitStack() as stack:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+      stack.enter_context(locks.held(directory / _LOCK, wait=wait))
+    except OSError as error:
       raise UserError(
-        f"{directory}: another run is working here; wait for it to end or choose another directory"
-      ) from None
+        f"{directory}: cannot be written ({error.strerror}); choose another directory"
+      ) from error
     yield
 
 
