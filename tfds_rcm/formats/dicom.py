@@ -99,7 +99,12 @@ class _Frames:
         self.close()
         self._frames = pydicom_pixels.iter_pixels(self._path, indices=self._order[t:])
       self._next = None  # should this one fail
-      pixels = next(self._frames)
+      try:
+        pixels = next(self._frames)
+      except AttributeError as error:
+        if "'Pixel Data'" not in str(error):
+          raise
+        raise _no_pixels(self._path, self._header.get("SOPClassUID")) from error
       self._next = t + 1
       if self._header.PhotometricInterpretation == _PALETTE:
         return _looked_up(pixels, self._header)
@@ -190,14 +195,18 @@ def _check_image(path: pathlib.Path, header: pydicom.Dataset) -> None:
       "one series"
     )
   if "Rows" not in header and "Columns" not in header and len(header):
-    name = getattr(kind, "name", None) or "no image"
-    raise UserError(f"{path}: holds no pixels, it is of the kind {name}; move it elsewhere")
+    raise _no_pixels(path, kind)
   colours = header.get("PhotometricInterpretation")
   if colours not in _COLOURS:
     raise UserError(
       f"{path}: its colours are stored as {colours}, expected gray, palette, RGB or YBR_FULL; "
       "export it as gray"
     )
+
+
+def _no_pixels(path: pathlib.Path, kind: uid.UID | None) -> UserError:
+  name = kind.name if kind else "DICOM of an unknown kind"
+  return UserError(f"{path}: holds no pixels ({name}); move it elsewhere, or give an image")
 
 
 def _check_codec(path: pathlib.Path, syntax: uid.UID) -> None:

@@ -23,7 +23,7 @@ from tfds_rcm.formats.raw import (
 )
 
 SUFFIXES = frozenset({".bmp", ".png", ".jpg", ".jpeg"})
-_FORMATS = ("BMP", "DIB", "PNG", "JPEG", "MPO")
+_FORMATS = ("BMP", "DIB", "PNG", "JPEG")  # a JPEG of several pictures is found among these
 _NUMBER = re.compile(r"(\d+)")
 _ORIENTATION = 274
 # Pillow's conversion from I;16 to L clips at 255: deep modes are scaled by the caller.
