@@ -86,9 +86,9 @@ class StackReader:
     self.depth_um = depth_um
     self.pixel_um = pixel_um
     self._raw = raw
-    self._channel = channel
+    self._channel = channel if raw.has_channels else None
     self._given_range = value_range
-    self._first = crop_caption(to_gray(raw.names[0], raw.read(0), channel))
+    self._first = crop_caption(to_gray(raw.names[0], raw.read(0), self._channel))
     self.deep = self._first.dtype != np.uint8
     self.shape = (len(raw.names), *self._first.shape)
 

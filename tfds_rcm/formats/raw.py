@@ -32,6 +32,7 @@ class RawStack:
     no_depth: why they do not, the end of a message.
     pixel_um: side of a pixel in µm if the files tell it.
     inverted: True if the lowest value is the brightest (DICOM MONOCHROME1, TIFF WhiteIsZero).
+    has_channels: False if `read` hands out the channel that was chosen, not all.
     warnings: what is odd but allowed.
     close: releases the files.
   """
@@ -42,6 +43,7 @@ class RawStack:
   no_depth: str = "the files do not tell their depth"
   pixel_um: float | None = None
   inverted: bool = False
+  has_channels: bool = True
   warnings: tuple[str, ...] = ()
   close: Callable[[], None] = lambda: None
 

@@ -35,7 +35,7 @@ def open_tiff(path: pathlib.Path, channel: int | None = None) -> RawStack:
       planes = tiff_metadata.count_planes(tif) if len(pages) == 1 else 1
       count = planes if planes > 1 else len(pages)
       check_count(path, count, tif.filehandle.size)
-      order = tiff_metadata.slices_in_order(path, tif, count, channel)
+      order, channels = tiff_metadata.slices_in_order(path, tif, count, channel)
       step_um, pixel_um = tiff_metadata.spacing_um(tif)
     inverted = tiff_pixels.is_inverted(pages[0])
     if any(tiff_pixels.is_inverted(page) != inverted for page in pages):
@@ -53,6 +53,7 @@ def open_tiff(path: pathlib.Path, channel: int | None = None) -> RawStack:
     depth_um=None if step_um is None else step_um * np.arange(len(order)),
     pixel_um=pixel_um,
     inverted=inverted,
+    has_channels=channels == 1,
     close=tif.close,
   )
 

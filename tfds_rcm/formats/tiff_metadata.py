@@ -15,6 +15,8 @@ from tfds_rcm import lengths
 from tfds_rcm.errors import UserError
 from tfds_rcm.formats.raw import check_channel
 
+# tifffile calls the one axis of an ImageJ stack channels unless it is told otherwise.
+_MAX_CHANNELS = 4
 _Element = xml.etree.ElementTree.Element
 
 
@@ -51,8 +53,8 @@ def count_planes(tif: tifffile.TiffFile) -> int:
 
 def slices_in_order(
   place: str | os.PathLike[str], tif: tifffile.TiffFile, count: int, channel: int | None
-) -> list[int]:
-  """The numbers of the pages that are a channel's slices, in the order of the metadata.
+) -> tuple[list[int], int]:
+  """The numbers of the pages that are a channel's slices, and how many channels pages hold.
 
   Args:
     place: for messages.
@@ -60,16 +62,15 @@ def slices_in_order(
     count: its pages, or the planes in its one page.
     channel: one of several channels, counted from 1.
 
+  Returns:
+    The pages in the order of the metadata, and the number of channels that lie in pages
+    of their own.
+
   Raises:
     UserError: if there are several channels and none is chosen, a time series of
       stacks, or other planes than the metadata tells.
   """
   planes = _planes(place, tif, count)
-  if len(planes) != count or len(set(planes)) != count:
-    raise UserError(
-      f"{place}: its metadata tells of {len(planes)} slices, the file holds {count}; export the "
-      "stack as one file"
-    )
   if len({p.time for p in planes}) > 1 and len({p.slice for p in planes}) > 1:
     raise UserError(
       f"{place}: its slices run over {len({p.slice for p in planes})} depths and "
@@ -79,21 +80,22 @@ def slices_in_order(
   if channels > 1:
     check_channel(place, channels, channel)
   wanted = 0 if channel is None or channels == 1 else channel - 1
-  return sorted((i for i in range(count) if planes[i].channel == wanted), key=planes.__getitem__)
+  found = sorted((i for i in range(count) if planes[i].channel == wanted), key=planes.__getitem__)
+  return found, channels
 
 
-def _planes(
-  place: str | os.PathLike[str], tif: tifffile.TiffFile, count: int
-) -> list[_Plane] | tuple[_Plane, ...]:
+def _planes(place: str | os.PathLike[str], tif: tifffile.TiffFile, count: int) -> list[_Plane]:
   if tif.is_imagej and tif.imagej_metadata:
     meta = tif.imagej_metadata
-    channels, times = int(meta.get("channels", 1)), int(meta.get("frames", 1))
-    if channels == 1 and times == 1:
+    channels, slices, times = (int(meta.get(k, 1)) for k in ("channels", "slices", "frames"))
+    if slices == times == 1 and channels > _MAX_CHANNELS and meta.get("mode") != "composite":
+      channels = 1
+    if channels == 1 and (slices == 1 or times == 1):
       return [_Plane(slice=i) for i in range(count)]
-    slices = int(meta.get("slices", 1))
+    _check_count(place, channels * slices * times, count)
     return [_Plane(t, z, c) for t in range(times) for z in range(slices) for c in range(channels)]
   if (pixels := _ome_pixels(tif)) is not None:
-    return _ome_planes(place, pixels, tif.pages[0].samplesperpixel)
+    return _ome_planes(place, pixels, tif.pages[0].samplesperpixel, count)
   if tif.is_shaped:
     return _shaped_planes(place, tif, count)
   return [_Plane(slice=i) for i in range(count)]
@@ -115,6 +117,14 @@ def _shaped_planes(
     )
   places = itertools.product(*(range(n) for _, n in axes))
   return [_Plane(**dict(zip(names, at))) for at in places]
+
+
+def _check_count(place: str | os.PathLike[str], told: int, count: int) -> None:
+  if told != count:
+    raise UserError(
+      f"{place}: its metadata tells of {told} slices, the file holds {count}; export the stack as "
+      "one file"
+    )
 
 
 def _imagej_um(tif: tifffile.TiffFile, meta: dict) -> tuple[float | None, float | None]:
@@ -142,12 +152,13 @@ def _ome_um(pixels: _Element, axis: str) -> float | None:
 
 
 def _ome_planes(
-  place: str | os.PathLike[str], pixels: _Element, samples: int
-) -> tuple[_Plane, ...]:
+  place: str | os.PathLike[str], pixels: _Element, samples: int, count: int
+) -> list[_Plane]:
   """The plane of each page as the elements TiffData tell."""
   order = pixels.get("DimensionOrder", "XYZCT")[2:]
   sizes = {axis: int(pixels.get(f"Size{axis}", 1)) for axis in "ZCT"}
   sizes["C"] = max(sizes["C"] // samples, 1)  # the samples of RGB lie in one page
+  _check_count(place, math.prod(sizes.values()), count)
   names = {"Z": "slice", "C": "channel", "T": "time"}
   places = itertools.product(*(range(sizes[axis]) for axis in reversed(order)))
   planes = [_Plane(**{names[a]: i for a, i in zip(reversed(order), at)}) for at in places]
@@ -160,7 +171,8 @@ def _ome_planes(
           f"{place}: the stack is spread over several OME-TIFF files; export it as one"
         )
       found[ifd + i] = plane
-  return tuple(found[i] for i in sorted(found))
+  _check_count(place, len(found), count)
+  return [found[i] for i in range(count)]
 
 
 def _tiff_data(pixels: _Element, planes: int) -> Iterator[tuple[int, dict[str, int], int]]:
