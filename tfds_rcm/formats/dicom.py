@@ -206,7 +206,9 @@ def _check_image(path: pathlib.Path, header: pydicom.Dataset) -> None:
 
 def _no_pixels(path: pathlib.Path, kind: uid.UID | None) -> UserError:
   name = kind.name if kind else "DICOM of an unknown kind"
-  return UserError(f"{path}: holds no pixels ({name}); move it elsewhere, or give an image")
+  return UserError(
+    f"{path}: holds no pixels ({name}); move it elsewhere, or export it again if it is an image"
+  )
 
 
 def _check_codec(path: pathlib.Path, syntax: uid.UID) -> None:
