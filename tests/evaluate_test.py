@@ -15,10 +15,10 @@ from scipy import special
 from sklearn import metrics as sk_metrics
 
 from rcm_jax import evaluate
-from rcm_jax.evaluation import bootstrap
-from rcm_jax.evaluation import finished_runs as study_lib
+from rcm_jax.evaluation import attention_file, bootstrap, finished_runs, results
 from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.evaluation import scores as scores_lib
+from rcm_jax.reporting import console_table
 from tfds_rcm import errors
 
 DATASET = {"name": "rcm_phantom/tiny", "stacks": {"test": 8}, "slices": {"test": 100}}
@@ -50,17 +50,17 @@ def run(method, sees, seed, noise, split="test", stacks=8):
   return out
 
 
-def study_files(root):
+def run_files(root):
   """A head's run (two methods, two seeds, the CNN's row besides) and the CNN's own run."""
   head = [p for s in range(2) for p in run("toeplitz_d1", "whole stack", s, 0.7)]
   head += [p for s in range(2) for p in run("toeplitz_d1", "whole stack", s, 0.7, "validation", 30)]
   cnn = run("inception_v3", "single image", 0, 1.5)
-  evaluate.write_run(root / "a" / "head", DATASET, head + cnn, versions={})
-  evaluate.write_run(root / "cnn", DATASET, cnn, versions={})
-  evaluate.write_run(root / "new", DATASET, run("mine", "whole stack", 0, 1.0), versions={})
+  results.write_run(root / "a" / "head", DATASET, head + cnn, versions={})
+  results.write_run(root / "cnn", DATASET, cnn, versions={})
+  results.write_run(root / "new", DATASET, run("mine", "whole stack", 0, 1.0), versions={})
   taps = np.array([0.1, 0.6, 0.3], np.float32)
   attention = np.eye(9, dtype=np.float32)
-  study_lib.write_attention(
+  attention_file.write(
     root / "a" / "head", {("toeplitz_d1", 0, "test0"): attention}, {("toeplitz_d1", 0): taps}
   )
 
@@ -73,7 +73,7 @@ def numbers(path):
 def test_rows_are_what_scikit_learn_and_a_plain_loop_say():
   predictions = run("toeplitz_d1", "whole stack", 3, 1.5)
   validation = run("toeplitz_d1", "whole stack", 3, 1.5, "validation")
-  [row] = evaluate.summarize(predictions + validation, {("toeplitz_d1", 3): 12.5})
+  [row] = results.summarize(predictions + validation, {("toeplitz_d1", 3): 12.5})
   labels = np.concatenate([p.labels for p in predictions])
   found = np.concatenate([p.predicted for p in predictions])
   assert row["accuracy"] == pytest.approx(sk_metrics.accuracy_score(labels, found))
@@ -98,13 +98,13 @@ def test_perfect_predictions_and_absent_strata():
     dataclasses.replace(p, probabilities=np.eye(3, dtype=np.float32)[p.labels])
     for p in run("m", "single image", 0, 0.0)
   ]
-  [row] = evaluate.summarize(perfect)
+  [row] = results.summarize(perfect)
   assert row["accuracy"] == 1
   assert row["inconsistent"]["total"] == 0
   for decoding in row["decoding"].values():
     assert list(decoding["boundary_mae_um"].values()) == [0, 0]
   epidermis = [dataclasses.replace(p, labels=0 * p.labels) for p in perfect]
-  [row] = evaluate.summarize(epidermis)
+  [row] = results.summarize(epidermis)
   assert row["sensitivity"]["dermis"] is None
   assert row["boundary_mae_um"]["dej_dermis"] is None
   assert row["boundary_n"] == {"epidermis_dej": 0, "dej_dermis": 0}
@@ -112,32 +112,32 @@ def test_perfect_predictions_and_absent_strata():
 
 def test_every_row_is_recomputable_from_the_csv_alone(tmp_path):
   predictions = run("toeplitz_d1", "whole stack", 0, 1.0) + run("kaur", "single image", 1, 2.0)
-  rows = evaluate.write_run(tmp_path, DATASET, predictions, versions={"jax": "0"})
+  rows = results.write_run(tmp_path, DATASET, predictions, versions={"jax": "0"})
   written = json.loads((tmp_path / "results.json").read_text())
   assert written == {"dataset": DATASET, "versions": {"jax": "0"}, "rows": rows}
   inputs = {"toeplitz_d1": "whole stack", "kaur": "single image"}
   back = predictions_lib.read_csv(tmp_path / "predictions.csv", inputs)
-  assert evaluate.summarize(back) == rows
+  assert results.summarize(back) == rows
 
 
 def test_a_failed_write_leaves_no_results(tmp_path):
-  evaluate.write_run(tmp_path, DATASET, run("m", "whole stack", 0, 1.0), versions={})
+  results.write_run(tmp_path, DATASET, run("m", "whole stack", 0, 1.0), versions={})
   (tmp_path / "predictions.csv").unlink()
   (tmp_path / "predictions.csv").mkdir()
   with pytest.raises(errors.UserError, match="cannot be written"):
-    evaluate.write_run(tmp_path, DATASET, run("m", "whole stack", 0, 1.0), versions={})
+    results.write_run(tmp_path, DATASET, run("m", "whole stack", 0, 1.0), versions={})
   assert not (tmp_path / "results.json").exists()
 
 
 def test_printed_table_names_methods_as_the_paper_does():
-  rows = evaluate.summarize(
+  rows = results.summarize(
     run("kaur", "single image", 0, 2.0)
     + run("toeplitz_d1", "whole stack", 0, 1.0)
     + run("toeplitz_d1", "whole stack", 1, 1.0)
     + run("mine[/]", "", 0, 1.0)
   )
   console = rich.console.Console(record=True, width=120, file=io.StringIO())
-  evaluate.print_table(rows, "[link=x]phantom[/b]", console)
+  console_table.print_table(rows, "[link=x]phantom[/b]", console)
   lines = console.export_text().splitlines()
   text = "\n".join(lines)
   assert "[link=x]phantom[/b]" in text  # as it stands in a file, not as markup
@@ -149,7 +149,7 @@ def test_printed_table_names_methods_as_the_paper_does():
 
 
 def test_command_writes_tables_and_figures(tmp_path, capsys):
-  study_files(tmp_path / "runs")
+  run_files(tmp_path / "runs")
   (tmp_path / "runs" / "unfinished").mkdir()
   (tmp_path / "runs" / "unfinished" / "predictions.csv").write_text("method,seed,spl")
   (tmp_path / "runs" / "torn").mkdir()
@@ -190,10 +190,10 @@ def test_command_writes_tables_and_figures(tmp_path, capsys):
 
 def test_datasets_are_never_mixed(tmp_path):
   other = {**DATASET, "name": "rcm_dryad"}
-  evaluate.write_run(tmp_path / "a", DATASET, run("m", "whole stack", 0, 1.0), versions={})
-  evaluate.write_run(tmp_path / "b", other, run("m", "whole stack", 0, 1.0), versions={})
-  studies, notes = study_lib.gather(tmp_path)
-  assert [s.dataset for s in studies] == ["rcm_dryad", "rcm_phantom/tiny"]
+  results.write_run(tmp_path / "a", DATASET, run("m", "whole stack", 0, 1.0), versions={})
+  results.write_run(tmp_path / "b", other, run("m", "whole stack", 0, 1.0), versions={})
+  datasets, notes = finished_runs.gather(tmp_path)
+  assert [s.dataset for s in datasets] == ["rcm_dryad", "rcm_phantom/tiny"]
   assert not notes
 
 

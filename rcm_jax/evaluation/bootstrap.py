@@ -24,9 +24,6 @@ RESAMPLES = 2000
 LEVEL = 0.95
 PAIRED_MEASURES = ("accuracy", "mae_epidermis_dej_um", "mae_dej_dermis_um")
 
-_RAW = scores_lib.LABELLINGS.index("raw")
-_PAPER_RULE = scores_lib.BOUNDARY_RULES.index("median_then_max")
-
 
 class Totals(NamedTuple):
   """Sums over stacks that all measures are ratios of; leading axes are kept."""
@@ -118,7 +115,7 @@ def totals_by_patient(
 
 def measure(totals: Totals) -> Measures:
   """Turns sums into the tables' measures."""
-  raw = totals.confusion[..., _RAW, :, :]
+  raw = totals.confusion[..., scores_lib.RAW, :, :]
   total = totals.inconsistent.sum(-1, keepdims=True)
   n = totals.boundary_n[..., None, :]
   return Measures(
@@ -199,8 +196,8 @@ def _compare_pair(first, second, first_summary, second_summary, name):
 
 def _pick(measures, name):
   if name == "accuracy":
-    return measures.accuracy[..., _RAW]
-  return measures.mae_um[..., _PAPER_RULE, PAIRED_MEASURES.index(name) - 1]
+    return measures.accuracy[..., scores_lib.RAW]
+  return measures.mae_um[..., scores_lib.PAPER_RULE, PAIRED_MEASURES.index(name) - 1]
 
 
 def _mean_and_resamples(totals, seed):

@@ -168,3 +168,8 @@ TOEPLITZ_WEIGHTS = {
 def display_name(method: str) -> str:
   """Returns the paper's name of a method; a method that the paper lacks keeps its own."""
   return METHODS[method].name if method in METHODS else method
+
+
+def block_order(sees: str) -> int:
+  """Returns the place of Table 1's block of this input; unknown ones come last."""
+  return INPUTS.index(sees) if sees in INPUTS else len(INPUTS)

@@ -16,6 +16,8 @@ from rcm_jax.evaluation import predictions as predictions_lib
 
 LABELLINGS = ("raw", "median_then_max", "monotone")
 BOUNDARY_RULES = ("median_then_max", "monotone", "posterior_median")
+RAW = LABELLINGS.index("raw")  # what Tables 1 and 2 measure
+PAPER_RULE = BOUNDARY_RULES.index("median_then_max")  # what Table 3 measures
 
 
 @dataclasses.dataclass(frozen=True)

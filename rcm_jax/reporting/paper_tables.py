@@ -20,8 +20,6 @@ _TRANSITIONS = (
   "Dermis → Epidermis",
   "Dermis → DEJ",
 )
-_RAW = scores_lib.LABELLINGS.index("raw")
-_PAPER_RULE = scores_lib.BOUNDARY_RULES.index("median_then_max")
 _RULE_NAMES = {
   "raw": "raw",
   "median_then_max": "median-then-max",
@@ -55,9 +53,10 @@ def table1(methods: Sequence[Method], measured_on: str) -> Table:
   columns = [("", "Input"), ("", "Method"), ("", "Measured on"), ("", "Accuracy, %")]
   columns += [(f"{name}, %", s) for name in ("Sensitivity", "Specificity") for s in _STRATA]
   rows, rules = [], []
-  for block in sorted({m.input for m in methods}, key=_block_order):
+  for block in sorted({m.input for m in methods}, key=paper_results.block_order):
     members = sorted(
-      (m for m in methods if m.input == block), key=lambda m: -m.estimate.mean.accuracy[_RAW]
+      (m for m in methods if m.input == block),
+      key=lambda m: -m.estimate.mean.accuracy[scores_lib.RAW],
     )
     numbers = [_cells(m.estimate, _table1_values, 2, 100) for m in members]
     rules.append(len(rows))
@@ -76,11 +75,11 @@ def table2(methods: Sequence[Method], measured_on: str) -> Table:
   """Anatomically inconsistent transitions of the raw predictions (Table 2)."""
   columns = [("", "Method"), ("", "Measured on")]
   columns += [("Error types", name) for name in _TRANSITIONS] + [("", "Total")]
-  methods = sorted(methods, key=lambda m: m.estimate.mean.inconsistent[_RAW, -1])
+  methods = sorted(methods, key=lambda m: m.estimate.mean.inconsistent[scores_lib.RAW, -1])
   rows, rules = [], []
   for m in methods:
     rules.append(len(rows))
-    cells = _cells(m.estimate, lambda x: x.inconsistent[_RAW], 1)
+    cells = _cells(m.estimate, lambda x: x.inconsistent[scores_lib.RAW], 1)
     rows.append([paper_results.display_name(m.name), _ours(m, measured_on), *cells])
     paper = paper_results.METHODS.get(m.name)
     if paper and paper.inconsistent:
@@ -97,8 +96,10 @@ def table3(methods: Sequence[Method], measured_on: str) -> Table:
   columns = [("", "Method"), ("", "Measured on")]
   columns += [("Mean absolute error, µm", name) for name in _BOUNDARIES]
   columns += [("Boundaries", name) for name in _BOUNDARIES]
-  methods = sorted(methods, key=lambda m: _nan_last(m.estimate.mean.mae_um[_PAPER_RULE, 0]))
-  numbers = [_cells(m.estimate, lambda x: x.mae_um[_PAPER_RULE], 2) for m in methods]
+  methods = sorted(
+    methods, key=lambda m: _nan_last(m.estimate.mean.mae_um[scores_lib.PAPER_RULE, 0])
+  )
+  numbers = [_cells(m.estimate, lambda x: x.mae_um[scores_lib.PAPER_RULE], 2) for m in methods]
   rows, rules = [], []
   for m, cells in zip(methods, _mark_best(numbers, min)):
     rules.append(len(rows))
@@ -124,7 +125,7 @@ def decoding_table(methods: Sequence[Method], measured_on: str) -> Table:
   columns += [("Accuracy, %", name) for name in labellings]
   columns += [("Inconsistent transitions", name) for name in labellings]
   columns += [(f"{b} MAE, µm", name) for b in _BOUNDARIES for name in rules]
-  methods = sorted(methods, key=lambda m: -m.estimate.mean.accuracy[_RAW])
+  methods = sorted(methods, key=lambda m: -m.estimate.mean.accuracy[scores_lib.RAW])
   rows = []
   for m in methods:
     parts = [
@@ -189,9 +190,9 @@ def settings_table(
     for m in methods:
       cells = [
         Cell(m.estimate.seeds, decimals=0),
-        *_cells(m.estimate, lambda x: x.accuracy[_RAW : _RAW + 1], 2, 100),
-        *_cells(m.estimate, lambda x: x.inconsistent[_RAW, -1:], 1),
-        *_cells(m.estimate, lambda x: x.mae_um[_PAPER_RULE], 2),
+        *_cells(m.estimate, lambda x: x.accuracy[scores_lib.RAW, None], 2, 100),
+        *_cells(m.estimate, lambda x: x.inconsistent[scores_lib.RAW, -1:], 1),
+        *_cells(m.estimate, lambda x: x.mae_um[scores_lib.PAPER_RULE], 2),
       ]
       rows.append([setting, dataset, paper_results.display_name(m.name), *cells])
   return Table(name, title, columns, rows, rules, _notes()[:1])
@@ -245,7 +246,9 @@ def uncertainty_table(
 
 
 def _table1_values(measures):
-  return np.concatenate([[measures.accuracy[_RAW]], measures.sensitivity, measures.specificity])
+  return np.concatenate(
+    [[measures.accuracy[scores_lib.RAW]], measures.sensitivity, measures.specificity]
+  )
 
 
 def _cells(estimate, pick, decimals, scale=1.0):
@@ -269,11 +272,6 @@ def _mark_best_of(cells, best):
 def _ours(method, measured_on):
   seeds = method.estimate.seeds
   return f"{measured_on}, {seeds} seed{'s' if seeds > 1 else ''}"
-
-
-def _block_order(block):
-  blocks = paper_results.INPUTS
-  return blocks.index(block) if block in blocks else len(blocks)
 
 
 def _nan_last(value):

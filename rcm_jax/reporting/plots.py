@@ -41,7 +41,6 @@ _STYLE = {
   "lines.linewidth": 1.6,
   "figure.dpi": 160,
 }
-_PAPER_RULE = scores_lib.BOUNDARY_RULES.index("median_then_max")
 
 _Path = str | os.PathLike
 
@@ -247,7 +246,8 @@ def _errors_by_method(predictions):
     pooled.setdefault(method, []).append(scores_lib.score(stacks))
   return {
     method: tuple(
-      np.concatenate([s.error_um[s.counted[:, b], _PAPER_RULE, b] for s in runs]) for b in (0, 1)
+      np.concatenate([s.error_um[s.counted[:, b], scores_lib.PAPER_RULE, b] for s in runs])
+      for b in (0, 1)
     )
     for method, runs in pooled.items()
   }

@@ -15,7 +15,7 @@ from rcm_jax.baselines import hames, kaur
 from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.data import feature_file
 from rcm_jax.data import slices as slices_lib
-from rcm_jax.evaluation import finished_runs
+from rcm_jax.evaluation import attention_file
 from rcm_jax.evaluation.predictions import StackPrediction
 from rcm_jax.heads import fold_pca
 from rcm_jax.heads import training as head_training
@@ -335,7 +335,7 @@ def _show_heads(run: stages.Run, trained: head_training.Trained, test: Features)
     ):
       for stack_id, rows, real in zip(shown.stack_id, weights, shown.mask, strict=True):
         maps[name, int(member.seed), stack_id] = rows[: real.sum(), : real.sum()]
-  finished_runs.write_attention(run.workdir, maps, taps)
+  attention_file.write(run.workdir, maps, taps)
 
 
 def _baseline(run: stages.Run, module: Any, model_class: Any) -> stages.Result:
