@@ -24,6 +24,7 @@ import rich.markup
 import rich.table
 
 from rcm_jax import arrays
+from rcm_jax.decoding import boundaries, intervals
 from rcm_jax.evaluation import bootstrap, metrics, paper_results
 from rcm_jax.evaluation import calibration as calibration_lib
 from rcm_jax.evaluation import finished_runs as study_lib
@@ -277,7 +278,7 @@ def _draw(study, methods, folder):
   classified = {paper_results.display_name(best): (probabilities, labels)}
   if validation:
     temperature = calibration_lib.fit_temperature(*calibration_lib.slices_of(validation))
-    scaled = calibration_lib.scale(probabilities, temperature)
+    scaled = intervals.scale(probabilities, temperature)
     classified[f"scaled by temperature {temperature:.2f}"] = scaled, labels
   plots.reliability_diagram(classified, folder / "reliability.png")
   taps: dict[int, list] = {}
@@ -309,7 +310,7 @@ def _row(key, predictions, validation, train_seconds):
   measures = bootstrap.measure(totals)
   decoding = {}
   for rule, mae in zip(scores_lib.BOUNDARY_RULES, measures.mae_um):
-    decoding[rule] = {"boundary_mae_um": _named(metrics.BOUNDARIES, mae)}
+    decoding[rule] = {"boundary_mae_um": _named(boundaries.BOUNDARIES, mae)}
     if rule in scores_lib.LABELLINGS:
       labelling = scores_lib.LABELLINGS.index(rule)
       decoding[rule]["accuracy"] = _number(measures.accuracy[labelling])
@@ -327,7 +328,7 @@ def _row(key, predictions, validation, train_seconds):
       "total": int(totals.inconsistent[_RAW].sum()),
     },
     "boundary_mae_um": decoding["median_then_max"]["boundary_mae_um"],
-    "boundary_n": dict(zip(metrics.BOUNDARIES, totals.boundary_n.tolist())),
+    "boundary_n": dict(zip(boundaries.BOUNDARIES, totals.boundary_n.tolist())),
     "train_seconds": train_seconds,
     "decoding": decoding,
   }
@@ -358,7 +359,7 @@ def _printed(method, rows):
   for measure in ("sensitivity", "specificity"):
     percents += [mean(measure, stratum) for stratum in arrays.STRATA]
   others = [(mean("inconsistent", "total"), 1)]
-  others += [(mean("boundary_mae_um", boundary), 2) for boundary in metrics.BOUNDARIES]
+  others += [(mean("boundary_mae_um", boundary), 2) for boundary in boundaries.BOUNDARIES]
   cells = [paper_results.display_name(method), str(len(rows))]
   cells += [_shown(100 * x, 1) for x in percents] + [_shown(*x) for x in others]
   return accuracy, cells
