@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from scipy import special
 
+from rcm_jax.decoding import intervals
 from rcm_jax.evaluation import calibration as calibration_lib
 from rcm_jax.evaluation import predictions as predictions_lib
 from tfds_rcm import errors
 
-_intervals = jax.jit(calibration_lib.boundary_intervals_um)
+_intervals = jax.jit(intervals.boundary_intervals_um)
 
 
 def drawn(rng, count, temperature):
@@ -47,7 +48,7 @@ def test_temperature_is_recovered_and_error_falls(temperature):
   probabilities, labels = drawn(rng, 20_000, temperature)
   fitted = calibration_lib.fit_temperature(probabilities, labels)
   assert fitted == pytest.approx(temperature, rel=0.05)
-  scaled = calibration_lib.scale(probabilities, fitted)
+  scaled = intervals.scale(probabilities, fitted)
   assert calibration_lib.expected_calibration_error(scaled, labels) < 0.015
   if temperature != 1.0:
     assert calibration_lib.expected_calibration_error(probabilities, labels) > 0.04
@@ -57,8 +58,8 @@ def test_temperature_is_recovered_and_error_falls(temperature):
 
 def test_scaling_by_one_changes_nothing_and_zero_stays_possible():
   probabilities = np.array([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]], np.float32)
-  np.testing.assert_allclose(calibration_lib.scale(probabilities, 1.0), probabilities, atol=1e-6)
-  assert np.isfinite(calibration_lib.scale(probabilities, 3.0)).all()
+  np.testing.assert_allclose(intervals.scale(probabilities, 1.0), probabilities, atol=1e-6)
+  assert np.isfinite(intervals.scale(probabilities, 3.0)).all()
 
 
 def test_calibration_error_by_hand():
@@ -110,7 +111,7 @@ def test_intervals_hold_on_new_stacks_and_widen_with_doubt():
   assert found.error_after <= found.error_before
   one = asked[0]
   mask = np.ones(len(one.labels), bool)
-  doubtful = calibration_lib.scale(one.probabilities, 8.0)
+  doubtful = intervals.scale(one.probabilities, 8.0)
   sharp, vague = (
     _intervals(p, one.depth_um, mask, calibration) for p in (one.probabilities, doubtful)
   )
@@ -125,11 +126,11 @@ def test_more_patients_bring_intervals_down_to_what_was_asked():
   asked = [stack(rng, f"t{i}", f"q{i // 2}", noise=2.5) for i in range(160)]
   calibration = calibration_lib.calibrate(known)
   few = calibration_lib.assess(calibration, asked)
-  more = calibration_lib.rehearse(calibration, known, asked, divisions=40)
+  more = calibration_lib.assess_with_more_patients(calibration, known, asked, divisions=40)
   assert more.patients == 10 + 40
   assert (np.abs(more.covered - 0.9) < 0.03).all()
   assert (np.abs(few.covered - 0.9) > 0.04).all()  # the luck of ten patients
-  one = calibration_lib.rehearse(calibration, known[:2], asked[:2], divisions=3)
+  one = calibration_lib.assess_with_more_patients(calibration, known[:2], asked[:2], divisions=3)
   assert one.patients == 1  # half of a test patient is none
   assert np.isinf(one.width_um).all()
   assert (one.covered == 1).all()
@@ -154,7 +155,7 @@ def test_boundary_temperature_discounts_witnesses_that_repeat_each_other():
 def test_intervals_ignore_padding():
   rng = np.random.default_rng(1)
   one, n = stack(rng, "s", "p"), 30
-  calibration = calibration_lib.Calibration(1.3, (2.0, -1.0), 0.9)
+  calibration = intervals.Calibration(1.3, (2.0, -1.0), 0.9)
   alone = _intervals(one.probabilities, one.depth_um, np.ones(n, bool), calibration)
   probabilities = np.concatenate([one.probabilities, np.full((9, 3), np.nan, np.float32)])
   depth = np.concatenate([one.depth_um, np.full(9, np.nan, np.float32)])

@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Float, Int
 import numpy as np
 from scipy import optimize, special
 
 from rcm_jax import arrays
+from rcm_jax.decoding import boundaries, intervals
 from rcm_jax.decoding import strata as strata_lib
-from rcm_jax.evaluation import metrics
+from rcm_jax.decoding.intervals import Calibration
 from rcm_jax.evaluation import predictions as predictions_lib
 from tfds_rcm import errors
 
@@ -40,24 +41,6 @@ class Reliability(NamedTuple):
   confidence: Float[np.ndarray, " bins"]
   accuracy: Float[np.ndarray, " bins"]
   count: Int[np.ndarray, " bins"]
-
-
-class Calibration(NamedTuple):
-  """What validation stacks teach about a model's uncertainty.
-
-  Attributes:
-    temperature: divides the logarithms of a slice's probabilities.
-    margin_um: by how much each boundary's posterior interval must grow (or may shrink), in µm;
-      infinite with too few validation patients for the coverage.
-    coverage: probability that an interval is meant to cover the true boundary with.
-    boundary_temperature: divides them where boundaries are inferred from a whole stack; None
-      for an ordered head, whose probabilities tell the boundaries by themselves.
-  """
-
-  temperature: float
-  margin_um: tuple[float, float]
-  coverage: float
-  boundary_temperature: float | None = 1.0
 
 
 class Assessment(NamedTuple):
@@ -80,7 +63,7 @@ class Assessment(NamedTuple):
   covered: Float[np.ndarray, "2"]
 
 
-class Rehearsal(NamedTuple):
+class IntervalsWithMorePatients(NamedTuple):
   """Intervals that more patients have calibrated, tried on the rest.
 
   Attributes:
@@ -113,36 +96,6 @@ def calibrate(
   return unwidened._replace(margin_um=tuple(margins))
 
 
-def boundary_intervals_um(
-  probabilities: Float[arrays.ArrayLike, "T 3"],
-  depth_um: Float[arrays.ArrayLike, "T"],
-  mask: Bool[arrays.ArrayLike, "T"],
-  calibration: Calibration,
-) -> Float[Array, "2 3"]:
-  """Computes lower end, median and upper end of both boundaries of one stack, in µm.
-
-  Traceable and batched by `vmap`.
-  """
-  posterior = strata_lib.posterior_of(probabilities, mask, calibration.boundary_temperature)
-  tail = (1 - calibration.coverage) / 2
-  levels = jnp.array([tail, 0.5, 1 - tail])
-  low, median, high = strata_lib.boundary_quantiles_um(
-    posterior.probability, levels, depth_um, mask
-  ).T
-  margin = jnp.array(calibration.margin_um)
-  # A negative margin must not turn the interval inside out.
-  return jnp.stack(
-    [jnp.minimum(low - margin, median), median, jnp.maximum(high + margin, median)], axis=-1
-  )
-
-
-def scale(
-  probabilities: Float[np.ndarray, "*batch 3"], temperature: float
-) -> Float[np.ndarray, "*batch 3"]:
-  """Softens (above 1) or sharpens (below 1) probabilities; their order stays."""
-  return special.softmax(_log(probabilities) / temperature, axis=-1).astype(probabilities.dtype)
-
-
 def fit_temperature(probabilities: Float[np.ndarray, "n 3"], labels: Int[np.ndarray, "n"]) -> float:
   """Finds the temperature of least negative log-likelihood (Guo et al. 2017).
 
@@ -155,7 +108,7 @@ def fit_temperature(probabilities: Float[np.ndarray, "n 3"], labels: Int[np.ndar
   """
   if not len(labels):
     raise errors.UserError("temperature scaling: no validation slices; keep a validation split")
-  logits = _log(probabilities)
+  logits = intervals.log(probabilities)
 
   def negative_log_likelihood(log_temperature):
     scaled = special.log_softmax(logits / math.exp(log_temperature), axis=-1)
@@ -254,7 +207,7 @@ def assess(calibration: Calibration, test: Sequence[predictions_lib.StackPredict
     if len(true):
       inside[boundary] = _mean_by_patient((lower <= true) & (true <= upper), patients)
       width[boundary] = np.mean(upper - lower)
-  scaled = scale(probabilities, calibration.temperature)
+  scaled = intervals.scale(probabilities, calibration.temperature)
   return Assessment(
     accuracy=float(np.mean(np.concatenate([p.predicted for p in test]) == labels)),
     temperature=calibration.temperature,
@@ -265,12 +218,12 @@ def assess(calibration: Calibration, test: Sequence[predictions_lib.StackPredict
   )
 
 
-def rehearse(
+def assess_with_more_patients(
   calibration: Calibration,
   validation: Sequence[predictions_lib.StackPrediction],
   test: Sequence[predictions_lib.StackPrediction],
   divisions: int = 200,
-) -> Rehearsal:
+) -> IntervalsWithMorePatients:
   """Tries what the intervals would be if half of the test patients helped to calibrate them.
 
   With few patients the finite-sample rule takes nearly their worst score, and one test split says
@@ -301,7 +254,7 @@ def rehearse(
         margin = conformal_margin(scores[known], patients[known], calibration.coverage)
         covered[boundary, i] = _mean_by_patient(scores[~known] <= margin, patients[~known])
         width[boundary, i] = np.mean(np.maximum((upper - lower)[~known] + 2 * margin, 0))
-  return Rehearsal(len(halves[0]), width.mean(1), covered.mean(1))
+  return IntervalsWithMorePatients(len(halves[0]), width.mean(1), covered.mean(1))
 
 
 def ensemble(
@@ -370,22 +323,18 @@ def _mean_by_patient(values, patients):
 def _boundary_loss(labels, probabilities, mask, temperature):
   def one(labels, probabilities, mask):
     posterior = strata_lib.posterior_of(probabilities, mask, temperature).probability
-    true = metrics.boundary_indices(labels, mask)
+    true = boundaries.boundary_indices(labels, mask)
     return -jnp.sum(jnp.log(jnp.maximum(posterior[jnp.arange(2), true], _TINY)))
 
   return jnp.mean(jax.vmap(one)(labels, probabilities, mask))
 
 
-_intervals = jax.jit(jax.vmap(boundary_intervals_um, in_axes=(0, 0, 0, None)))
+_intervals = jax.jit(jax.vmap(intervals.boundary_intervals_um, in_axes=(0, 0, 0, None)))
 
 
 @jax.jit
 @jax.vmap
 def _true_depths(labels, depth_um, mask):
-  index = metrics.boundary_indices(labels, mask)
-  _, counted = metrics.index_errors_um(index, index, depth_um, mask)
-  return metrics.boundary_depths_um(index, depth_um, mask), counted
-
-
-def _log(probabilities):
-  return np.log(np.maximum(probabilities, _TINY).astype(np.float64))
+  index = boundaries.boundary_indices(labels, mask)
+  _, counted = boundaries.index_errors_um(index, index, depth_um, mask)
+  return boundaries.boundary_depths_um(index, depth_um, mask), counted

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rcm_jax import arrays
+from rcm_jax.decoding import boundaries
 from rcm_jax.evaluation import bootstrap, calibration, metrics
 from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.evaluation import scores as scores_lib
@@ -103,7 +104,7 @@ def _row(key, predictions, validation, train_seconds):
   measures = bootstrap.measure(totals)
   decoding = {}
   for rule, mae in zip(scores_lib.BOUNDARY_RULES, measures.mae_um):
-    decoding[rule] = {"boundary_mae_um": _named(metrics.BOUNDARIES, mae)}
+    decoding[rule] = {"boundary_mae_um": _named(boundaries.BOUNDARIES, mae)}
     if rule in scores_lib.LABELLINGS:
       labelling = scores_lib.LABELLINGS.index(rule)
       decoding[rule]["accuracy"] = _number(measures.accuracy[labelling])
@@ -121,7 +122,7 @@ def _row(key, predictions, validation, train_seconds):
       "total": int(totals.inconsistent[scores_lib.RAW].sum()),
     },
     "boundary_mae_um": decoding["median_then_max"]["boundary_mae_um"],
-    "boundary_n": dict(zip(metrics.BOUNDARIES, totals.boundary_n.tolist())),
+    "boundary_n": dict(zip(boundaries.BOUNDARIES, totals.boundary_n.tolist())),
     "train_seconds": train_seconds,
     "decoding": decoding,
   }

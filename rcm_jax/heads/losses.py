@@ -10,8 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 import optax
 
 from rcm_jax import arrays
-from rcm_jax.decoding import monotone_model as boundaries_op
-from rcm_jax.evaluation import metrics
+from rcm_jax.decoding import boundaries, monotone_model
 
 
 class Targets(NamedTuple):
@@ -36,11 +35,11 @@ def targets_of(features: arrays.Features) -> Targets:
   """Returns the truth about all stacks.
 
   Readers' labels need not be possible. The boundaries are then the ones that errors are measured
-  against (`metrics.boundary_indices`), not those of the nearest possible labelling. Where they
+  against (`boundaries.boundary_indices`), not those of the nearest possible labelling. Where they
   coincide inside a stack, which then lacks the DEJ, its first dermis slice counts as DEJ.
   """
   labels, mask = jnp.asarray(features.labels), jnp.asarray(features.mask)
-  found = jax.vmap(metrics.boundary_indices)(labels, mask)
+  found = jax.vmap(boundaries.boundary_indices)(labels, mask)
   count = mask.sum(1)
   inside = (found > 0) & (found < count[:, None])
   skipped = inside[:, 0] & (found[:, 0] == found[:, 1])
@@ -75,9 +74,9 @@ def of_boundaries(
     Negative log-likelihood by slice, so that it compares with `of_slices`, plus the error's share.
   """
   mask = targets.mask
-  log_likelihood = jax.vmap(boundaries_op.log_likelihood)(evidence, mask, targets.boundaries)
-  log_marginal = jax.vmap(boundaries_op.log_marginals)(evidence, mask)
-  error_um = jax.vmap(boundaries_op.expected_error_um)(
+  log_likelihood = jax.vmap(monotone_model.log_likelihood)(evidence, mask, targets.boundaries)
+  log_marginal = jax.vmap(monotone_model.log_marginals)(evidence, mask)
+  error_um = jax.vmap(monotone_model.expected_error_um)(
     log_marginal, targets.boundaries, targets.depth_um, mask
   )
   shown = targets.shown

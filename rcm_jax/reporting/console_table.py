@@ -12,7 +12,8 @@ import rich.markup
 import rich.table
 
 from rcm_jax import arrays
-from rcm_jax.evaluation import metrics, paper_results
+from rcm_jax.decoding import boundaries
+from rcm_jax.evaluation import paper_results
 
 _COLUMNS = (  # heading of a printed column, its width
   ("Seeds", 5),
@@ -74,7 +75,7 @@ def _printed(method, rows):
   for measure in ("sensitivity", "specificity"):
     percents += [mean(measure, stratum) for stratum in arrays.STRATA]
   others = [(mean("inconsistent", "total"), 1)]
-  others += [(mean("boundary_mae_um", boundary), 2) for boundary in metrics.BOUNDARIES]
+  others += [(mean("boundary_mae_um", boundary), 2) for boundary in boundaries.BOUNDARIES]
   cells = [paper_results.display_name(method), str(len(rows))]
   cells += [_shown(100 * x, 1) for x in percents] + [_shown(*x) for x in others]
   return accuracy, cells

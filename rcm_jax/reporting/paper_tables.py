@@ -200,7 +200,7 @@ def settings_table(
 
 def uncertainty_table(
   assessed: Sequence[
-    tuple[str, int, Sequence[tuple[calibration.Assessment, calibration.Rehearsal]]]
+    tuple[str, int, Sequence[tuple[calibration.Assessment, calibration.IntervalsWithMorePatients]]]
   ],
   measured_on: str,
 ) -> Table:
@@ -219,8 +219,8 @@ def uncertainty_table(
   columns += [("Covered with more patients, %", name) for name in _BOUNDARIES]
   rows, patients = [], 0
   for name, members, pairs in assessed:
-    found, rehearsed = zip(*pairs)
-    patients = rehearsed[0].patients
+    found, more = zip(*pairs)
+    patients = more[0].patients
     values = [
       np.array([100 * u.accuracy for u in found]),
       np.array([u.temperature for u in found]),
@@ -228,8 +228,8 @@ def uncertainty_table(
       np.array([100 * u.error_after for u in found]),
       *np.array([u.width_um for u in found]).T,
       *(100 * np.array([u.covered for u in found])).T,
-      *np.array([r.width_um for r in rehearsed]).T,
-      *(100 * np.array([r.covered for r in rehearsed])).T,
+      *np.array([r.width_um for r in more]).T,
+      *(100 * np.array([r.covered for r in more])).T,
     ]
     models = "1" if members == 1 else f"ensemble of {members}"
     cells = [Cell(float(v.mean()), decimals=2 if i < 4 else 1) for i, v in enumerate(values)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rcm_jax.decoding import intervals
 from rcm_jax.evaluation import bootstrap, calibration, finished_runs, paper_results, results
 from rcm_jax.evaluation import scores as scores_lib
 from rcm_jax.reporting import paper_tables, plots, table_formats
@@ -114,7 +115,7 @@ def _draw(runs, methods, folder):
   classified = {paper_results.display_name(best): (probabilities, labels)}
   if validation:
     temperature = calibration.fit_temperature(*calibration.slices_of(validation))
-    scaled = calibration.scale(probabilities, temperature)
+    scaled = intervals.scale(probabilities, temperature)
     classified[f"scaled by temperature {temperature:.2f}"] = scaled, labels
   plots.reliability_diagram(classified, folder / "reliability.png")
   taps: dict[int, list] = {}
