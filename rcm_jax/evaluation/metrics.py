@@ -20,6 +20,7 @@ INCONSISTENT_TRANSITIONS = ("epidermis_dermis", "dej_epidermis", "dermis_epiderm
 # Row: stratum of a slice; column: stratum of the next; the entry is the transition's place in
 # INCONSISTENT_TRANSITIONS, or 4 where anatomy allows the step.
 _TRANSITION = np.array([[4, 4, 0], [1, 4, 4], [2, 3, 4]])
+_Count = Num[arrays.ArrayLike, "*batch"] | np.number  # NumPy's sums over all axes are scalars
 
 
 def inconsistent_transitions(
@@ -53,27 +54,48 @@ def confusion_matrix(
 
 def accuracy(confusion: Num[arrays.ArrayLike, "*batch 3 3"]) -> Float[arrays.ArrayLike, "*batch"]:
   """Returns the fraction of slices on the diagonal; NaN without slices."""
-  diagonal = confusion.diagonal(axis1=-2, axis2=-1)
-  return _ratio(diagonal.sum(-1), confusion.sum((-2, -1)))
+  return ratio(*accuracy_counts(confusion))
 
 
 def sensitivity(
   confusion: Num[arrays.ArrayLike, "*batch 3 3"],
 ) -> Float[arrays.ArrayLike, "*batch 3"]:
   """Returns, per stratum, the fraction of its slices that were found; NaN where it has none."""
-  return _ratio(confusion.diagonal(axis1=-2, axis2=-1), confusion.sum(-1))
+  return ratio(*sensitivity_counts(confusion))
 
 
 def specificity(
   confusion: Num[arrays.ArrayLike, "*batch 3 3"],
 ) -> Float[arrays.ArrayLike, "*batch 3"]:
   """Returns, per stratum, the fraction of other slices not taken for it; NaN without others."""
+  return ratio(*specificity_counts(confusion))
+
+
+def accuracy_counts(
+  confusion: Num[arrays.ArrayLike, "*batch 3 3"],
+) -> tuple[_Count, _Count]:
+  """Counts slices on the diagonal, and all slices."""
+  return confusion.diagonal(axis1=-2, axis2=-1).sum(-1), confusion.sum((-2, -1))
+
+
+def sensitivity_counts(
+  confusion: Num[arrays.ArrayLike, "*batch 3 3"],
+) -> tuple[Num[arrays.ArrayLike, "*batch 3"], Num[arrays.ArrayLike, "*batch 3"]]:
+  """Counts, per stratum, its slices that were found, and its slices."""
+  return confusion.diagonal(axis1=-2, axis2=-1), confusion.sum(-1)
+
+
+def specificity_counts(
+  confusion: Num[arrays.ArrayLike, "*batch 3 3"],
+) -> tuple[Num[arrays.ArrayLike, "*batch 3"], Num[arrays.ArrayLike, "*batch 3"]]:
+  """Counts, per stratum, the slices of others not taken for it, and the slices of others."""
   others = confusion.sum((-2, -1))[..., None] - confusion.sum(-1)
   false_positives = confusion.sum(-2) - confusion.diagonal(axis1=-2, axis2=-1)
-  return _ratio(others - false_positives, others)
+  return others - false_positives, others
 
 
-def _ratio(part, whole):
+def ratio(part: _Count, whole: _Count) -> Float[arrays.ArrayLike, "*batch"]:
+  """Divides; NaN where the whole is nothing."""
   # NumPy totals keep float64; JAX totals stay traceable.
   xp = jnp if isinstance(whole, jax.Array) else np
   return xp.where(whole > 0, part / xp.where(whole > 0, whole, 1), xp.nan)

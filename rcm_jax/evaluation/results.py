@@ -12,7 +12,7 @@ import numpy as np
 
 from rcm_jax import arrays
 from rcm_jax.decoding import boundaries
-from rcm_jax.evaluation import bootstrap, calibration, metrics
+from rcm_jax.evaluation import calibration, estimates, metrics
 from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.evaluation import scores as scores_lib
 from rcm_jax.runtime import stage_cache
@@ -99,16 +99,19 @@ def score(
 
 def _row(key, predictions, validation, train_seconds):
   method, seed = key
-  by_patient = bootstrap.totals_by_patient(score(predictions, validation))
-  totals = bootstrap.Totals(*(x.sum(0) for x in by_patient))
-  measures = bootstrap.measure(totals)
+  scores = score(predictions, validation)
+  measures = estimates.measure(scores)
+  inconsistent = measures.inconsistent.astype(int)  # by labelling and kind, the total last
   decoding = {}
-  for rule, mae in zip(scores_lib.BOUNDARY_RULES, measures.mae_um):
-    decoding[rule] = {"boundary_mae_um": _named(boundaries.BOUNDARIES, mae)}
+  for rule, mae, median in zip(scores_lib.BOUNDARY_RULES, measures.mae_um, measures.median_um):
+    decoding[rule] = {
+      "boundary_mae_um": _named(boundaries.BOUNDARIES, mae),
+      "boundary_median_um": _named(boundaries.BOUNDARIES, median),
+    }
     if rule in scores_lib.LABELLINGS:
       labelling = scores_lib.LABELLINGS.index(rule)
       decoding[rule]["accuracy"] = _number(measures.accuracy[labelling])
-      decoding[rule]["inconsistent"] = int(totals.inconsistent[labelling].sum())
+      decoding[rule]["inconsistent"] = int(inconsistent[labelling, -1])
   return {
     "method": method,
     "input": predictions[0].input,
@@ -117,12 +120,12 @@ def _row(key, predictions, validation, train_seconds):
     "accuracy": _number(measures.accuracy[scores_lib.RAW]),
     "sensitivity": _named(arrays.STRATA, measures.sensitivity),
     "specificity": _named(arrays.STRATA, measures.specificity),
-    "inconsistent": {
-      **dict(zip(metrics.INCONSISTENT_TRANSITIONS, totals.inconsistent[scores_lib.RAW].tolist())),
-      "total": int(totals.inconsistent[scores_lib.RAW].sum()),
-    },
+    "inconsistent": dict(
+      zip((*metrics.INCONSISTENT_TRANSITIONS, "total"), inconsistent[scores_lib.RAW].tolist())
+    ),
     "boundary_mae_um": decoding["median_then_max"]["boundary_mae_um"],
-    "boundary_n": dict(zip(boundaries.BOUNDARIES, totals.boundary_n.tolist())),
+    "boundary_median_um": decoding["median_then_max"]["boundary_median_um"],
+    "boundary_n": dict(zip(boundaries.BOUNDARIES, scores.counted.sum(0).tolist())),
     "train_seconds": train_seconds,
     "decoding": decoding,
   }

@@ -8,7 +8,7 @@ import itertools
 
 import numpy as np
 
-from rcm_jax.evaluation import bootstrap, calibration, paper_results
+from rcm_jax.evaluation import bootstrap, calibration, estimates, paired_tests, paper_results
 from rcm_jax.evaluation import scores as scores_lib
 from rcm_jax.reporting.table_formats import Cell, Table
 
@@ -45,7 +45,7 @@ class Method:
 
   name: str
   input: str
-  estimate: bootstrap.Estimate
+  estimate: estimates.Estimate
 
 
 def table1(methods: Sequence[Method], measured_on: str) -> Table:
@@ -95,24 +95,29 @@ def table3(methods: Sequence[Method], measured_on: str) -> Table:
   """Mean absolute boundary errors after the paper's post-processing (Table 3)."""
   columns = [("", "Method"), ("", "Measured on")]
   columns += [("Mean absolute error, µm", name) for name in _BOUNDARIES]
+  columns += [("Median absolute error, µm", name) for name in _BOUNDARIES]
   columns += [("Boundaries", name) for name in _BOUNDARIES]
   methods = sorted(
     methods, key=lambda m: _nan_last(m.estimate.mean.mae_um[scores_lib.PAPER_RULE, 0])
   )
   numbers = [_cells(m.estimate, lambda x: x.mae_um[scores_lib.PAPER_RULE], 2) for m in methods]
+  medians = [_cells(m.estimate, lambda x: x.median_um[scores_lib.PAPER_RULE], 2) for m in methods]
   rows, rules = [], []
-  for m, cells in zip(methods, _mark_best(numbers, min)):
+  for m, *cells in zip(methods, _mark_best(numbers, min), _mark_best(medians, min)):
     rules.append(len(rows))
-    counts = [Cell(n, decimals=0) for n in m.estimate.mean.boundary_n]
-    rows.append([paper_results.display_name(m.name), _ours(m, measured_on), *cells, *counts])
+    counts = [Cell(n, decimals=0) for n in m.estimate.boundary_n]
+    head = [paper_results.display_name(m.name), _ours(m, measured_on)]
+    rows.append([*head, *itertools.chain(*cells), *counts])
     paper = paper_results.METHODS.get(m.name)
     if paper and paper.boundary_mae_um:
       cells = [Cell(v) for v in paper.boundary_mae_um]
-      rows.append([rows[-1][0], paper_results.MEASURED_ON, *cells, "", ""])
-  title = "Table 3. Mean absolute error of both boundaries, after median-then-max"
+      rows.append([head[0], paper_results.MEASURED_ON, *cells, "", "", "", ""])
+  title = "Table 3. Absolute errors of both boundaries, after median-then-max"
   notes = _notes(
     "A boundary counts where the ground truth shows it; one that a prediction never reaches lies"
-    " one step past the last slice."
+    " one step past the last slice.",
+    "The intervals of medians are quantiles of resampled medians. The paper's text gives medians of"
+    f" {paper_results.MEDIAN_ERROR_UM[0]} and {paper_results.MEDIAN_ERROR_UM[1]} µm.",
   )
   return Table("table3", title, columns, rows, rules, notes)
 
@@ -146,7 +151,7 @@ def decoding_table(methods: Sequence[Method], measured_on: str) -> Table:
   return Table("table4_decoding", title, columns, rows, (), notes)
 
 
-def comparison_table(comparisons: Sequence[bootstrap.Comparison], measured_on: str) -> Table:
+def comparison_table(comparisons: Sequence[paired_tests.Comparison], measured_on: str) -> Table:
   """Paired tests between methods."""
   columns = [("", "Measure"), ("", "First"), ("", "Second"), ("", "Patients")]
   columns += [("", "First minus second"), ("", "p (Wilcoxon)"), ("", "p (Holm)")]
@@ -156,18 +161,18 @@ def comparison_table(comparisons: Sequence[bootstrap.Comparison], measured_on: s
       rules.append(len(rows))
       previous = c.measure
     name, scale = _MEASURE_NAMES[c.measure]
-    difference = Cell(
-      scale * c.difference, scale * c.low, scale * c.high, 2, bold=c.low > 0 or c.high < 0
-    )
+    ends = (scale * x for x in (c.difference, c.low, c.high))
+    difference = Cell(*ends, decimals=2, bold=c.significant)
     names = (paper_results.display_name(x) for x in (c.first, c.second))
     p_values = (Cell(p, decimals=4) for p in (c.p_value, c.p_holm))
     rows.append([name, *names, Cell(c.patients, decimals=0), difference, *p_values])
   title = "Table 5. Paired comparisons between methods, by patient"
   notes = [
     f"Measured on {measured_on}.",
-    "Differences of pooled means over seeds, with 95 % bootstrap intervals over patients (bold:"
-    " zero lies outside); two-sided signed-rank tests on patients' own means, Holm-corrected"
-    " within a measure.",
+    "Differences of pooled means over seeds, with 95 % bootstrap intervals over patients, each for"
+    " itself. Two-sided signed-rank tests on patients' own means; Holm's correction is for all"
+    " pairs of methods, since the best of them was found on these stacks."
+    f" Bold: the corrected p is below {paired_tests.SIGNIFICANT}.",
   ]
   return Table("table5_paired", title, columns, rows, rules, notes)
 
@@ -280,7 +285,8 @@ def _nan_last(value):
 
 def _notes(*more):
   return [
-    "Ours: mean over seeds, in parentheses the 95 % interval by bootstrap over patients.",
+    "Ours: mean over seeds, in parentheses the 95 % interval by bootstrap over patients (none with"
+    f" fewer than {bootstrap.MIN_PATIENTS}, or where patients do not differ).",
     *more,
     f'"{paper_results.MEASURED_ON}": as the paper prints it, on other stacks.',
   ]

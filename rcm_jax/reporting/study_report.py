@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from rcm_jax.decoding import intervals
-from rcm_jax.evaluation import bootstrap, calibration, finished_runs, paper_results, results
+from rcm_jax.evaluation import (
+  calibration,
+  estimates,
+  finished_runs,
+  paired_tests,
+  paper_results,
+  results,
+)
 from rcm_jax.evaluation import scores as scores_lib
 from rcm_jax.reporting import paper_tables, plots, table_formats
 from rcm_jax.runtime import stage_cache
@@ -30,7 +37,7 @@ def write(runs: finished_runs.FinishedRuns, out: str | os.PathLike) -> list[dict
   out.mkdir(parents=True, exist_ok=True)
   scores = _score_methods(runs)
   methods = _estimate(runs, scores)
-  comparisons = bootstrap.compare({m.name: scores[m.name] for m in methods})
+  comparisons = paired_tests.compare({m.name: scores[m.name] for m in methods})
   builders = (paper_tables.table1, paper_tables.table2, paper_tables.table3)
   built = [build(methods, runs.dataset) for build in (*builders, paper_tables.decoding_table)]
   best = [c for c in comparisons if c.first == methods[0].name]
@@ -71,7 +78,7 @@ def _score_methods(runs):
 def _estimate(runs, scores):
   methods = [
     paper_tables.Method(
-      method, runs.of_split(method, "test")[0][0].input, bootstrap.estimate(scores[method])
+      method, runs.of_split(method, "test")[0][0].input, estimates.estimate(scores[method])
     )
     for method in scores
   ]
