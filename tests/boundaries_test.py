@@ -87,8 +87,8 @@ def test_marginals_tell_both_boundaries_and_their_medians_are_a_possible_labelli
   rng = np.random.default_rng(5)
   mask = jnp.arange(9) < 7
   marginals = jax.jit(lambda e: jnp.exp(monotone_model.log_marginals(e, mask)))
-  posterior = jax.jit(lambda e: strata_lib.boundary_posterior(e, mask))
-  read = jax.jit(lambda p: strata_lib.marginal_posterior(p, mask))
+  posterior = jax.jit(lambda e: monotone_model.boundary_posterior(e, mask))
+  read = jax.jit(lambda p: monotone_model.marginal_posterior(p, mask))
   for scale in (0.01, 0.3, 1.0, 3.0, 10.0):
     for _ in range(10):
       e = jnp.asarray(rng.normal(scale=scale, size=(9, 3)), jnp.float32)

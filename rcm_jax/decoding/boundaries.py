@@ -32,6 +32,22 @@ def boundary_indices(
   return jnp.where(reached.any(axis=0), first, jnp.sum(mask)).astype(jnp.int32)
 
 
+def strata_between(
+  indices: Int[arrays.ArrayLike, "2"], mask: Bool[arrays.ArrayLike, "T"]
+) -> Int[Array, "T"]:
+  """Returns the labelling that has the given boundaries: undoes `boundary_indices`.
+
+  Args:
+    indices: first slice at or below each boundary; they grow.
+    mask: True on real slices.
+
+  Returns:
+    Stratum of each slice; 0 on padding.
+  """
+  slices = jnp.arange(len(mask))[:, None]
+  return jnp.where(mask, (slices >= jnp.asarray(indices)).sum(axis=1), 0)
+
+
 def boundary_depths_um(
   indices: Int[arrays.ArrayLike, "2"],
   depth_um: Float[arrays.ArrayLike, "T"],

@@ -19,8 +19,7 @@ import numpy as np
 from scipy import optimize, special
 
 from rcm_jax import arrays
-from rcm_jax.decoding import boundaries, intervals
-from rcm_jax.decoding import strata as strata_lib
+from rcm_jax.decoding import boundaries, intervals, monotone_model
 from rcm_jax.decoding.intervals import Calibration
 from rcm_jax.evaluation import predictions as predictions_lib
 from tfds_rcm import errors
@@ -322,7 +321,7 @@ def _mean_by_patient(values, patients):
 @jax.jit
 def _boundary_loss(labels, probabilities, mask, temperature):
   def one(labels, probabilities, mask):
-    posterior = strata_lib.posterior_of(probabilities, mask, temperature).probability
+    posterior = monotone_model.posterior_of(probabilities, mask, temperature).probability
     true = boundaries.boundary_indices(labels, mask)
     return -jnp.sum(jnp.log(jnp.maximum(posterior[jnp.arange(2), true], _TINY)))
 

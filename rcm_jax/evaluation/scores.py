@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 import numpy as np
 
-from rcm_jax.decoding import boundaries
+from rcm_jax.decoding import boundaries, monotone_model
 from rcm_jax.decoding import strata as strata_lib
 from rcm_jax.evaluation import metrics
 from rcm_jax.evaluation import predictions as predictions_lib
@@ -80,7 +80,7 @@ def _score_stack(labels, probabilities, depth_um, mask, boundary_temperature):
   most_probable = strata_lib.monotone(jnp.log(probabilities), mask)
   labellings = (raw, strata_lib.median_then_max(raw, mask), most_probable)
   errors = [boundaries.boundary_errors_um(labels, x, depth_um, mask)[0] for x in labellings[1:]]
-  median = strata_lib.posterior_of(probabilities, mask, boundary_temperature).median
+  median = monotone_model.posterior_of(probabilities, mask, boundary_temperature).median
   true = boundaries.boundary_indices(labels, mask)
   error, counted = boundaries.index_errors_um(median, true, depth_um, mask)
   return (
