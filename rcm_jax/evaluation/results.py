@@ -12,7 +12,7 @@ import numpy as np
 
 from rcm_jax import arrays
 from rcm_jax.decoding import boundaries
-from rcm_jax.evaluation import calibration, estimates, metrics
+from rcm_jax.evaluation import estimates, metrics, temperature
 from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.evaluation import scores as scores_lib
 from rcm_jax.runtime import stage_cache
@@ -93,8 +93,9 @@ def score(
   validation: Sequence[predictions_lib.StackPrediction],
 ) -> scores_lib.StackScores:
   """Scores a run's test stacks; posterior medians at the temperature of its validation stacks."""
-  temperature = calibration.fit_boundary_temperature(validation) if validation else 1.0
-  return scores_lib.score(test, temperature)
+  if not validation:
+    return scores_lib.score(test)
+  return scores_lib.score(test, temperature.fit_boundary_temperature(validation))
 
 
 def _row(key, predictions, validation, train_seconds):

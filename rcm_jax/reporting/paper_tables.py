@@ -242,8 +242,9 @@ def uncertainty_table(
   title = "Table 6. Calibration and conformal boundary intervals, learned on validation stacks"
   notes = [
     f"Measured on {measured_on}, means over seeds. Intervals are posterior quantiles widened by"
-    " split conformal prediction with patients as units (∞: too few of them for 90 %, which takes"
-    " nine); in coverage each patient weighs the same.",
+    " split conformal prediction with patients as units (-: too few of them for 90 %, which takes"
+    " nine). Covered: the share in a random stack of a random patient.",
+    "Temperature: 1 where patients that it was not fitted on do not gain by another.",
     f"More patients: the {patients} of validation and half of the test split calibrate, the other"
     " half is covered; mean over 200 random divisions.",
   ]

@@ -17,7 +17,9 @@ from rcm_jax.evaluation import (
   paired_tests,
   paper_results,
   results,
+  temperature,
 )
+from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.evaluation import scores as scores_lib
 from rcm_jax.reporting import paper_tables, plots, table_formats
 from rcm_jax.runtime import stage_cache
@@ -118,12 +120,13 @@ def _draw(runs, methods, folder):
   )
   plots.strata_ribbon(tested[best][0], folder / "strata.png")
   validation = runs.of_split(best, "validation")[0]
-  probabilities, labels = calibration.slices_of(tested[best][0])
+  probabilities, labels = predictions_lib.slices_of(tested[best][0])
   classified = {paper_results.display_name(best): (probabilities, labels)}
   if validation:
-    temperature = calibration.fit_temperature(*calibration.slices_of(validation))
-    scaled = intervals.scale(probabilities, temperature)
-    classified[f"scaled by temperature {temperature:.2f}"] = scaled, labels
+    fitted = temperature.supported_temperature(validation)
+    if fitted != 1:  # else there is nothing to add
+      scaled = intervals.scale(probabilities, fitted)
+      classified[f"scaled by temperature {fitted:.2f}"] = scaled, labels
   plots.reliability_diagram(classified, folder / "reliability.png")
   taps: dict[int, list] = {}
   for (method, _), weights in runs.taps.items():
