@@ -18,9 +18,8 @@ from launch import sweep, table1
 from launch.replication import ablations, findings, seeds
 from launch.runners import dispatch
 from launch.runners import job as job_lib
-from rcm_jax import evaluate
 from rcm_jax.evaluation import finished_runs
-from rcm_jax.reporting import paper_tables, table_formats
+from rcm_jax.reporting import console_table, paper_tables, study_report, table_formats
 from rcm_jax.runtime import files
 from tfds_rcm.errors import UserError
 from tfds_rcm.rcm_phantom import spec
@@ -100,8 +99,8 @@ def _run(part: str, preset: str, source: str, args: argparse.Namespace) -> None:
   workdir, out = Path(args.workdir), Path(args.out)
   if part == CORE:
     (found,), _ = finished_runs.gather(workdir / CORE)
-    rows = evaluate.write_study(found, out)
-    evaluate.print_table(rows, title=found.dataset)
+    rows = study_report.write(found, out)
+    console_table.print_table(rows, title=found.dataset)
     files.write_text(out / "findings.md", findings.to_markdown(rows, found.dataset))
   else:
     _write_ablation(part, folded, workdir, out)
@@ -129,7 +128,7 @@ def _by_setting(folded, runs):
     run = runs[job.name]
     if len({other.dataset for other in runs.values()}) == 1 and job.fields["pipeline"] == "head":
       run.predictions.pop("inception_v3", None)  # of the one CNN that all share
-    found.append((_setting(job), run.dataset, evaluate.estimate_methods(run)))
+    found.append((_setting(job), run.dataset, study_report.estimate_methods(run)))
   return found
 
 

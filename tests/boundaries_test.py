@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax.decoding import monotone_model
+from rcm_jax.decoding import boundaries, monotone_model
 from rcm_jax.decoding import strata as strata_lib
 from rcm_jax.evaluation import metrics
 
@@ -72,7 +72,7 @@ def test_expected_error_is_the_mean_over_all_labellings(length):
   depth = np.cumsum(np.random.default_rng(0).uniform(1, 5, length))
   mask = np.ones(length, bool)
   every = np.asarray(
-    jax.vmap(metrics.boundary_depths_um, (0, None, None))(pairs(paths), depth, mask)
+    jax.vmap(boundaries.boundary_depths_um, (0, None, None))(pairs(paths), depth, mask)
   )
   weights = jax.nn.softmax(scores(e, paths))
   marginal = monotone_model.log_marginals(jnp.asarray(e, jnp.float32), jnp.asarray(mask))
@@ -87,8 +87,8 @@ def test_marginals_tell_both_boundaries_and_their_medians_are_a_possible_labelli
   rng = np.random.default_rng(5)
   mask = jnp.arange(9) < 7
   marginals = jax.jit(lambda e: jnp.exp(monotone_model.log_marginals(e, mask)))
-  posterior = jax.jit(lambda e: strata_lib.boundary_posterior(e, mask))
-  read = jax.jit(lambda p: strata_lib.marginal_posterior(p, mask))
+  posterior = jax.jit(lambda e: monotone_model.boundary_posterior(e, mask))
+  read = jax.jit(lambda p: monotone_model.marginal_posterior(p, mask))
   for scale in (0.01, 0.3, 1.0, 3.0, 10.0):
     for _ in range(10):
       e = jnp.asarray(rng.normal(scale=scale, size=(9, 3)), jnp.float32)
@@ -98,7 +98,7 @@ def test_marginals_tell_both_boundaries_and_their_medians_are_a_possible_labelli
       if np.abs(np.cumsum(expected.probability, axis=1) - 0.5).min() > 1e-4:
         np.testing.assert_array_equal(found.median, expected.median)
       strata = strata_lib.strata_of(p, ordered=True)
-      np.testing.assert_array_equal(metrics.boundary_indices(strata, mask), found.median)
+      np.testing.assert_array_equal(boundaries.boundary_indices(strata, mask), found.median)
       assert not np.any(metrics.inconsistent_transitions(strata, mask))
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rcm_jax.evaluation import calibration as calibration_lib
+from rcm_jax.decoding import intervals
 from rcm_jax.heads.attention import AttentionSpec
 from rcm_jax.heads.head import Head, HeadSpec
 from rcm_jax.inference import bundle, model_card, predictor
@@ -49,7 +49,7 @@ DESCRIPTION = model_card.Description(
   head=HEAD,
   seeds=(0, 1),
   half_widths=(0, 1),
-  calibration=calibration_lib.Calibration(1.5, (4.0, 6.0), 0.9),
+  calibration=intervals.Calibration(1.5, (4.0, 6.0), 0.9),
   training=TRAINING,
   figures={"accuracy": 0.875, "dej_dermis_mae_um": None},
 )

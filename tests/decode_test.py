@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from rcm_jax.decoding import intervals, monotone_model
 from rcm_jax.decoding import strata as strata_lib
 from rcm_jax.evaluation import metrics
 
 PADDED = 12
 _monotone = jax.jit(strata_lib.monotone)
-_posterior = jax.jit(strata_lib.boundary_posterior)
+_posterior = jax.jit(monotone_model.boundary_posterior)
 _median_then_max = jax.jit(strata_lib.median_then_max)
 
 
@@ -108,9 +109,9 @@ def test_zero_probabilities_are_obeyed_and_never_become_nan():
 def test_posterior_gradient_is_finite_at_zero_probability():
   log_probs = jnp.log(jnp.array([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.2, 0.8]]))
   mask = np.array([True, True, True])
-  gradient = jax.jit(jax.grad(lambda x: strata_lib.boundary_posterior(x, mask).probability[0, 1]))(
-    log_probs
-  )
+  gradient = jax.jit(
+    jax.grad(lambda x: monotone_model.boundary_posterior(x, mask).probability[0, 1])
+  )(log_probs)
   assert np.isfinite(gradient).all()
 
 
@@ -141,7 +142,7 @@ def test_vmap_equals_one_at_a_time():
   stacks = [padded(random_log_probs(rng, n)) for n in (1, 4, 9, 12)]
   log_probs, mask = (np.stack(x) for x in zip(*stacks))
   strata = jax.jit(jax.vmap(strata_lib.monotone))(log_probs, mask)
-  posterior = jax.jit(jax.vmap(strata_lib.boundary_posterior))(log_probs, mask)
+  posterior = jax.jit(jax.vmap(monotone_model.boundary_posterior))(log_probs, mask)
   median = jax.jit(jax.vmap(strata_lib.median_then_max))(strata, mask)
   for i, (row, real) in enumerate(stacks):
     np.testing.assert_array_equal(strata[i], _monotone(row, real))
@@ -183,7 +184,7 @@ def test_quantiles_spread_a_slice_over_the_tissue_that_it_stands_for():
   probability[0, 1] = 1  # surely slice 1, which stands for 1 to 4 µm
   probability[1, [3, 4]] = 0.5  # slice 3, 8 to 12 µm, or not in this stack: 12 to 16 µm
   levels = np.array([0.01, 0.25, 0.5, 0.75, 0.99], np.float32)
-  quantiles = jax.jit(strata_lib.boundary_quantiles_um)(probability, levels, depth, mask)
+  quantiles = jax.jit(intervals.boundary_quantiles_um)(probability, levels, depth, mask)
   np.testing.assert_allclose(quantiles[0], 1 + 3 * levels, rtol=1e-5)
   np.testing.assert_allclose(quantiles[1], 8 + 8 * levels, rtol=1e-5)
 

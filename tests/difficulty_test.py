@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from launch import difficulty, sweep
-from rcm_jax import evaluate
 from rcm_jax.evaluation import predictions as predictions_lib
+from rcm_jax.evaluation import results
 
 
 @pytest.fixture(autouse=True)
@@ -40,5 +40,5 @@ def test_accuracy_is_that_of_validation_stacks(tmp_path):
   stacks = [_stack("validation", True), _stack("validation", False), _stack("test", False)]
   counts = {"train": 0, "validation": 2, "test": 1}
   dataset = {"name": "rcm_phantom/x", "stacks": counts, "slices": counts}
-  evaluate.write_run(tmp_path / "run", dataset, stacks, versions={})
+  results.write_run(tmp_path / "run", dataset, stacks, versions={})
   assert difficulty.validation_accuracy(tmp_path) == [("rcm_phantom/x", {"hames": 0.75})]

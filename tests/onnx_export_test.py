@@ -21,7 +21,7 @@ import pytest
 
 from rcm_jax import export
 from rcm_jax.decoding import monotone_model
-from rcm_jax.evaluation.calibration import Calibration
+from rcm_jax.decoding.intervals import Calibration
 from rcm_jax.exporters.onnx import decoding as onnx_reading
 from rcm_jax.exporters.onnx import graph, head
 from rcm_jax.exporters.onnx import textures as onnx_textures

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from rcm_jax.evaluation import calibration as calibration_lib
-from rcm_jax.evaluation.calibration import Calibration
+from rcm_jax.decoding import intervals
+from rcm_jax.decoding.intervals import Calibration
 from rcm_jax.inference import interpretation
 
 CALIBRATION = Calibration(1.3, (2.0, 3.0), 0.9, 2.0)
@@ -37,7 +37,7 @@ def read(strata, calibration=CALIBRATION, certainty=0.98, step=3.0):
   p[np.arange(len(strata)), strata] = certainty
   depth = step * np.arange(len(strata))
   found = read_probabilities(p, depth, calibration)
-  return found, interpretation.boundaries(found, depth), depth
+  return found, interpretation.named_boundaries(found, depth), depth
 
 
 def test_boundaries_and_mosaics_lie_where_the_strata_change():
@@ -108,11 +108,9 @@ def test_a_stack_is_read_as_calibration_says_and_padding_changes_nothing():
   p = np.random.default_rng(2).dirichlet(np.ones(3), 9).astype(np.float32)
   depth = 3 * np.arange(9, dtype=np.float32)
   found = read_probabilities(p, depth)
-  intervals = jax.jit(calibration_lib.boundary_intervals_um)(
-    p, depth, np.ones(9, bool), CALIBRATION
-  )
-  np.testing.assert_allclose(found.boundary_um, intervals, rtol=1e-5)
-  scaled = calibration_lib.scale(p, CALIBRATION.temperature)
+  expected = jax.jit(intervals.boundary_intervals_um)(p, depth, np.ones(9, bool), CALIBRATION)
+  np.testing.assert_allclose(found.boundary_um, expected, rtol=1e-5)
+  scaled = intervals.scale(p, CALIBRATION.temperature)
   np.testing.assert_allclose(found.probabilities, scaled, rtol=1e-5)
 
 

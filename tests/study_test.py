@@ -10,8 +10,7 @@ import pytest
 from launch import study, sweep
 from launch.replication import ablations, findings, seeds
 from launch.runners import dispatch
-from rcm_jax.evaluation import finished_runs as study_lib
-from rcm_jax.evaluation import paper_results
+from rcm_jax.evaluation import finished_runs, paper_results
 from rcm_jax.evaluation import predictions as predictions_lib
 
 SOURCE = "rcm_phantom/paper_small"
@@ -82,7 +81,9 @@ def test_groups_of_seeds_by_hand():
     )
 
   runs = range(5)
-  run = study_lib.Study("here", {"toeplitz_d1": {s: [predicted(s)] for s in runs}}, {}, {})
+  run = finished_runs.FinishedRuns(
+    "here", {"toeplitz_d1": {s: [predicted(s)] for s in runs}}, {}, {}
+  )
   table = seeds.table(run, "toeplitz_d1", "seeds", "title")
   values = [[cell.value for cell in row] for row in table.rows]
   assert [row[:4] for row in values] == [

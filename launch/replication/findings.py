@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rcm_jax.evaluation import metrics, paper_results
+from rcm_jax.decoding import boundaries
+from rcm_jax.evaluation import paper_results
 from rcm_jax.reporting import table_formats
 
 SMALL_HALF_WIDTHS = ("toeplitz_d1", "toeplitz_d2", "toeplitz_d3")
@@ -74,7 +75,7 @@ def papers() -> dict[str, Figures]:
 
 def _boundaries(runs, rule):
   errors = [
-    [run["decoding"][rule]["boundary_mae_um"][b] for run in runs] for b in metrics.BOUNDARIES
+    [run["decoding"][rule]["boundary_mae_um"][b] for run in runs] for b in boundaries.BOUNDARIES
   ]
   return tuple(_mean(values) for values in errors)
 

@@ -13,11 +13,8 @@ from rcm_jax.reporting.table_formats import Cell, Table
 
 SIZES = (1, 2, 3, 5, 10, 20)
 
-_RAW = scores_lib.LABELLINGS.index("raw")
-_PAPER_RULE = scores_lib.BOUNDARY_RULES.index("median_then_max")
 
-
-def table(run: finished_runs.Study, method: str, name: str, title: str) -> Table:
+def table(run: finished_runs.FinishedRuns, method: str, name: str, title: str) -> Table:
   """Divides a method's seeds into groups of every size, in the order of the seeds.
 
   Args:
@@ -54,10 +51,10 @@ def table(run: finished_runs.Study, method: str, name: str, title: str) -> Table
 def _measures(predictions):
   """Accuracy in %, impossible transitions, and both boundary errors in µm."""
   found = scores_lib.score(predictions)
-  confusion = found.confusion[:, _RAW].sum(0)
-  errors = np.abs(found.error_um[:, _PAPER_RULE]).sum(0) / found.counted.sum(0)
+  confusion = found.confusion[:, scores_lib.RAW].sum(0)
+  errors = np.abs(found.error_um[:, scores_lib.PAPER_RULE]).sum(0) / found.counted.sum(0)
   return (
     100 * np.trace(confusion) / confusion.sum(),
-    found.inconsistent[:, _RAW].sum(),
+    found.inconsistent[:, scores_lib.RAW].sum(),
     *errors,
   )

@@ -1,8 +1,8 @@
 """How far probabilities and boundaries can be trusted, learned on validation stacks.
 
-Temperature scaling makes a slice's confidence match its accuracy; split
-conformal prediction turns boundaries into intervals that cover the truth for a
-chosen share of patients; an ensemble averages what several seeds say.
+Temperature scaling makes a slice's confidence match its accuracy (`temperature`). Split conformal
+prediction turns boundaries into intervals that cover the truth, in a random stack of a random
+patient, with a chosen probability. An ensemble averages what several seeds say.
 """
 
 from __future__ import annotations
@@ -13,51 +13,17 @@ import math
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Float
 import numpy as np
-from scipy import optimize, special
 
-from rcm_jax import arrays
-from rcm_jax.decoding import strata as strata_lib
-from rcm_jax.evaluation import metrics
+from rcm_jax.decoding import boundaries, intervals
+from rcm_jax.decoding.intervals import Calibration
 from rcm_jax.evaluation import predictions as predictions_lib
+from rcm_jax.evaluation import reliability, temperature
 from tfds_rcm import errors
 
-_TINY = np.finfo(np.float32).tiny
-_LOG_TEMPERATURE_RANGE = (math.log(0.05), math.log(20.0))
-
-
-class Reliability(NamedTuple):
-  """Slices grouped by confidence, least confident first.
-
-  Attributes:
-    confidence: mean probability of the predicted stratum.
-    accuracy: share of slices predicted right.
-    count: slices.
-  """
-
-  confidence: Float[np.ndarray, " bins"]
-  accuracy: Float[np.ndarray, " bins"]
-  count: Int[np.ndarray, " bins"]
-
-
-class Calibration(NamedTuple):
-  """What validation stacks teach about a model's uncertainty.
-
-  Attributes:
-    temperature: divides the logarithms of a slice's probabilities.
-    margin_um: by how much each boundary's posterior interval must grow (or may shrink), in µm;
-      infinite with too few validation patients for the coverage.
-    coverage: probability that an interval is meant to cover the true boundary with.
-    boundary_temperature: divides them where boundaries are inferred from a whole stack; None
-      for an ordered head, whose probabilities tell the boundaries by themselves.
-  """
-
-  temperature: float
-  margin_um: tuple[float, float]
-  coverage: float
-  boundary_temperature: float | None = 1.0
+MIN_PATIENTS = 5  # that learn a margin
+SHRINKING_PATIENTS = 20  # that may learn one below zero
 
 
 class Assessment(NamedTuple):
@@ -68,8 +34,10 @@ class Assessment(NamedTuple):
     temperature: of the calibration.
     error_before: expected calibration error of the probabilities as they are.
     error_after: the same after temperature scaling.
-    width_um: mean width of each boundary's interval, where the truth has the boundary.
-    covered: share of these boundaries inside their interval, each patient weighing the same.
+    width_um: mean width of each boundary's interval, where the truth has the boundary; NaN where
+      there are no intervals.
+    covered: share of these boundaries inside their interval, each patient weighing the same: how
+      probable it is for a random stack of a random patient. NaN where there are no intervals.
   """
 
   accuracy: float
@@ -80,12 +48,12 @@ class Assessment(NamedTuple):
   covered: Float[np.ndarray, "2"]
 
 
-class Rehearsal(NamedTuple):
+class IntervalsWithMorePatients(NamedTuple):
   """Intervals that more patients have calibrated, tried on the rest.
 
   Attributes:
     patients: that calibrate.
-    width_um: mean width of each boundary's interval.
+    width_um: mean width of each boundary's interval; NaN where there are no intervals.
     covered: share of boundaries inside, each patient weighing the same.
   """
 
@@ -105,131 +73,29 @@ def calibrate(
   Raises:
     UserError: there are no validation stacks.
   """
-  temperature = fit_temperature(*slices_of(validation))
-  unwidened = Calibration(temperature, (0.0, 0.0), coverage, fit_boundary_temperature(validation))
+  unwidened = Calibration(
+    temperature.supported_temperature(validation),
+    (0.0, 0.0),
+    coverage,
+    temperature.fit_boundary_temperature(validation),
+  )
   margins = []
   for lower, upper, true, patients in _bounds(validation, unwidened):
     margins.append(conformal_margin(np.maximum(lower - true, true - upper), patients, coverage))
   return unwidened._replace(margin_um=tuple(margins))
 
 
-def boundary_intervals_um(
-  probabilities: Float[arrays.ArrayLike, "T 3"],
-  depth_um: Float[arrays.ArrayLike, "T"],
-  mask: Bool[arrays.ArrayLike, "T"],
-  calibration: Calibration,
-) -> Float[Array, "2 3"]:
-  """Computes lower end, median and upper end of both boundaries of one stack, in µm.
-
-  Traceable and batched by `vmap`.
-  """
-  posterior = strata_lib.posterior_of(probabilities, mask, calibration.boundary_temperature)
-  tail = (1 - calibration.coverage) / 2
-  levels = jnp.array([tail, 0.5, 1 - tail])
-  low, median, high = strata_lib.boundary_quantiles_um(
-    posterior.probability, levels, depth_um, mask
-  ).T
-  margin = jnp.array(calibration.margin_um)
-  # A negative margin must not turn the interval inside out.
-  return jnp.stack(
-    [jnp.minimum(low - margin, median), median, jnp.maximum(high + margin, median)], axis=-1
-  )
-
-
-def scale(
-  probabilities: Float[np.ndarray, "*batch 3"], temperature: float
-) -> Float[np.ndarray, "*batch 3"]:
-  """Softens (above 1) or sharpens (below 1) probabilities; their order stays."""
-  return special.softmax(_log(probabilities) / temperature, axis=-1).astype(probabilities.dtype)
-
-
-def fit_temperature(probabilities: Float[np.ndarray, "n 3"], labels: Int[np.ndarray, "n"]) -> float:
-  """Finds the temperature of least negative log-likelihood (Guo et al. 2017).
-
-  Args:
-    probabilities: of validation slices.
-    labels: their true strata.
-
-  Raises:
-    UserError: there are no slices.
-  """
-  if not len(labels):
-    raise errors.UserError("temperature scaling: no validation slices; keep a validation split")
-  logits = _log(probabilities)
-
-  def negative_log_likelihood(log_temperature):
-    scaled = special.log_softmax(logits / math.exp(log_temperature), axis=-1)
-    return -np.mean(np.take_along_axis(scaled, labels[:, None].astype(int), axis=-1))
-
-  found = optimize.minimize_scalar(
-    negative_log_likelihood, bounds=_LOG_TEMPERATURE_RANGE, method="bounded"
-  )
-  return math.exp(found.x)
-
-
-def fit_boundary_temperature(
-  validation: Sequence[predictions_lib.StackPrediction],
-) -> float | None:
-  """Finds the temperature under which the true boundaries are most probable.
-
-  The monotone model takes slices as independent witnesses, but neighbors err together, so that
-  a stack's evidence counts for too much. Dividing it by a temperature, mostly well above the one
-  that suits single slices, makes the boundaries' distribution honest and its medians better.
-
-  Args:
-    validation: stacks, with or without both boundaries.
-
-  Returns:
-    The temperature; None for an ordered head, which has learned to weigh a stack's evidence.
-
-  Raises:
-    UserError: there are no stacks.
-  """
-  if not validation:
-    raise errors.UserError("boundary temperature: no validation stacks; keep a validation split")
-  if validation[0].ordered:
-    return None
-  padded = predictions_lib.pad(validation)
-  stacks = padded.labels, padded.probabilities, padded.mask
-  found = optimize.minimize_scalar(
-    lambda log_temperature: float(_boundary_loss(*stacks, math.exp(log_temperature))),
-    bounds=(math.log(0.2), math.log(100.0)),
-    method="bounded",
-    options={"xatol": 0.02},
-  )
-  return math.exp(found.x)
-
-
-def reliability(
-  probabilities: Float[np.ndarray, "n 3"], labels: Int[np.ndarray, "n"], bins: int = 15
-) -> Reliability:
-  """Groups slices by confidence into bins of equally many slices."""
-  confidence = probabilities.max(axis=-1).astype(np.float64)
-  right = probabilities.argmax(axis=-1) == labels
-  groups = np.array_split(np.argsort(confidence, kind="stable"), min(bins, len(labels)))
-  return Reliability(
-    np.array([confidence[g].mean() for g in groups]),
-    np.array([right[g].mean() for g in groups]),
-    np.array([len(g) for g in groups]),
-  )
-
-
-def expected_calibration_error(
-  probabilities: Float[np.ndarray, "n 3"], labels: Int[np.ndarray, "n"], bins: int = 15
-) -> float:
-  """Returns the mean gap between confidence and accuracy over equally filled bins."""
-  groups = reliability(probabilities, labels, bins)
-  return float(np.average(np.abs(groups.confidence - groups.accuracy), weights=groups.count))
-
-
 def conformal_margin(
   scores: Float[np.ndarray, "n"], patients: Sequence[str] | np.ndarray, coverage: float
 ) -> float:
-  """Finds the score that a new stack stays below with the probability asked for.
+  """Finds the score that a random stack of a new patient stays below with a probability.
 
   Split conformal prediction with patients as the exchangeable units. Each stack weighs one over
   its patient's number of stacks, and a new patient weighs one at infinity (the finite-sample
-  correction).
+  correction). The promise holds on average over calibrations; with n patients, what one of them
+  covers scatters by about sqrt(coverage (1 - coverage) / n). Therefore fewer than `MIN_PATIENTS`
+  give no margin, and fewer than `SHRINKING_PATIENTS` none below zero: an interval shorter than
+  the posterior's own needs more of them to be believed.
 
   Args:
     scores: how far outside its interval the truth lies (negative: inside).
@@ -237,40 +103,43 @@ def conformal_margin(
     coverage: probability asked for.
 
   Returns:
-    The margin; infinity where there are too few patients for this coverage.
+    The margin; infinity where there are too few patients, or too few for this coverage.
   """
   names, which, stacks = np.unique(np.asarray(patients), return_inverse=True, return_counts=True)
   order = np.argsort(scores, kind="stable")
   reached = np.cumsum(1 / stacks[which[order]]) / (len(names) + 1)
   enough = np.flatnonzero(reached >= coverage - 1e-9)
-  return float(scores[order][enough[0]]) if len(enough) else math.inf
+  if len(names) < MIN_PATIENTS or not len(enough):
+    return math.inf
+  margin = float(scores[order][enough[0]])
+  return margin if len(names) >= SHRINKING_PATIENTS else max(margin, 0.0)
 
 
 def assess(calibration: Calibration, test: Sequence[predictions_lib.StackPrediction]) -> Assessment:
   """Tries a calibration on stacks that it was not learned on."""
-  probabilities, labels = slices_of(test)
+  probabilities, labels = predictions_lib.slices_of(test)
   width, inside = np.full(2, np.nan), np.full(2, np.nan)
   for boundary, (lower, upper, true, patients) in enumerate(_bounds(test, calibration)):
-    if len(true):
+    if len(true) and np.isfinite(calibration.margin_um[boundary]):
       inside[boundary] = _mean_by_patient((lower <= true) & (true <= upper), patients)
       width[boundary] = np.mean(upper - lower)
-  scaled = scale(probabilities, calibration.temperature)
+  scaled = intervals.scale(probabilities, calibration.temperature)
   return Assessment(
     accuracy=float(np.mean(np.concatenate([p.predicted for p in test]) == labels)),
     temperature=calibration.temperature,
-    error_before=expected_calibration_error(probabilities, labels),
-    error_after=expected_calibration_error(scaled, labels),
+    error_before=reliability.expected_calibration_error(probabilities, labels),
+    error_after=reliability.expected_calibration_error(scaled, labels),
     width_um=width,
     covered=inside,
   )
 
 
-def rehearse(
+def assess_with_more_patients(
   calibration: Calibration,
   validation: Sequence[predictions_lib.StackPrediction],
   test: Sequence[predictions_lib.StackPrediction],
   divisions: int = 200,
-) -> Rehearsal:
+) -> IntervalsWithMorePatients:
   """Tries what the intervals would be if half of the test patients helped to calibrate them.
 
   With few patients the finite-sample rule takes nearly their worst score, and one test split says
@@ -284,7 +153,8 @@ def rehearse(
     divisions: how often the test patients are halved.
 
   Returns:
-    Means over divisions; NaN for a boundary that no patient of the rest has.
+    Means over divisions; NaN for a boundary that no patient of the rest has, or with too few
+    patients for intervals.
   """
   raw = calibration._replace(margin_um=(0.0, 0.0))
   fixed = sorted({p.patient_id for p in validation})
@@ -297,11 +167,11 @@ def rehearse(
     scores = np.maximum(lower - true, true - upper)
     for i, half in enumerate(halves):
       known = np.isin(patients, half)
-      if not known.all():
-        margin = conformal_margin(scores[known], patients[known], calibration.coverage)
+      margin = conformal_margin(scores[known], patients[known], calibration.coverage)
+      if not known.all() and math.isfinite(margin):
         covered[boundary, i] = _mean_by_patient(scores[~known] <= margin, patients[~known])
         width[boundary, i] = np.mean(np.maximum((upper - lower)[~known] + 2 * margin, 0))
-  return Rehearsal(len(halves[0]), width.mean(1), covered.mean(1))
+  return IntervalsWithMorePatients(len(halves[0]), width.mean(1), covered.mean(1))
 
 
 def ensemble(
@@ -336,18 +206,6 @@ def ensemble(
   ]
 
 
-def slices_of(
-  predictions: Sequence[predictions_lib.StackPrediction],
-) -> tuple[Float[np.ndarray, "n 3"], Int[np.ndarray, "n"]]:
-  """Strings the slices of all stacks together: probabilities and true strata."""
-  if not predictions:
-    return np.zeros((0, arrays.NUM_STRATA), np.float32), np.zeros(0, np.int32)
-  return (
-    np.concatenate([p.probabilities for p in predictions]),
-    np.concatenate([p.labels for p in predictions]),
-  )
-
-
 def _bounds(predictions, calibration):
   """By boundary: lower end, upper end, true depth and patient of each stack that has it."""
   padded = predictions_lib.pad(predictions)
@@ -366,26 +224,12 @@ def _mean_by_patient(values, patients):
   return np.mean(np.bincount(which, values) / np.bincount(which, minlength=len(names)))
 
 
-@jax.jit
-def _boundary_loss(labels, probabilities, mask, temperature):
-  def one(labels, probabilities, mask):
-    posterior = strata_lib.posterior_of(probabilities, mask, temperature).probability
-    true = metrics.boundary_indices(labels, mask)
-    return -jnp.sum(jnp.log(jnp.maximum(posterior[jnp.arange(2), true], _TINY)))
-
-  return jnp.mean(jax.vmap(one)(labels, probabilities, mask))
-
-
-_intervals = jax.jit(jax.vmap(boundary_intervals_um, in_axes=(0, 0, 0, None)))
+_intervals = jax.jit(jax.vmap(intervals.boundary_intervals_um, in_axes=(0, 0, 0, None)))
 
 
 @jax.jit
 @jax.vmap
 def _true_depths(labels, depth_um, mask):
-  index = metrics.boundary_indices(labels, mask)
-  _, counted = metrics.index_errors_um(index, index, depth_um, mask)
-  return metrics.boundary_depths_um(index, depth_um, mask), counted
-
-
-def _log(probabilities):
-  return np.log(np.maximum(probabilities, _TINY).astype(np.float64))
+  index = boundaries.boundary_indices(labels, mask)
+  _, counted = boundaries.index_errors_um(index, index, depth_um, mask)
+  return boundaries.boundary_depths_um(index, depth_um, mask), counted

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import dataclasses
 import json
 import os
 import pathlib
 from typing import Any
-import zipfile
 
 from jaxtyping import Float
 import numpy as np
 
-from rcm_jax.evaluation import paper_results
+from rcm_jax.evaluation import attention_file, paper_results
 from rcm_jax.evaluation import predictions as predictions_lib
+from rcm_jax.evaluation.results import PREDICTIONS, RESULTS
 from tfds_rcm import errors
-
-RESULTS = "results.json"
-PREDICTIONS = "predictions.csv"
-ATTENTION = "attention.npz"
 
 
 @dataclasses.dataclass
-class Study:
+class FinishedRuns:
   """Runs on one dataset.
 
   Attributes:
@@ -44,7 +39,7 @@ class Study:
     return [[p for p in run if p.split == split] for run in runs]
 
 
-def gather(directory: str | os.PathLike) -> tuple[list[Study], list[str]]:
+def gather(directory: str | os.PathLike) -> tuple[list[FinishedRuns], list[str]]:
   """Reads every finished run at or below a directory.
 
   The tables need predictions.csv alone; results.json names the dataset and each method's input.
@@ -55,7 +50,7 @@ def gather(directory: str | os.PathLike) -> tuple[list[Study], list[str]]:
     directory: searched through all its folders.
 
   Returns:
-    One study a dataset, by name, and a note on each run that was left out.
+    The runs on each dataset, by its name, and a note on each run that was left out.
 
   Raises:
     UserError: there is no such directory, or no finished run in it.
@@ -64,43 +59,21 @@ def gather(directory: str | os.PathLike) -> tuple[list[Study], list[str]]:
   if not directory.is_dir():
     raise errors.UserError(f"{directory}: no such directory; --runs is where runs' workdirs lie")
   folders = {path.parent for name in (RESULTS, PREDICTIONS) for path in directory.rglob(name)}
-  studies: dict[str, Study] = {}
+  datasets: dict[str, FinishedRuns] = {}
   notes = []
   for folder in sorted(folders, key=_written_at):
     try:
-      _add_run(studies, folder)
+      _add_run(datasets, folder)
     except (errors.UserError, OSError, ValueError, KeyError, TypeError) as error:
       reason = error if isinstance(error, errors.UserError) else "half-written or not a run's"
       notes.append(f"{folder}: left out ({reason})")
-  if not studies:
+  if not datasets:
     seen = f"; {'; '.join(notes)}" if notes else ""
     raise errors.UserError(
       f"{directory}: no finished run in it or below ({RESULTS} beside {PREDICTIONS}); run"
       f" rcm_jax.main first{seen}"
     )
-  return [studies[name] for name in sorted(studies)], notes
-
-
-def write_attention(
-  workdir: str | os.PathLike,
-  maps: Mapping[tuple[str, int, str], Float[np.ndarray, "n n"]],
-  taps: Mapping[tuple[str, int], Float[np.ndarray, "K"]],
-) -> None:
-  """Keeps what figures of attention are drawn from in a run's directory, in one go.
-
-  Args:
-    workdir: the run's.
-    maps: (method, seed, stack) → attention of each slice (row) over the stack's slices.
-    taps: (method, seed) → learned Toeplitz weights, shallow to deep.
-  """
-  values = {json.dumps(["map", *key]): value for key, value in maps.items()}
-  values |= {json.dumps(["taps", *key]): value for key, value in taps.items()}
-  path = pathlib.Path(workdir) / ATTENTION
-  part = path.with_name(f".{path.name}.part")
-  with part.open("wb") as f:
-    names = np.array(list(values))
-    np.savez_compressed(f, names=names, **{f"a{i}": v for i, v in enumerate(values.values())})
-  part.replace(path)
+  return [datasets[name] for name in sorted(datasets)], notes
 
 
 def _written_at(folder):
@@ -108,7 +81,7 @@ def _written_at(folder):
   return path.stat().st_mtime if path.exists() else 0.0, str(folder)
 
 
-def _add_run(studies, folder):
+def _add_run(datasets, folder):
   for name in (RESULTS, PREDICTIONS):
     if not (folder / name).exists():
       raise errors.UserError(f"no {name} yet")
@@ -120,24 +93,10 @@ def _add_run(studies, folder):
   ordered = {row["method"] for row in results["rows"] if row.get("ordered")}
   for p in predictions_lib.read_csv(folder / PREDICTIONS, inputs, ordered):
     runs.setdefault((p.method, p.seed), []).append(p)
-  maps, taps = _read_attention(folder / ATTENTION)
-  study = studies.setdefault(dataset, Study(dataset, {}, {}, {}))
+  maps, taps = attention_file.read(folder / attention_file.ATTENTION)
+  found = datasets.setdefault(dataset, FinishedRuns(dataset, {}, {}, {}))
   for (method, seed), stacks in runs.items():
     if any(p.split == "test" for p in stacks):
-      study.predictions.setdefault(method, {})[seed] = stacks
-  study.maps.update(maps)
-  study.taps.update(taps)
-
-
-def _read_attention(path):
-  maps, taps = {}, {}
-  if not path.exists():
-    return maps, taps
-  try:
-    with np.load(path, allow_pickle=False) as values:
-      for i, name in enumerate(values["names"]):
-        kind, *key = json.loads(str(name))
-        (maps if kind == "map" else taps)[tuple(key)] = values[f"a{i}"]
-  except zipfile.BadZipFile as error:
-    raise errors.UserError(f"{path}: not a whole .npz file; delete it") from error
-  return maps, taps
+      found.predictions.setdefault(method, {})[seed] = stacks
+  found.maps.update(maps)
+  found.taps.update(taps)

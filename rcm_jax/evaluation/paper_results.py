@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 MEASURED_ON = "paper's 504 stacks"
+MEDIAN_ERROR_UM = (5, 6)  # epidermis-DEJ and DEJ-dermis, in the text
 INPUTS = ("whole stack", "partial stack", "single image")
 
 
@@ -168,3 +169,8 @@ TOEPLITZ_WEIGHTS = {
 def display_name(method: str) -> str:
   """Returns the paper's name of a method; a method that the paper lacks keeps its own."""
   return METHODS[method].name if method in METHODS else method
+
+
+def block_order(sees: str) -> int:
+  """Returns the place of Table 1's block of this input; unknown ones come last."""
+  return INPUTS.index(sees) if sees in INPUTS else len(INPUTS)

@@ -103,6 +103,18 @@ def pad(predictions: Sequence[StackPrediction], multiple: int = 8) -> PaddedPred
   return out
 
 
+def slices_of(
+  predictions: Sequence[StackPrediction],
+) -> tuple[Float[np.ndarray, "n 3"], Int[np.ndarray, "n"]]:
+  """Strings the slices of all stacks together: probabilities and true strata."""
+  if not predictions:
+    return np.zeros((0, arrays.NUM_STRATA), np.float32), np.zeros(0, np.int32)
+  return (
+    np.concatenate([p.probabilities for p in predictions]),
+    np.concatenate([p.labels for p in predictions]),
+  )
+
+
 def write_csv(path: str | os.PathLike, predictions: Iterable[StackPrediction]) -> None:
   """Writes one line a slice; the file appears only once it is complete.
 

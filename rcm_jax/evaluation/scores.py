@@ -10,12 +10,15 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 import numpy as np
 
+from rcm_jax.decoding import boundaries, monotone_model
 from rcm_jax.decoding import strata as strata_lib
 from rcm_jax.evaluation import metrics
 from rcm_jax.evaluation import predictions as predictions_lib
 
 LABELLINGS = ("raw", "median_then_max", "monotone")
 BOUNDARY_RULES = ("median_then_max", "monotone", "posterior_median")
+RAW = LABELLINGS.index("raw")  # what Tables 1 and 2 measure
+PAPER_RULE = BOUNDARY_RULES.index("median_then_max")  # what Table 3 measures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +79,10 @@ def _score_stack(labels, probabilities, depth_um, mask, boundary_temperature):
   raw = strata_lib.strata_of(probabilities, ordered=boundary_temperature is None)
   most_probable = strata_lib.monotone(jnp.log(probabilities), mask)
   labellings = (raw, strata_lib.median_then_max(raw, mask), most_probable)
-  errors = [metrics.boundary_errors_um(labels, x, depth_um, mask)[0] for x in labellings[1:]]
-  median = strata_lib.posterior_of(probabilities, mask, boundary_temperature).median
-  true = metrics.boundary_indices(labels, mask)
-  error, counted = metrics.index_errors_um(median, true, depth_um, mask)
+  errors = [boundaries.boundary_errors_um(labels, x, depth_um, mask)[0] for x in labellings[1:]]
+  median = monotone_model.posterior_of(probabilities, mask, boundary_temperature).median
+  true = boundaries.boundary_indices(labels, mask)
+  error, counted = boundaries.index_errors_um(median, true, depth_um, mask)
   return (
     jnp.stack([metrics.confusion_matrix(labels, strata, mask) for strata in labellings]),
     jnp.stack([metrics.inconsistent_transitions(strata, mask) for strata in labellings]),

@@ -10,8 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 import optax
 
 from rcm_jax import arrays
-from rcm_jax.decoding import monotone_model
-from rcm_jax.evaluation import metrics
+from rcm_jax.decoding import boundaries, monotone_model
 
 
 class Targets(NamedTuple):
@@ -36,11 +35,11 @@ def targets_of(features: arrays.Features) -> Targets:
   """Returns the truth about all stacks.
 
   Readers' labels need not be possible. The boundaries are then the ones that errors are measured
-  against (`metrics.boundary_indices`), not those of the nearest possible labelling. Where they
+  against (`boundaries.boundary_indices`), not those of the nearest possible labelling. Where they
   coincide inside a stack, which then lacks the DEJ, its first dermis slice counts as DEJ.
   """
   labels, mask = jnp.asarray(features.labels), jnp.asarray(features.mask)
-  found = jax.vmap(metrics.boundary_indices)(labels, mask)
+  found = jax.vmap(boundaries.boundary_indices)(labels, mask)
   count = mask.sum(1)
   inside = (found > 0) & (found < count[:, None])
   skipped = inside[:, 0] & (found[:, 0] == found[:, 1])

@@ -17,13 +17,12 @@ from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from rcm_jax import arrays
+from rcm_jax.decoding import boundaries, intervals, monotone_model
 from rcm_jax.decoding import strata as strata_lib
-from rcm_jax.evaluation import calibration as calibration_lib
-from rcm_jax.evaluation import metrics
-from rcm_jax.evaluation.calibration import Calibration
+from rcm_jax.decoding.intervals import Calibration
 from rcm_jax.inference.model_card import Training
 
-DISPLAY_NAMES = dict(zip(metrics.BOUNDARIES, ("epidermis–DEJ", "DEJ–dermis"), strict=True))
+DISPLAY_NAMES = dict(zip(boundaries.BOUNDARIES, ("epidermis–DEJ", "DEJ–dermis"), strict=True))
 _STRATA_NAMES = dict(zip(arrays.STRATA, ("epidermis", "DEJ", "dermis"), strict=True))
 STEP_FACTOR = 1.5  # by how much a step may leave the range of training
 OUTSIDE_SHARE = 0.2  # of a stack's slices that may be darker, brighter or flatter than in training
@@ -65,9 +64,9 @@ def read(
   probabilities = jnp.where(jnp.asarray(mask)[:, None], probabilities, 1 / arrays.NUM_STRATA)
   logits = jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny))
   log_probs = jax.nn.log_softmax(logits / calibration.temperature)
-  boundary_um = calibration_lib.boundary_intervals_um(probabilities, depth_um, mask, calibration)
+  boundary_um = intervals.boundary_intervals_um(probabilities, depth_um, mask, calibration)
   temperature = calibration.boundary_temperature
-  posterior = strata_lib.posterior_of(probabilities, mask, temperature).probability
+  posterior = monotone_model.posterior_of(probabilities, mask, temperature).probability
   outside = posterior[:, 0] + jnp.take(posterior, jnp.sum(mask), axis=1)
   if temperature is None:
     strata = jnp.where(mask, strata_lib.strata_of(probabilities, ordered=True), 0)
@@ -144,7 +143,7 @@ _MOSAICS = (
 MOSAICS = tuple(name for name, *_ in _MOSAICS)
 
 
-def boundaries(reading: Reading, depth_um: Float[np.ndarray, "T"]) -> list[Boundary]:
+def named_boundaries(reading: Reading, depth_um: Float[np.ndarray, "T"]) -> list[Boundary]:
   """Names both boundaries of a stack.
 
   Args:
@@ -153,7 +152,7 @@ def boundaries(reading: Reading, depth_um: Float[np.ndarray, "T"]) -> list[Bound
   """
   first = np.searchsorted(reading.strata, [1, 2])  # of strata that never decrease
   found = []
-  for b, name in enumerate(metrics.BOUNDARIES):
+  for b, name in enumerate(boundaries.BOUNDARIES):
     shown = bool(0 < first[b] < len(depth_um))
     low, median, high = (
       float(x) if shown and math.isfinite(x) else None for x in np.asarray(reading.boundary_um[b])

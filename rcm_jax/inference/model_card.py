@@ -16,11 +16,12 @@ import jax
 import numpy as np
 
 from rcm_jax import __version__, arrays
+from rcm_jax.decoding import boundaries, intervals
+from rcm_jax.decoding.intervals import Calibration
 from rcm_jax.evaluation import calibration as calibration_lib
 from rcm_jax.evaluation import metrics
 from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.evaluation import scores as scores_lib
-from rcm_jax.evaluation.calibration import Calibration
 from rcm_jax.heads.head import HeadSpec, spec_of
 from rcm_jax.textures.encoder import TextureSpec
 
@@ -232,7 +233,7 @@ def calibration_of(
   return fitted, tuple(np.percentile(widths, 95, axis=0).tolist())
 
 
-_intervals = jax.jit(jax.vmap(calibration_lib.boundary_intervals_um, in_axes=(0, 0, 0, None)))
+_intervals = jax.jit(jax.vmap(intervals.boundary_intervals_um, in_axes=(0, 0, 0, None)))
 
 
 def figures_of(
@@ -254,7 +255,7 @@ def figures_of(
     "monotone_accuracy": float(metrics.accuracy(confusion[monotone])),
     "expected_calibration_error": held.error_after,
   }
-  for b, name in enumerate(metrics.BOUNDARIES):
+  for b, name in enumerate(boundaries.BOUNDARIES):
     figures |= {
       f"{name}_mae_um": error[b] / counted[b] if counted[b] else math.nan,
       f"{name}_interval_width_um": held.width_um[b],

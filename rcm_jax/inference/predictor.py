@@ -113,7 +113,7 @@ class Predictor:
       probabilities=reading.probabilities[:count], strata=reading.strata[:count]
     )
     training = self.bundle.description.training
-    found = reading_lib.boundaries(reading, depth_um)
+    found = reading_lib.named_boundaries(reading, depth_um)
     return Prediction(
       depth_um,
       reading,

@@ -8,7 +8,7 @@ import itertools
 
 import numpy as np
 
-from rcm_jax.evaluation import bootstrap, calibration, paper_results
+from rcm_jax.evaluation import bootstrap, calibration, estimates, paired_tests, paper_results
 from rcm_jax.evaluation import scores as scores_lib
 from rcm_jax.reporting.table_formats import Cell, Table
 
@@ -20,8 +20,6 @@ _TRANSITIONS = (
   "Dermis → Epidermis",
   "Dermis → DEJ",
 )
-_RAW = scores_lib.LABELLINGS.index("raw")
-_PAPER_RULE = scores_lib.BOUNDARY_RULES.index("median_then_max")
 _RULE_NAMES = {
   "raw": "raw",
   "median_then_max": "median-then-max",
@@ -47,7 +45,7 @@ class Method:
 
   name: str
   input: str
-  estimate: bootstrap.Estimate
+  estimate: estimates.Estimate
 
 
 def table1(methods: Sequence[Method], measured_on: str) -> Table:
@@ -55,9 +53,10 @@ def table1(methods: Sequence[Method], measured_on: str) -> Table:
   columns = [("", "Input"), ("", "Method"), ("", "Measured on"), ("", "Accuracy, %")]
   columns += [(f"{name}, %", s) for name in ("Sensitivity", "Specificity") for s in _STRATA]
   rows, rules = [], []
-  for block in sorted({m.input for m in methods}, key=_block_order):
+  for block in sorted({m.input for m in methods}, key=paper_results.block_order):
     members = sorted(
-      (m for m in methods if m.input == block), key=lambda m: -m.estimate.mean.accuracy[_RAW]
+      (m for m in methods if m.input == block),
+      key=lambda m: -m.estimate.mean.accuracy[scores_lib.RAW],
     )
     numbers = [_cells(m.estimate, _table1_values, 2, 100) for m in members]
     rules.append(len(rows))
@@ -76,11 +75,11 @@ def table2(methods: Sequence[Method], measured_on: str) -> Table:
   """Anatomically inconsistent transitions of the raw predictions (Table 2)."""
   columns = [("", "Method"), ("", "Measured on")]
   columns += [("Error types", name) for name in _TRANSITIONS] + [("", "Total")]
-  methods = sorted(methods, key=lambda m: m.estimate.mean.inconsistent[_RAW, -1])
+  methods = sorted(methods, key=lambda m: m.estimate.mean.inconsistent[scores_lib.RAW, -1])
   rows, rules = [], []
   for m in methods:
     rules.append(len(rows))
-    cells = _cells(m.estimate, lambda x: x.inconsistent[_RAW], 1)
+    cells = _cells(m.estimate, lambda x: x.inconsistent[scores_lib.RAW], 1)
     rows.append([paper_results.display_name(m.name), _ours(m, measured_on), *cells])
     paper = paper_results.METHODS.get(m.name)
     if paper and paper.inconsistent:
@@ -96,22 +95,29 @@ def table3(methods: Sequence[Method], measured_on: str) -> Table:
   """Mean absolute boundary errors after the paper's post-processing (Table 3)."""
   columns = [("", "Method"), ("", "Measured on")]
   columns += [("Mean absolute error, µm", name) for name in _BOUNDARIES]
+  columns += [("Median absolute error, µm", name) for name in _BOUNDARIES]
   columns += [("Boundaries", name) for name in _BOUNDARIES]
-  methods = sorted(methods, key=lambda m: _nan_last(m.estimate.mean.mae_um[_PAPER_RULE, 0]))
-  numbers = [_cells(m.estimate, lambda x: x.mae_um[_PAPER_RULE], 2) for m in methods]
+  methods = sorted(
+    methods, key=lambda m: _nan_last(m.estimate.mean.mae_um[scores_lib.PAPER_RULE, 0])
+  )
+  numbers = [_cells(m.estimate, lambda x: x.mae_um[scores_lib.PAPER_RULE], 2) for m in methods]
+  medians = [_cells(m.estimate, lambda x: x.median_um[scores_lib.PAPER_RULE], 2) for m in methods]
   rows, rules = [], []
-  for m, cells in zip(methods, _mark_best(numbers, min)):
+  for m, *cells in zip(methods, _mark_best(numbers, min), _mark_best(medians, min)):
     rules.append(len(rows))
-    counts = [Cell(n, decimals=0) for n in m.estimate.mean.boundary_n]
-    rows.append([paper_results.display_name(m.name), _ours(m, measured_on), *cells, *counts])
+    counts = [Cell(n, decimals=0) for n in m.estimate.boundary_n]
+    head = [paper_results.display_name(m.name), _ours(m, measured_on)]
+    rows.append([*head, *itertools.chain(*cells), *counts])
     paper = paper_results.METHODS.get(m.name)
     if paper and paper.boundary_mae_um:
       cells = [Cell(v) for v in paper.boundary_mae_um]
-      rows.append([rows[-1][0], paper_results.MEASURED_ON, *cells, "", ""])
-  title = "Table 3. Mean absolute error of both boundaries, after median-then-max"
+      rows.append([head[0], paper_results.MEASURED_ON, *cells, "", "", "", ""])
+  title = "Table 3. Absolute errors of both boundaries, after median-then-max"
   notes = _notes(
     "A boundary counts where the ground truth shows it; one that a prediction never reaches lies"
-    " one step past the last slice."
+    " one step past the last slice.",
+    "The intervals of medians are quantiles of resampled medians. The paper's text gives medians of"
+    f" {paper_results.MEDIAN_ERROR_UM[0]} and {paper_results.MEDIAN_ERROR_UM[1]} µm.",
   )
   return Table("table3", title, columns, rows, rules, notes)
 
@@ -124,7 +130,7 @@ def decoding_table(methods: Sequence[Method], measured_on: str) -> Table:
   columns += [("Accuracy, %", name) for name in labellings]
   columns += [("Inconsistent transitions", name) for name in labellings]
   columns += [(f"{b} MAE, µm", name) for b in _BOUNDARIES for name in rules]
-  methods = sorted(methods, key=lambda m: -m.estimate.mean.accuracy[_RAW])
+  methods = sorted(methods, key=lambda m: -m.estimate.mean.accuracy[scores_lib.RAW])
   rows = []
   for m in methods:
     parts = [
@@ -145,7 +151,7 @@ def decoding_table(methods: Sequence[Method], measured_on: str) -> Table:
   return Table("table4_decoding", title, columns, rows, (), notes)
 
 
-def comparison_table(comparisons: Sequence[bootstrap.Comparison], measured_on: str) -> Table:
+def comparison_table(comparisons: Sequence[paired_tests.Comparison], measured_on: str) -> Table:
   """Paired tests between methods."""
   columns = [("", "Measure"), ("", "First"), ("", "Second"), ("", "Patients")]
   columns += [("", "First minus second"), ("", "p (Wilcoxon)"), ("", "p (Holm)")]
@@ -155,18 +161,18 @@ def comparison_table(comparisons: Sequence[bootstrap.Comparison], measured_on: s
       rules.append(len(rows))
       previous = c.measure
     name, scale = _MEASURE_NAMES[c.measure]
-    difference = Cell(
-      scale * c.difference, scale * c.low, scale * c.high, 2, bold=c.low > 0 or c.high < 0
-    )
+    ends = (scale * x for x in (c.difference, c.low, c.high))
+    difference = Cell(*ends, decimals=2, bold=c.significant)
     names = (paper_results.display_name(x) for x in (c.first, c.second))
     p_values = (Cell(p, decimals=4) for p in (c.p_value, c.p_holm))
     rows.append([name, *names, Cell(c.patients, decimals=0), difference, *p_values])
   title = "Table 5. Paired comparisons between methods, by patient"
   notes = [
     f"Measured on {measured_on}.",
-    "Differences of pooled means over seeds, with 95 % bootstrap intervals over patients (bold:"
-    " zero lies outside); two-sided signed-rank tests on patients' own means, Holm-corrected"
-    " within a measure.",
+    "Differences of pooled means over seeds, with 95 % bootstrap intervals over patients, each for"
+    " itself. Two-sided signed-rank tests on patients' own means; Holm's correction is for all"
+    " pairs of methods, since the best of them was found on these stacks."
+    f" Bold: the corrected p is below {paired_tests.SIGNIFICANT}.",
   ]
   return Table("table5_paired", title, columns, rows, rules, notes)
 
@@ -189,9 +195,9 @@ def settings_table(
     for m in methods:
       cells = [
         Cell(m.estimate.seeds, decimals=0),
-        *_cells(m.estimate, lambda x: x.accuracy[_RAW : _RAW + 1], 2, 100),
-        *_cells(m.estimate, lambda x: x.inconsistent[_RAW, -1:], 1),
-        *_cells(m.estimate, lambda x: x.mae_um[_PAPER_RULE], 2),
+        *_cells(m.estimate, lambda x: x.accuracy[scores_lib.RAW, None], 2, 100),
+        *_cells(m.estimate, lambda x: x.inconsistent[scores_lib.RAW, -1:], 1),
+        *_cells(m.estimate, lambda x: x.mae_um[scores_lib.PAPER_RULE], 2),
       ]
       rows.append([setting, dataset, paper_results.display_name(m.name), *cells])
   return Table(name, title, columns, rows, rules, _notes()[:1])
@@ -199,7 +205,7 @@ def settings_table(
 
 def uncertainty_table(
   assessed: Sequence[
-    tuple[str, int, Sequence[tuple[calibration.Assessment, calibration.Rehearsal]]]
+    tuple[str, int, Sequence[tuple[calibration.Assessment, calibration.IntervalsWithMorePatients]]]
   ],
   measured_on: str,
 ) -> Table:
@@ -218,8 +224,8 @@ def uncertainty_table(
   columns += [("Covered with more patients, %", name) for name in _BOUNDARIES]
   rows, patients = [], 0
   for name, members, pairs in assessed:
-    found, rehearsed = zip(*pairs)
-    patients = rehearsed[0].patients
+    found, more = zip(*pairs)
+    patients = more[0].patients
     values = [
       np.array([100 * u.accuracy for u in found]),
       np.array([u.temperature for u in found]),
@@ -227,8 +233,8 @@ def uncertainty_table(
       np.array([100 * u.error_after for u in found]),
       *np.array([u.width_um for u in found]).T,
       *(100 * np.array([u.covered for u in found])).T,
-      *np.array([r.width_um for r in rehearsed]).T,
-      *(100 * np.array([r.covered for r in rehearsed])).T,
+      *np.array([r.width_um for r in more]).T,
+      *(100 * np.array([r.covered for r in more])).T,
     ]
     models = "1" if members == 1 else f"ensemble of {members}"
     cells = [Cell(float(v.mean()), decimals=2 if i < 4 else 1) for i, v in enumerate(values)]
@@ -236,8 +242,9 @@ def uncertainty_table(
   title = "Table 6. Calibration and conformal boundary intervals, learned on validation stacks"
   notes = [
     f"Measured on {measured_on}, means over seeds. Intervals are posterior quantiles widened by"
-    " split conformal prediction with patients as units (∞: too few of them for 90 %, which takes"
-    " nine); in coverage each patient weighs the same.",
+    " split conformal prediction with patients as units (-: too few of them for 90 %, which takes"
+    " nine). Covered: the share in a random stack of a random patient.",
+    "Temperature: 1 where patients that it was not fitted on do not gain by another.",
     f"More patients: the {patients} of validation and half of the test split calibrate, the other"
     " half is covered; mean over 200 random divisions.",
   ]
@@ -245,7 +252,9 @@ def uncertainty_table(
 
 
 def _table1_values(measures):
-  return np.concatenate([[measures.accuracy[_RAW]], measures.sensitivity, measures.specificity])
+  return np.concatenate(
+    [[measures.accuracy[scores_lib.RAW]], measures.sensitivity, measures.specificity]
+  )
 
 
 def _cells(estimate, pick, decimals, scale=1.0):
@@ -271,18 +280,14 @@ def _ours(method, measured_on):
   return f"{measured_on}, {seeds} seed{'s' if seeds > 1 else ''}"
 
 
-def _block_order(block):
-  blocks = paper_results.INPUTS
-  return blocks.index(block) if block in blocks else len(blocks)
-
-
 def _nan_last(value):
   return np.inf if np.isnan(value) else value
 
 
 def _notes(*more):
   return [
-    "Ours: mean over seeds, in parentheses the 95 % interval by bootstrap over patients.",
+    "Ours: mean over seeds, in parentheses the 95 % interval by bootstrap over patients (none with"
+    f" fewer than {bootstrap.MIN_PATIENTS}, or where patients do not differ).",
     *more,
     f'"{paper_results.MEASURED_ON}": as the paper prints it, on other stacks.',
   ]

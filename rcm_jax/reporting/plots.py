@@ -20,7 +20,7 @@ import numpy as np
 from scipy import stats
 
 from rcm_jax import arrays
-from rcm_jax.evaluation import calibration, paper_results
+from rcm_jax.evaluation import paper_results, reliability
 from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.evaluation import scores as scores_lib
 
@@ -41,7 +41,6 @@ _STYLE = {
   "lines.linewidth": 1.6,
   "figure.dpi": 160,
 }
-_PAPER_RULE = scores_lib.BOUNDARY_RULES.index("median_then_max")
 
 _Path = str | os.PathLike
 
@@ -203,8 +202,8 @@ def reliability_diagram(
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#999999", lw=0.9, ls="--")
     for (name, (probabilities, labels)), color in zip(classified.items(), METHOD_COLORS):
-      confidence, accuracy, _ = calibration.reliability(probabilities, labels)
-      error = calibration.expected_calibration_error(probabilities, labels)
+      confidence, accuracy, _ = reliability.reliability(probabilities, labels)
+      error = reliability.expected_calibration_error(probabilities, labels)
       label = f"{name} (ECE {100 * error:.1f} %)"
       axes.plot(confidence, accuracy, "o-", ms=4, color=color, label=label)
     low = 1 / arrays.NUM_STRATA
@@ -247,7 +246,8 @@ def _errors_by_method(predictions):
     pooled.setdefault(method, []).append(scores_lib.score(stacks))
   return {
     method: tuple(
-      np.concatenate([s.error_um[s.counted[:, b], _PAPER_RULE, b] for s in runs]) for b in (0, 1)
+      np.concatenate([s.error_um[s.counted[:, b], scores_lib.PAPER_RULE, b] for s in runs])
+      for b in (0, 1)
     )
     for method, runs in pooled.items()
   }

@@ -13,7 +13,7 @@ from rcm_jax.arrays import Features
 from rcm_jax.cnn import extraction
 from rcm_jax.data import pca
 from rcm_jax.data import slices as slices_lib
-from rcm_jax.evaluation import finished_runs
+from rcm_jax.evaluation import attention_file
 from rcm_jax.heads import training as head_training
 from rcm_jax.heads.head import HeadSpec
 from rcm_jax.heads.objective import Member
@@ -268,4 +268,4 @@ def _show_heads(run: stages.Run, trained: head_training.Trained, test: Features)
     ):
       for stack_id, rows, real in zip(shown.stack_id, weights, shown.mask, strict=True):
         maps[name, int(member.seed), stack_id] = rows[: real.sum(), : real.sum()]
-  finished_runs.write_attention(run.workdir, maps, taps)
+  attention_file.write(run.workdir, maps, taps)

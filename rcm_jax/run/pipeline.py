@@ -20,11 +20,11 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 import ml_collections
 
-from rcm_jax import evaluate
 from rcm_jax.data import feature_file, records
 from rcm_jax.data import scale as scale_lib
 from rcm_jax.data import slices as slices_lib
-from rcm_jax.reporting import plots
+from rcm_jax.evaluation import results
+from rcm_jax.reporting import console_table, plots
 from rcm_jax.run import methods, renamed, stages
 from rcm_jax.runtime import devices, files, stage_cache
 from rcm_jax.runtime.metric_writer import Writer
@@ -99,14 +99,15 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
     "image_size": splits["test"].scale.image_size or None,  # a file of features has no images
     "field_um": splits["test"].scale.field_um,
   }
-  rows = evaluate.write_run(
+  rows = results.write_run(
     workdir, dataset, result.predictions, versions=_versions(), train_seconds=result.seconds
   )
   plots.boundary_error_histograms(result.predictions, workdir / "figures/boundary_errors.png")
   plots.strata_ribbon(result.predictions, workdir / "figures/strata.png")
   if not devices.is_first():
     return
-  evaluate.print_table(rows, title=f"{dataset['stacks']['test']} test stacks of {dataset['name']}")
+  title = f"{dataset['stacks']['test']} test stacks of {dataset['name']}"
+  console_table.print_table(rows, title)
   writer.console.print(f"results.json, predictions.csv and figures are in {workdir}")
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rcm_jax.evaluation.calibration import Calibration
+from rcm_jax.decoding.intervals import Calibration
 from rcm_jax.exporters.onnx.graph import Value
 
 _TINY = float(np.finfo(np.float32).tiny)
