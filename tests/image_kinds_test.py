@@ -111,6 +111,14 @@ def test_gray_tiff_of_any_depth_is_white_where_it_should_be(tmp_path, kind, bits
     assert np.abs(slices[1] - expected).max() <= (0 if bits <= 8 else 1)
 
 
+def test_files_of_one_stack_may_differ_in_the_order_of_bytes(tmp_path):
+  values = levels(16)
+  for name, end in enumerate("<>"):
+    raw_tiff(tmp_path / f"{name}.tif", [page(values, 16, BLACK_IS_ZERO, end=end)], end)
+  slices = stack_io.read_stack(tmp_path, step_um=3, value_range=(0, 65535)).slices
+  assert np.abs(slices - values / 257).max() <= 1
+
+
 def test_white_is_zero_in_floating_point_and_in_a_stack_of_both(tmp_path):
   values = np.linspace(0, 1, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype("<f4")
   white = page(values, 32, WHITE_IS_ZERO, data=[values.tobytes()], t339=(3, [3]))

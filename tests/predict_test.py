@@ -84,7 +84,7 @@ def test_the_command_line_reads_what_it_can_and_names_what_it_cannot(run, capsys
   [
     (lambda argv: [argv[0] + "x", *argv[1:]], "no model in it"),
     (lambda argv: [a for a in argv if "step_um" not in a], "give step_um"),
-    (lambda argv: [*argv, "--step_um=-1"], "above 0"),
+    (lambda argv: [*argv, "--step_um=-1"], "expected 0.1 to 100 µm"),
   ],
 )
 def test_a_wrong_call_is_told_by_lines(run, capsys, change, message):

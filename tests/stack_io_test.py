@@ -194,6 +194,9 @@ def test_eight_bits_stay_and_a_stack_of_one_value_is_black(tmp_path):
   with stack_io.open_stack(tmp_path / "s.npy", step_um=3) as reader:
     assert not reader.deep
     np.testing.assert_array_equal(reader.read_all(), values)
+  # In a study of both, the range is that of the deeper stacks.
+  given = stack_io.read_stack(tmp_path / "s.npy", step_um=3, value_range=(0, 4095))
+  np.testing.assert_array_equal(given.slices, values)
   np.save(tmp_path / "s.npy", np.full((2, SIDE, SIDE), 9.0))
   assert not stack_io.read_stack(tmp_path / "s.npy", step_um=3).slices.any()
 

@@ -158,7 +158,7 @@ class StackReader:
     return values
 
   def _scale(self, values: Shaped[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
-    if self.deep or self._given_range:
+    if self.deep:
       low, high = self._range
       scale = 255.0 / (high - low) if high > low else 0.0
       real = np.float32 if values.dtype.itemsize <= 2 else np.float64
@@ -204,7 +204,8 @@ def open_stack(
     step_um: distance between slices in µm; the first one lies at 0. Needed where the
       files do not tell their depth.
     pixel_um: side of a pixel in µm.
-    value_range: stored values that become 0 and 255; the stack's own if None.
+    value_range: stored values that become 0 and 255 in pixels deeper than 8 bit, which alone
+      are scaled; the stack's own if None.
     channel: which of several channels is read, counted from 1.
 
   Raises:

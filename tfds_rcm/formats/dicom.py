@@ -199,7 +199,7 @@ def _check_image(path: pathlib.Path, header: pydicom.Dataset) -> None:
   colours = header.get("PhotometricInterpretation")
   if colours not in _COLOURS:
     raise UserError(
-      f"{path}: its colours are stored as {colours}, expected gray, palette, RGB or YBR_FULL; "
+      f"{path}: its colours are stored as {colours!s:.40}, expected gray, palette, RGB or YBR_FULL; "
       "export it as gray"
     )
 

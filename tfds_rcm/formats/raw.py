@@ -135,6 +135,8 @@ def to_gray(
     pixels = pixels.astype(np.uint8) * 255
   if pixels.dtype.kind not in "uif":
     raise UserError(f"{place}: stored as {pixels.dtype}, expected real numbers; export it anew")
+  # Files of one stack may differ in the order of bytes.
+  pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
   channels = pixels.shape[-1] if pixels.ndim == 3 else 1
   if channel is not None:
     check_channel(place, channels, channel)

@@ -39,11 +39,11 @@ def check_page(place: str, page: tifffile.TiffPage, file_bytes: int) -> None:
   if kind not in (*_GRAY, _Kind.PALETTE, _Kind.RGB) and not jpeg:
     name = getattr(kind, "name", kind)
     raise UserError(
-      f"{place}: its colours are stored as {name}, expected gray, palette or RGB; export it as gray"
+      f"{place}: its colours are stored as {name!s:.40}, expected gray, palette or RGB; export it as gray"
     )
   if not isinstance(page.bitspersample, int):
     raise UserError(
-      f"{place}: channels of {page.bitspersample} bits, expected the same for all; export it as "
+      f"{place}: channels of {page.bitspersample!s:.40} bits, expected the same for all; export it as "
       "gray"
     )
   if kind == _Kind.PALETTE and 320 not in page.tags:
