@@ -54,6 +54,7 @@ def _counts(stacks: tuple[Examined, ...]) -> list[str]:
     f"slices      {lengths.min()} to {lengths.max()} a stack, median {np.median(lengths):g}",
     f"pixels      {_tally(f'{s.shape[1]} x {s.shape[2]}' for s in stacks)}",
     f"pixel, µm   {_tally('unknown' if s.pixel_um is None else f'{s.pixel_um:g}' for s in stacks)}",
+    f"field, µm   {_tally('unknown' if s.field_um is None else f'{s.field_um:.4g}' for s in stacks)}",
     f"step, µm    {_tally(f'{step:g}' for step in steps)}",
     f"readers     {', '.join(sorted(readers))}",
   ]

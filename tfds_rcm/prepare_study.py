@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
   )
   add("--seed", type=int, default=0, help="of the splits")
   add("--value_range", help="black,white in pixels deeper than 8 bit (default: the stack's own)")
+  add("--channel", type=int, help="which of several channels is read, from 1")
   add("--compression", choices=("fast", "small"), default="fast", help="of the slices on disk")
   add("--workers", type=int, help="processes (default: all cores)")
   add("--beam_options", help="decode by Apache Beam with these options, such as --runner=…")
@@ -109,6 +110,7 @@ def _options(
       first_slice=args.first_slice,
     ),
     value_range=_numbers("value_range", args.value_range, 2),
+    channel=args.channel,
     compress=args.compression == "small",
     columns=columns,
     distinct_patients=patients.parse_ids(args.distinct_patients),

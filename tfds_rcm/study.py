@@ -24,7 +24,7 @@ from tfds_rcm.errors import UserError
 from tfds_rcm.png import encode_png
 
 # Part of the staged shards' names: to be raised when what is stored changes.
-_FORMAT = 3
+_FORMAT = 4
 # Protocol buffers hold no more than 2 GiB. A record's other fields are small.
 MAX_PIXELS = 2**31 - 2**20
 
@@ -44,6 +44,7 @@ class Options:
     rules: how labels are to be understood.
     value_range: stored values that become black and white in pixels deeper than 8
       bit; each stack's own range if None.
+    channel: which of several channels is read, counted from 1.
     compress: slices as PNG files, smaller and slower, see `features.stack_features`.
     columns: the CSVs' headers for some of our columns.
     distinct_patients: ids that are as many patients, however alike, see `patients`.
@@ -57,6 +58,7 @@ class Options:
   seed: int = 0
   rules: labels_lib.Rules = dataclasses.field(default_factory=labels_lib.Rules)
   value_range: stack_io.Range | None = None
+  channel: int | None = None
   compress: bool = False
   columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
   distinct_patients: tuple[str, ...] = ()
@@ -74,6 +76,7 @@ class Examined:
     labels: index into labels.STRATA of each slice.
     read_again: slices that two or more readers labelled.
     disagreements: those on which readers differ.
+    deep: whether stored values have more than 8 bit, and are scaled.
     warnings: what is odd but allowed.
   """
 
@@ -84,7 +87,13 @@ class Examined:
   labels: tuple[int, ...]
   read_again: int
   disagreements: int
+  deep: bool
   warnings: tuple[str, ...]
+
+  @property
+  def field_um(self) -> float | None:
+    """Side of the square that can be cut from a slice, in µm."""
+    return None if self.pixel_um is None else min(self.shape[1:]) * self.pixel_um
 
   @property
   def for_split(self) -> splits_lib.Stack:
@@ -116,7 +125,7 @@ class Plan:
     """What `make_record` is to make for a split."""
     for stack in self.stacks:
       if self.split_of[stack.entry.stack_id] == split:
-        yield Job(stack, self.options.value_range, self.options.compress)
+        yield Job(stack, self.options)
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -142,8 +151,7 @@ class Job:
   """One stack to be decoded and packed."""
 
   stack: Examined
-  value_range: stack_io.Range | None
-  compress: bool
+  options: Options
 
   @functools.cached_property
   def key(self) -> str:
@@ -152,7 +160,7 @@ class Job:
     described = [entry.stack_id, entry.patient_id, entry.site, entry.step_um, stack.pixel_um]
     files = sorted(entry.path.iterdir()) if entry.path.is_dir() else [entry.path]
     stamps = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
-    how = (_FORMAT, self.value_range, self.compress)
+    how = (_FORMAT, self.options.value_range, self.options.channel, self.options.compress)
     return staging.fingerprint(how, described, stack.labels, stamps)
 
 
@@ -163,8 +171,8 @@ def make_record(job: Job) -> dict[str, Any]:
     UserError: if a slice cannot be read.
   """
   entry = job.stack.entry
-  with _at_row(entry), _open(entry, job.value_range) as reader:
-    slices = [encode_png(pixels) if job.compress else pixels for pixels in reader.once()]
+  with _at_row(entry), _open(entry, job.options) as reader:
+    slices = [encode_png(pixels) if job.options.compress else pixels for pixels in reader.once()]
   return {
     "stack_id": entry.stack_id,
     "patient_id": entry.patient_id,
@@ -204,6 +212,7 @@ def make_plan(options: Options, *, decode: bool = False, workers: int | None = N
       warnings.extend(found.warnings)
     elif found:
       problems.append(found)
+  warnings.extend(_of_all(stacks, options))
   readings = (reading for entry in entries for reading in entry.readings)
   if unknown := labels_lib.unknown_labels(readings, options.rules.label_map):
     problems.append(unknown)
@@ -212,6 +221,29 @@ def make_plan(options: Options, *, decode: bool = False, workers: int | None = N
     with manifest_lib.collected(problems):
       split_of = _split(options, stacks, warnings)
   return Plan(options, tuple(stacks), split_of, tuple(problems), tuple(warnings))
+
+
+def _of_all(stacks: Sequence[Examined], options: Options) -> Iterator[str]:
+  """What is odd about stacks beside each other."""
+  of_stack = lambda stack: f"'{stack.entry.stack_id}'"
+  deep = [stack for stack in stacks if stack.deep]
+  if deep and len(deep) < len(stacks) and options.value_range is None:
+    yield (
+      f"stack {of_stack(deep[0])} and {len(deep) - 1} others have more than 8 bit and are scaled to "
+      "their own range, the rest are not; give --value_range to have one scale"
+    )
+  fields = {stack.field_um: stack for stack in stacks}
+  known = sorted(field for field in fields if field is not None)
+  if known and None in fields:
+    yield (
+      f"stack {of_stack(fields[None])} does not tell its pixel size, others do: no model can be "
+      "trained on both; give pixel_um in the manifest"
+    )
+  if known and known[-1] > 1.05 * known[0]:
+    yield (
+      f"fields of {known[0]:.4g} to {known[-1]:.4g} µm: a model sees one, given by "
+      f"--config.data.field_um={known[0]:.4g} --config.data.image_size=PIXELS"
+    )
 
 
 def _first_rows(entries: Sequence[manifest_lib.Entry]) -> dict[str, str]:
@@ -249,9 +281,13 @@ def _split(options: Options, stacks: Sequence[Examined], warnings: list[str]) ->
   return split_of
 
 
-def _open(entry: manifest_lib.Entry, value_range: stack_io.Range | None) -> stack_io.StackReader:
+def _open(entry: manifest_lib.Entry, options: Options) -> stack_io.StackReader:
   return stack_io.open_stack(
-    entry.path, step_um=entry.step_um, pixel_um=entry.pixel_um, value_range=value_range
+    entry.path,
+    step_um=entry.step_um,
+    pixel_um=entry.pixel_um,
+    value_range=options.value_range,
+    channel=options.channel,
   )
 
 
@@ -272,7 +308,7 @@ def _at_row(entry: manifest_lib.Entry) -> Iterator[None]:
 def _examine(entry: manifest_lib.Entry, *, options: Options, decode: bool) -> Examined | str:
   """A stack, or the problem with it, empty if it is told elsewhere."""
   try:
-    with _at_row(entry), _open(entry, options.value_range) as reader:
+    with _at_row(entry), _open(entry, options) as reader:
       if math.prod(reader.shape) > MAX_PIXELS:
         raise UserError(
           f"{entry.path}: {' x '.join(map(str, reader.shape))} pixels, expected at most "
@@ -292,7 +328,8 @@ def _examine(entry: manifest_lib.Entry, *, options: Options, decode: bool) -> Ex
         labels=tuple(merged.labels.tolist()),
         read_again=merged.read_again,
         disagreements=merged.disagreements,
-        warnings=merged.warnings,
+        deep=reader.deep,
+        warnings=(*(f"{entry.place}: {line}" for line in reader.warnings), *merged.warnings),
       )
   except labels_lib.UnknownLabel:
     return ""  # `make_plan` tells those of all stacks at once
