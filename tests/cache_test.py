@@ -7,6 +7,7 @@ import pathlib
 import pytest
 
 from rcm_jax.runtime import files, stage_cache
+from tfds_rcm import disk
 from tfds_rcm.errors import UserError
 
 
@@ -107,7 +108,7 @@ def test_write_text_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
   def full(_):
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(files.os, "fsync", full)
+  monkeypatch.setattr(disk.os, "fsync", full)
   with pytest.raises(OSError, match="No space"):
     files.write_text(path, "new")
   assert path.read_text() == "old"

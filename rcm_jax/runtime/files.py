@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 import hashlib
 import json
-import os
 import pathlib
 from typing import Any
+
+from tfds_rcm.disk import write_whole
 
 
 def digest(spec: Mapping[str, Any]) -> str:
@@ -28,13 +29,5 @@ def file_digest(path: pathlib.Path, limit: int | None = None) -> str:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is either whole or absent, also after a power cut."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    with temporary.open("w", encoding="utf-8") as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  """Writes a file that is either whole or as it was before, also after a power cut."""
+  write_whole(path, text.encode())
