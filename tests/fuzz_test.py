@@ -11,8 +11,9 @@ import pytest
 import tifffile
 
 from tests import studies
-from tfds_rcm import archive, manifest, stack_io, study
+from tfds_rcm import manifest, stack_io, study
 from tfds_rcm.errors import UserError
+from tfds_rcm.formats import zip_archive
 
 DAMAGED = 40  # files of each kind; thousands were tried when the readers were written
 VOLUME = studies.volume(0, 4)
@@ -195,7 +196,7 @@ def test_a_damaged_zip(tmp_path, capfd, recwarn):
       zipped.write(path, path.relative_to(folder))
 
   def read():
-    found = archive.source_folder(packed, tmp_path / "unpacked")
+    found = zip_archive.source_folder(packed, tmp_path / "unpacked")
     _plan(manifest.find_manifest(found).parent)
 
   check_damaged(packed, read, capfd, recwarn, named="study")

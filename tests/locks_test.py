@@ -8,8 +8,9 @@ import zipfile
 import pytest
 
 from tests import studies
-from tfds_rcm import archive, locks
+from tfds_rcm import locks
 from tfds_rcm.errors import UserError
+from tfds_rcm.formats import zip_archive
 
 
 def hold(path, ready):
@@ -85,7 +86,7 @@ def _packed(tmp_path):
 
 def test_two_at_once_unpack_a_zip_once_and_whole(packed, tmp_path, monkeypatch):
   begun, go_on, unpacked, found = threading.Event(), threading.Event(), [], []
-  original = archive.unpack
+  original = zip_archive.unpack
 
   def slow(path, folder, **rest):
     unpacked.append(folder)
@@ -93,10 +94,10 @@ def test_two_at_once_unpack_a_zip_once_and_whole(packed, tmp_path, monkeypatch):
     assert go_on.wait(20)
     original(path, folder, **rest)
 
-  monkeypatch.setattr(archive, "unpack", slow)
+  monkeypatch.setattr(zip_archive, "unpack", slow)
 
   def run():
-    folder = archive.source_folder(packed, tmp_path / "cache")
+    folder = zip_archive.source_folder(packed, tmp_path / "cache")
     found.append(len([p for p in folder.rglob("*") if p.is_file()]))
 
   threads = [_in_thread(run)]
@@ -111,16 +112,16 @@ def test_two_at_once_unpack_a_zip_once_and_whole(packed, tmp_path, monkeypatch):
 
 
 def test_an_unpacked_folder_that_lost_files_is_not_trusted(packed, tmp_path):
-  folder = archive.source_folder(packed, tmp_path / "cache")
+  folder = zip_archive.source_folder(packed, tmp_path / "cache")
   (folder / "notes.txt").write_text("a user's own file")
-  assert archive.source_folder(packed, tmp_path / "cache") == folder
+  assert zip_archive.source_folder(packed, tmp_path / "cache") == folder
   victim = next(folder.rglob("*.bmp"))
   victim.unlink()
   with pytest.raises(UserError, match=r"1 files of the zip have gone, such as .*bmp; remove"):
-    archive.source_folder(packed, tmp_path / "cache")
+    zip_archive.source_folder(packed, tmp_path / "cache")
   folder.with_name(folder.name + ".json").unlink()  # as earlier versions left it
   with pytest.raises(UserError, match="remove this folder"):
-    archive.source_folder(packed, tmp_path / "cache")
+    zip_archive.source_folder(packed, tmp_path / "cache")
 
 
 def test_preparing_waits_for_the_dataset_and_checking_does_not(packed, tmp_path):

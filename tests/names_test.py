@@ -12,8 +12,9 @@ from PIL import Image
 import pytest
 
 from tests import studies
-from tfds_rcm import archive, names
+from tfds_rcm import names
 from tfds_rcm.errors import UserError, printable
+from tfds_rcm.formats import zip_archive
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LATIN_1 = os.fsdecode(b"M\xfcller")
@@ -145,7 +146,7 @@ def test_zips_with_names_in_old_encodings_and_of_255_bytes(tmp_path):
     packed.writestr("i" * 251 + ".zip", inner.getvalue())
   data = path.read_bytes().replace(b"utf8-NAME", b"Z\xc3\xbcrich**")
   path.write_bytes(data.replace(b"dosM-NAME", b"M\x81ller***"))
-  folder = archive.source_folder(path, tmp_path / "cache")
+  folder = zip_archive.source_folder(path, tmp_path / "cache")
   files = {p.name for p in folder.rglob("*") if p.is_file()}
   assert files == {"Zürich**", "Müller***", "a.txt"}
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from tfds_rcm import names as names_lib
 from tfds_rcm.errors import UserError
-from tfds_rcm.tables import Row
+from tfds_rcm.formats.csv_table import Row
 
 STRATA = ("stratum_corneum", "epidermis", "dej", "dermis")  # the labels on disk, shallow to deep
 _NAMES = {

@@ -9,8 +9,9 @@ import io
 import pathlib
 import sys
 
-from tfds_rcm import archive, check, labels, locks, manifest, patients, study
+from tfds_rcm import check, labels, locks, manifest, patients, study
 from tfds_rcm.errors import UserError, printable
+from tfds_rcm.formats import zip_archive
 from tfds_rcm.rcm_dryad import convert
 
 DATASETS = ("rcm_dryad", "rcm_clinical")
@@ -57,7 +58,7 @@ def run(name: str, args: argparse.Namespace, data_dir: pathlib.Path) -> None:
   with contextlib.ExitStack() as alone:
     if not args.check:
       alone.enter_context(locks.held(base / ".lock"))
-    folder = archive.source_folder(args.source, base / "unpacked")
+    folder = zip_archive.source_folder(args.source, base / "unpacked")
     warnings: list[str] = []
     options, note = _options(name, args, base, folder, alone, warnings)
     plan = study.make_plan(options, decode=args.check, workers=args.workers)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from tfds_rcm.errors import UserError
-from tfds_rcm.tables import read_table, write_table
+from tfds_rcm.formats.csv_table import read_table, write_table
 
 SPLITS = ("train", "validation", "test")
 _COLUMNS = ("stack_id", "patient_id", "split", "source", "slices")

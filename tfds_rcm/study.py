@@ -21,7 +21,7 @@ from tfds_rcm import manifest as manifest_lib
 from tfds_rcm import patients, stack_io, staging
 from tfds_rcm import splits as splits_lib
 from tfds_rcm.errors import UserError
-from tfds_rcm.png import encode_png
+from tfds_rcm.formats.png import encode_png
 
 # Part of the staged shards' names: to be raised when what is stored changes.
 _FORMAT = 4

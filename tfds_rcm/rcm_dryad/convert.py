@@ -23,8 +23,8 @@ import tifffile
 from tfds_rcm import manifest, names, stack_io
 from tfds_rcm.errors import UserError, nearest
 from tfds_rcm.formats import images, tiff, volume
+from tfds_rcm.formats.csv_table import Row, Table, column_name, passed_over, read_table, write_table
 from tfds_rcm.labels import TRANSITIONS
-from tfds_rcm.tables import Row, Table, column_name, passed_over, read_table, write_table
 
 NOTE = (
   "note        the layout of the Dryad archive (doi:10.5061/dryad.rg58m) could not be checked by "

@@ -16,7 +16,7 @@ import jax
 import tensorflow_datasets as tfds
 
 from tfds_rcm import disk, locks, staging
-from tfds_rcm.png import encode_png
+from tfds_rcm.formats.png import encode_png
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
 from tfds_rcm.rcm_phantom import readers, render, spec
 
