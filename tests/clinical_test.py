@@ -15,10 +15,12 @@ from rcm_jax.data import slices as slices_lib
 from rcm_jax.run import pipeline
 from rcm_jax.runtime import metric_writer as writer_lib
 from tests import studies
-from tfds_rcm import features, manifest_builder, study
+from tfds_rcm import features
 from tfds_rcm.errors import UserError
 from tfds_rcm.rcm_clinical import rcm_clinical_dataset_builder as clinical
-from tfds_rcm.splits import SPLITS
+from tfds_rcm.study import builder as builder_lib
+from tfds_rcm.study import plan as plan_lib
+from tfds_rcm.study.splits import SPLITS
 
 
 @pytest.fixture(name="source")
@@ -121,7 +123,7 @@ def test_a_failed_rerun_leaves_the_older_dataset(source, tmp_path):
 
 def test_an_interrupted_run_goes_on_where_it_was(source, tmp_path, monkeypatch):
   data, made = tmp_path / "data", []
-  original = study.make_record
+  original = plan_lib.make_record
 
   def interrupted(job):
     if len(made) == 4:
@@ -129,7 +131,7 @@ def test_an_interrupted_run_goes_on_where_it_was(source, tmp_path, monkeypatch):
     made.append(job.stack.entry.stack_id)
     return original(job)
 
-  monkeypatch.setattr(manifest_builder, "make_record", interrupted)
+  monkeypatch.setattr(builder_lib, "make_record", interrupted)
   with pytest.raises(KeyboardInterrupt):
     prepare(source, data)
   assert_nothing_registered(data)
@@ -139,7 +141,7 @@ def test_an_interrupted_run_goes_on_where_it_was(source, tmp_path, monkeypatch):
     made.append(job.stack.entry.stack_id)
     return original(job)
 
-  monkeypatch.setattr(manifest_builder, "make_record", counted)
+  monkeypatch.setattr(builder_lib, "make_record", counted)
   prepare(source, data)
   assert sorted(made) == [f"s{i}" for i in range(6)]  # none was made twice
   check_records(data)
@@ -152,7 +154,7 @@ def test_all_cores_give_the_same_dataset(source, tmp_path):
 
 def test_a_damaged_shard_of_an_interrupted_run_is_made_again(source, tmp_path, monkeypatch):
   data = tmp_path / "data"
-  original, made = study.make_record, []
+  original, made = plan_lib.make_record, []
 
   def interrupted(job):
     if len(made) == 2:
@@ -160,7 +162,7 @@ def test_a_damaged_shard_of_an_interrupted_run_is_made_again(source, tmp_path, m
     made.append(job)
     return original(job)
 
-  monkeypatch.setattr(manifest_builder, "make_record", interrupted)
+  monkeypatch.setattr(builder_lib, "make_record", interrupted)
   with pytest.raises(KeyboardInterrupt):
     prepare(source, data)
   monkeypatch.undo()
@@ -175,7 +177,7 @@ def test_a_damaged_shard_of_an_interrupted_run_is_made_again(source, tmp_path, m
 
 def test_one_stack_at_a_time_is_in_memory(source, tmp_path, monkeypatch):
   alive, most = set(), [0]
-  original = study.make_record
+  original = plan_lib.make_record
 
   class Counted(list):
     def __init__(self, *args):
@@ -190,8 +192,8 @@ def test_one_stack_at_a_time_is_in_memory(source, tmp_path, monkeypatch):
     fields = original(job)
     return {**fields, "slices": Counted(fields["slices"])}
 
-  monkeypatch.setattr(manifest_builder, "make_record", counting)
-  monkeypatch.setattr(manifest_builder, "_MIN_SHARDS", 1)
+  monkeypatch.setattr(builder_lib, "make_record", counting)
+  monkeypatch.setattr(builder_lib, "_MIN_SHARDS", 1)
   prepare(source, tmp_path / "data")
   assert most[0] == 1
   check_records(tmp_path / "data")

@@ -11,9 +11,11 @@ import pytest
 import tifffile
 
 from tests import studies
-from tfds_rcm import manifest, stack_io, study
+from tfds_rcm import stack_io
 from tfds_rcm.errors import UserError
 from tfds_rcm.formats import zip_archive
+from tfds_rcm.study import manifest as manifest_lib
+from tfds_rcm.study import plan as plan_lib
 
 DAMAGED = 40  # files of each kind; thousands were tried when the readers were written
 VOLUME = studies.volume(0, 4)
@@ -144,8 +146,8 @@ def test_a_damaged_stack(tmp_path, capfd, recwarn, kind):
 
 def _plan(folder):
   labels = folder / "labels.csv"
-  plan = study.make_plan(
-    study.Options(folder, folder / "manifest.csv", labels, folder / "splits.csv"), workers=1
+  plan = plan_lib.make_plan(
+    plan_lib.Options(folder, folder / "manifest.csv", labels, folder / "splits.csv"), workers=1
   )
   for problem in plan.problems:
     assert os.fspath(folder) in problem
@@ -197,7 +199,7 @@ def test_a_damaged_zip(tmp_path, capfd, recwarn):
 
   def read():
     found = zip_archive.source_folder(packed, tmp_path / "unpacked")
-    _plan(manifest.find_manifest(found).parent)
+    _plan(manifest_lib.find_manifest(found).parent)
 
   check_damaged(packed, read, capfd, recwarn, named="study")
 

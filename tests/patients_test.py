@@ -3,8 +3,8 @@
 import pytest
 
 from tests import studies
-from tfds_rcm import patients
 from tfds_rcm.errors import UserError
+from tfds_rcm.study import patients
 
 ALIKE = [
   ("07", "7"), ("P1", "p1"), ("P 1", "P1"), ("P01", "P1"), ("P-01", "p_1"), ("A07B003", "a7b3"),

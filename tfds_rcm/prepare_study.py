@@ -9,10 +9,14 @@ import io
 import pathlib
 import sys
 
-from tfds_rcm import check, labels, locks, manifest, patients, study
+from tfds_rcm import locks
 from tfds_rcm.errors import UserError, printable
 from tfds_rcm.formats import zip_archive
 from tfds_rcm.rcm_dryad import convert
+from tfds_rcm.study import annotations as annotations_lib
+from tfds_rcm.study import check_report, patients
+from tfds_rcm.study import manifest as manifest_lib
+from tfds_rcm.study import plan as plan_lib
 
 DATASETS = ("rcm_dryad", "rcm_clinical")
 
@@ -61,9 +65,9 @@ def run(name: str, args: argparse.Namespace, data_dir: pathlib.Path) -> None:
     folder = zip_archive.source_folder(args.source, base / "unpacked")
     warnings: list[str] = []
     options, note = _options(name, args, base, folder, alone, warnings)
-    plan = study.make_plan(options, decode=args.check, workers=args.workers)
+    plan = plan_lib.make_plan(options, decode=args.check, workers=args.workers)
     plan = dataclasses.replace(plan, warnings=(*warnings, *plan.warnings))
-    print(check.report(plan, note))
+    print(check_report.report(plan, note))
     plan.raise_problems()
     if not args.check:
       _prepare(name, plan, args, data_dir)
@@ -76,13 +80,13 @@ def _options(
   folder: pathlib.Path,
   alone: contextlib.ExitStack,
   warnings: list[str],
-) -> tuple[study.Options, str]:
+) -> tuple[plan_lib.Options, str]:
   """How the study in `folder` is to be read, and a note to its reader."""
   table, labels_csv, note = args.manifest, args.labels, ""
   columns = _pairs("columns", args.columns)
   if name == "rcm_dryad":
     note = convert.NOTE
-    if table is None and not (folder / manifest.MANIFEST).is_file():
+    if table is None and not (folder / manifest_lib.MANIFEST).is_file():
       hints = convert.Hints(
         columns=columns,
         patient_pattern=args.patient_pattern,
@@ -94,19 +98,19 @@ def _options(
       table, labels_csv = convert.convert(folder, base / "converted", hints, warnings)
       columns = {}  # they named the archive's
   if table is None:
-    table = manifest.find_manifest(folder)
+    table = manifest_lib.find_manifest(folder)
     folder = table.parent
-  if labels_csv is None and (table.parent / manifest.LABELS).is_file():
-    labels_csv = table.parent / manifest.LABELS
-  options = study.Options(
+  if labels_csv is None and (table.parent / manifest_lib.LABELS).is_file():
+    labels_csv = table.parent / manifest_lib.LABELS
+  options = plan_lib.Options(
     folder=folder,
     manifest=table,
     labels=labels_csv,
     splits=args.splits or base / "splits.csv",
     split_sizes=_numbers("split_sizes", args.split_sizes, 3),
     seed=args.seed,
-    rules=labels.Rules(
-      label_map=labels.parse_label_map(args.label_map),
+    rules=annotations_lib.Rules(
+      label_map=annotations_lib.parse_label_map(args.label_map),
       reader_order=tuple(filter(None, map(str.strip, args.readers.split(",")))),
       first_slice=args.first_slice,
     ),
@@ -119,7 +123,9 @@ def _options(
   return options, note
 
 
-def _prepare(name: str, plan: study.Plan, args: argparse.Namespace, data_dir: pathlib.Path) -> None:
+def _prepare(
+  name: str, plan: plan_lib.Plan, args: argparse.Namespace, data_dir: pathlib.Path
+) -> None:
   # Here, because TFDS takes a second to import and the processes that decode do without.
   import tensorflow_datasets as tfds
 
@@ -146,9 +152,11 @@ def _prepare(name: str, plan: study.Plan, args: argparse.Namespace, data_dir: pa
   before = report.read_text(encoding="utf-8").splitlines() if report.is_file() else []
   with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of downloads of unknown size
     wrote = builder.prepare(config)
-  manifests = {line for line in before if line.startswith(check.MANIFEST)}
-  if wrote and manifests - set(check.report(plan).splitlines()):
-    print(f"replaced    the dataset of {manifests.pop().removeprefix(check.MANIFEST).strip()}")
+  manifests = {line for line in before if line.startswith(check_report.MANIFEST)}
+  if wrote and manifests - set(check_report.report(plan).splitlines()):
+    print(
+      f"replaced    the dataset of {manifests.pop().removeprefix(check_report.MANIFEST).strip()}"
+    )
   print(printable(f"{'dataset    ' if wrote else 'up to date '} {builder.data_path}"))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from rcm_jax.data import slices as slices_lib
 from tfds_rcm.errors import UserError
-from tfds_rcm.splits import SPLITS
+from tfds_rcm.study.splits import SPLITS
 
 NAME = "features.npz"
 _KINDS = ("features", "probabilities")

@@ -19,7 +19,7 @@ from rcm_jax.data import scale as scale_lib
 from rcm_jax.runtime import files
 from tfds_rcm.errors import UserError
 from tfds_rcm.features import LABELS, read_record
-from tfds_rcm.splits import SPLITS
+from tfds_rcm.study.splits import SPLITS
 
 _MODULES = {
   name: f"tfds_rcm.{name}.{name}_dataset_builder"

@@ -10,7 +10,7 @@ import numpy as np
 from rcm_jax.arrays import Features
 from rcm_jax.data.scale import Scale
 from tfds_rcm.errors import UserError
-from tfds_rcm.splits import SPLITS
+from tfds_rcm.study.splits import SPLITS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,11 +20,12 @@ import re
 
 import tifffile
 
-from tfds_rcm import manifest, names, stack_io
+from tfds_rcm import names, stack_io
 from tfds_rcm.errors import UserError, nearest
 from tfds_rcm.formats import images, tiff, volume
 from tfds_rcm.formats.csv_table import Row, Table, column_name, passed_over, read_table, write_table
-from tfds_rcm.labels import TRANSITIONS
+from tfds_rcm.study import manifest as manifest_lib
+from tfds_rcm.study.annotations import TRANSITIONS
 
 NOTE = (
   "note        the layout of the Dryad archive (doi:10.5061/dryad.rg58m) could not be checked by "
@@ -90,7 +91,7 @@ def convert(
   if warnings is not None:
     warnings.extend(labels.warnings)
   labelled = {name for _, name in rows}
-  table_path, labels_path = out / manifest.MANIFEST, out / manifest.LABELS
+  table_path, labels_path = out / manifest_lib.MANIFEST, out / manifest_lib.LABELS
   step, pixel = hints.step_um or "", hints.pixel_um or ""
   entries = [
     (name, patients[name], path.relative_to(folder).as_posix(), step, pixel, sites.get(name, ""))

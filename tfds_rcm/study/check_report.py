@@ -8,9 +8,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from tfds_rcm.errors import printable
-from tfds_rcm.labels import STRATA
-from tfds_rcm.splits import SPLITS
-from tfds_rcm.study import Examined, Plan
+from tfds_rcm.study.annotations import STRATA
+from tfds_rcm.study.plan import Examined, Plan
+from tfds_rcm.study.splits import SPLITS
 
 MANIFEST = "manifest"  # how the line begins that names it
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from tfds_rcm import check, disk, features, splits, staging
+from tfds_rcm import disk, features, staging
 from tfds_rcm.shards import is_whole_shard, write_shard
-from tfds_rcm.study import Job, Plan, make_record
+from tfds_rcm.study import check_report
+from tfds_rcm.study import splits as splits_lib
+from tfds_rcm.study.plan import Job, Plan, make_record
 
 _MAX_STACKS_PER_SHARD = 4  # some 70 MB each; what an interrupted process has to do again
 _MIN_SHARDS = 64  # so that small studies keep all cores busy, too
@@ -79,7 +81,7 @@ class ManifestBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     if stamp.is_file() and stamp.read_text() == plan.fingerprint:
       return False
     if not plan.options.splits.exists():
-      splits.write(plan.options.splits, [s.for_split for s in plan.stacks], plan.split_of)
+      splits_lib.write(plan.options.splits, [s.for_split for s in plan.stacks], plan.split_of)
     replaced = folder.with_name(f"replaced.{folder.name}")
     for leftover in folder.parent.glob(f"incomplete.*{folder.name}"):  # a killed run's
       shutil.rmtree(leftover, ignore_errors=True)
@@ -93,8 +95,8 @@ class ManifestBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     try:
       with disk.failures_told(folder):
         self._write(download_config)
-        splits.write(folder / "splits.csv", [s.for_split for s in plan.stacks], plan.split_of)
-        report = check.report(plan) + "\n"
+        splits_lib.write(folder / "splits.csv", [s.for_split for s in plan.stacks], plan.split_of)
+        report = check_report.report(plan) + "\n"
         disk.write_whole(folder / "report.txt", report.encode())
         disk.write_whole(stamp, plan.fingerprint.encode())  # the last one: now all is there
     except BaseException:
@@ -128,7 +130,7 @@ class ManifestBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
   ) -> dict[str, list[Any]]:
     del dl_manager
     shards = {}
-    for split in splits.SPLITS:
+    for split in splits_lib.SPLITS:
       if jobs := tuple(self._plan.jobs(split)):
         size = min(_MAX_STACKS_PER_SHARD, -(-len(jobs) // _MIN_SHARDS))
         shards[split] = [jobs[start : start + size] for start in range(0, len(jobs), size)]

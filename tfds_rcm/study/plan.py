@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from tfds_rcm import labels as labels_lib
-from tfds_rcm import manifest as manifest_lib
-from tfds_rcm import patients, stack_io, staging
-from tfds_rcm import splits as splits_lib
+from tfds_rcm import stack_io, staging
 from tfds_rcm.errors import UserError
 from tfds_rcm.formats.png import encode_png
+from tfds_rcm.study import annotations as labels_lib
+from tfds_rcm.study import manifest as manifest_lib
+from tfds_rcm.study import patients
+from tfds_rcm.study import splits as splits_lib
 
 # Part of the staged shards' names: to be raised when what is stored changes.
 _FORMAT = 4

@@ -18,7 +18,7 @@ import pathlib
 from tfds_rcm import names
 from tfds_rcm.errors import UserError, nearest
 from tfds_rcm.formats.csv_table import Row, Table, column_name, read_table
-from tfds_rcm.labels import TRANSITIONS, Reading
+from tfds_rcm.study.annotations import TRANSITIONS, Reading
 
 MANIFEST, LABELS = "manifest.csv", "labels.csv"
 _FOR_READER = "reader"
