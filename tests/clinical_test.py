@@ -15,7 +15,7 @@ from rcm_jax.data import slices as slices_lib
 from rcm_jax.run import pipeline
 from rcm_jax.runtime import metric_writer as writer_lib
 from tests import studies
-from tfds_rcm import features
+from tfds_rcm import record as record_lib
 from tfds_rcm.errors import UserError
 from tfds_rcm.rcm_clinical import rcm_clinical_dataset_builder as clinical
 from tfds_rcm.study import builder as builder_lib
@@ -35,7 +35,7 @@ def prepare(source, data_dir, *options):
 def records(data_dir):
   builder = clinical.Builder(data_dir=data_dir)
   return {
-    split: [features.read_record(r) for r in builder.as_data_source(split)]
+    split: [record_lib.read_record(r) for r in builder.as_data_source(split)]
     for split in SPLITS if split in builder.info.splits
   }  # fmt: skip
 

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 import tifffile
 
 from tests import studies
-from tfds_rcm import features
+from tfds_rcm import record as record_lib
 from tfds_rcm.rcm_dryad import convert, rcm_dryad_dataset_builder
 
 NUMBERS = "--label_map=1=stratum_corneum,2=epidermis,3=dej,4=dermis"
@@ -41,7 +41,7 @@ def check_records(tmp_path, num_stacks=4):
   builder = rcm_dryad_dataset_builder.Builder(data_dir=tmp_path / "data")
   found = {}
   for split in builder.info.splits:
-    for record in map(features.read_record, builder.as_data_source(split)):
+    for record in map(record_lib.read_record, builder.as_data_source(split)):
       index = int(record.stack_id[-2:])
       found[index] = record
       np.testing.assert_array_equal(np.stack(record.slices)[..., 0], studies.volume(index))

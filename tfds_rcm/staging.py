@@ -22,16 +22,12 @@ import threading
 from typing import Any, TypeVar
 import zipfile
 
+from tfds_rcm.cores import num_cores
 from tfds_rcm.errors import UserError
 
 Job = TypeVar("Job")
 Fields = dict[str, Any]
 _RECORD = "record.json"
-
-
-def num_cores() -> int:
-  """Cores that this process may use."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fingerprint(*parts: Any) -> str:

@@ -13,8 +13,8 @@ import time
 
 from launch.runners.job import Job
 from rcm_jax.runtime import preemption
+from tfds_rcm.cores import num_cores
 from tfds_rcm.errors import UserError
-from tfds_rcm.staging import num_cores
 
 _POLL_SECONDS = 0.1
 _PREEMPTED = preemption.EXIT_CODE

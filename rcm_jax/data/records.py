@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from rcm_jax.data import scale as scale_lib
 from rcm_jax.runtime import files
 from tfds_rcm.errors import UserError
-from tfds_rcm.features import LABELS, read_record
+from tfds_rcm.record import LABELS, read_record
 from tfds_rcm.study.splits import SPLITS
 
 _MODULES = {

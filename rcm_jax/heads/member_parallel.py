@@ -14,7 +14,7 @@ import numpy as np
 from rcm_jax.heads.objective import Member
 from rcm_jax.heads.train_epochs import Training
 from rcm_jax.runtime import devices
-from tfds_rcm.staging import num_cores
+from tfds_rcm.cores import num_cores
 
 
 def over_members(function: Callable) -> Callable:

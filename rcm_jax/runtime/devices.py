@@ -21,8 +21,8 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 import numpy as np
 
+from tfds_rcm.cores import num_cores
 from tfds_rcm.errors import UserError
-from tfds_rcm.staging import num_cores
 
 SECONDS_OF_SILENCE = 300  # after which a process that does not answer ends the others
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import tensorflow_datasets as tfds
 
-from tfds_rcm import disk, locks, staging
+from tfds_rcm import cores, disk, locks, staging
 from tfds_rcm.formats.png import encode_png
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
 from tfds_rcm.rcm_phantom import readers, render, spec
@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]
 def stack_fields(phantom: spec.Phantom, anatomy: anatomy_lib.Anatomy) -> dict[str, Any]:
   """Renders one stack; returns the arguments of `features.stack_record`."""
   plan = readers.plan_stack(phantom, anatomy)
-  with futures.ThreadPoolExecutor(staging.num_cores()) as pool:
+  with futures.ThreadPoolExecutor(cores.num_cores()) as pool:
     # Encodes slices while the next ones are rendered.
     slices = list(pool.map(encode_png, render.render_stack(phantom, anatomy, plan)))
   return {

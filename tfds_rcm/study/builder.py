@@ -12,7 +12,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from tfds_rcm import disk, features, staging
+from tfds_rcm import disk, staging
+from tfds_rcm import record as record_lib
 from tfds_rcm.shards import is_whole_shard, write_shard
 from tfds_rcm.study import check_report
 from tfds_rcm.study import splits as splits_lib
@@ -117,7 +118,7 @@ class ManifestBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
   def _info(self) -> tfds.core.DatasetInfo:
     # A prepared dataset's own features.json tells how its slices are stored.
-    described = features.stack_features(png=self._plan.options.compress) if self._plan else None
+    described = record_lib.stack_features(png=self._plan.options.compress) if self._plan else None
     return tfds.core.DatasetInfo(
       builder=self,
       description=self.DESCRIPTION,
@@ -149,7 +150,7 @@ class ManifestBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
   def _example_writer(self) -> tfds.core.ExampleWriter:
     if self._use_beam:
-      return features.StableWriter(file_format=self.info.file_format)
+      return record_lib.StableWriter(file_format=self.info.file_format)
     return _Linker(self)
 
 
@@ -184,4 +185,4 @@ def _names(jobs: Sequence[Job]) -> Iterator[tuple[str, None]]:
 
 def _decode(jobs: Sequence[Job]) -> Iterator[tuple[str, dict[str, Any]]]:
   for job in jobs:
-    yield job.stack.entry.stack_id, features.stack_record(**make_record(job))
+    yield job.stack.entry.stack_id, record_lib.stack_record(**make_record(job))
