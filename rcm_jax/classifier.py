@@ -8,11 +8,11 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from rcm_jax import cache, cnn, cnn_training, feature_file, figures, stages
 from rcm_jax.augment import Augmentation
+from rcm_jax.ops.backend import numerics
 from rcm_jax.writer import Advance
 
 
@@ -46,7 +46,7 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
       del described[name]
   described |= {
     "source": run.source,
-    "backend": jax.default_backend(),
+    "backend": numerics(),
   }
   model_dir = stages.stage(
     run.cache_dir,

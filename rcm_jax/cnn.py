@@ -17,6 +17,7 @@ from rcm_jax.arrays import NUM_STRATA
 from rcm_jax.augment import Augmentation
 from rcm_jax.data import Slices, sequential_batches
 from rcm_jax.models import inception, inception_inference, inception_weights
+from rcm_jax.ops.backend import backend
 
 Advance = Callable[[int, int], None]  # (done, total)
 
@@ -75,7 +76,7 @@ class CnnSpec:
 
 
 def _compute_dtype() -> jnp.dtype:
-  return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+  return jnp.dtype(jnp.float32 if backend() == "cpu" else jnp.bfloat16)
 
 
 def start(spec: CnnSpec) -> inception.InceptionV3:
@@ -147,23 +148,28 @@ def extract(
     advance: called with the slices done and the slices in all.
   """
   mesh = sharding.local_mesh()
-  count = len(sharding.devices())
-  batch_size = -(-batch_size // count) * count
+  everyone = len(sharding.devices())
+  batch_size = -(-batch_size // everyone) * everyone
   own = sharding.own_rows(batch_size)
   see = inception_inference.extract_fn(load(spec, model_directory), _compute_dtype())
   total = sum(len(split) for split in splits.values())
   done = 0
-  for name, split in splits.items():
-    features, probabilities = [], []
+
+  def seen(split):
+    """Features and probabilities of each batch, on the devices; computed while the host goes on."""
     for images, rows in sequential_batches(
       split, batch_size=batch_size, context=spec.context, own=own
     ):
       values, logits = see(jax.device_put(images, sharding.split_leading(mesh)))
-      shares = np.asarray(values), np.asarray(jax.nn.softmax(logits.astype(jnp.float32)))
-      values, classes = (sharding.gather(share)[: len(rows)] for share in shares)
+      yield (values, jax.nn.softmax(logits.astype(jnp.float32))), len(rows)
+
+  for name, split in splits.items():
+    features, probabilities = [], []
+    for shares, count in sharding.ahead(seen(split)):
+      values, classes = (sharding.gather(np.asarray(share))[:count] for share in shares)
       features.append(values.astype(dtype))
       probabilities.append(classes)
-      done += len(rows)
+      done += count
       advance(done, total)
     if sharding.is_first():
       np.save(directory / f"{name}_features.npy", np.concatenate(features))

@@ -11,6 +11,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rcm_jax import cache, checkpoint, cnn_step, preemption, sharding
@@ -90,7 +91,7 @@ def train(
   learned = sharding.put(programs.start, sharding.replicated(mesh))
   state = _State(
     learned,
-    (learned.params, learned.stats),
+    _kept(learned),
     np.full((), -1, np.float32),
     np.full((spec.epochs, len(_CURVES)), np.nan, np.float32),
     np.zeros((epoch_steps, 2), np.float32),
@@ -165,7 +166,7 @@ def train(
       history=history, metrics=np.zeros_like(metrics), seconds=np.zeros((), np.float32)
     )
     if accuracy > state.best_accuracy:
-      state = state._replace(best=(learned.params, learned.stats), best_accuracy=accuracy)
+      state = state._replace(best=_kept(learned), best_accuracy=accuracy)
     scalars(epoch, dict(zip(_CURVES, row.tolist(), strict=True)))
     return state
 
@@ -196,6 +197,11 @@ def train(
     history = json.dumps(dict(zip(_CURVES, curves, strict=True)))
     cache.write_text(directory / "history.json", history)
     shutil.rmtree(directory / "checkpoints")
+
+
+def _kept(learned: Learned) -> tuple[Any, Any]:
+  """Copies parameters and statistics, which the next step may overwrite where they lie."""
+  return jax.tree.map(jnp.copy, (learned.params, learned.stats))
 
 
 def _check_groups(spec: CnnSpec) -> None:

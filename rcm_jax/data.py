@@ -21,8 +21,10 @@ from rcm_jax import cache
 from rcm_jax.arrays import Features
 from tfds_rcm.errors import UserError
 from tfds_rcm.features import LABELS, read_record
+from tfds_rcm.staging import num_cores
 
 SPLITS = ("train", "validation", "test")
+_MOST_THREADS = 16  # of the loader; more only wait for the same memory
 _MODULES = {
   name: f"tfds_rcm.{name}.{name}_dataset_builder"
   for name in ("rcm_phantom", "rcm_dryad", "rcm_clinical")
@@ -288,6 +290,12 @@ def with_context(split: Slices, rows: np.ndarray, context: int) -> np.ndarray:
   return np.stack([split.slices[np.clip(rows + k, first, last)] for k in offsets], axis=-1)
 
 
+def _reading() -> grain.ReadOptions:
+  """A thread a core, for a GPU that wants thousands of slices a second, and batches ahead for each."""
+  threads = min(max(2, num_cores()), _MOST_THREADS)
+  return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(8, 2 * threads))
+
+
 def training_rows(split: Slices, *, batch_size: int, seed: int) -> grain.MapDataset:
   """Returns the endless sequence of shuffled row batches; every slice comes once an epoch.
 
@@ -318,7 +326,7 @@ def training_batches(
       split.labels[batch[own]].astype(np.int32),
     )
   )
-  yield from batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
+  yield from batches.to_iter_dataset(_reading())
 
 
 def sequential_batches(
@@ -338,9 +346,7 @@ def sequential_batches(
     return with_context(split, filled[own], context), rows
 
   starts = grain.MapDataset.range(0, count, batch_size)
-  yield from starts.map(batch).to_iter_dataset(
-    grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-  )
+  yield from starts.map(batch).to_iter_dataset(_reading())
 
 
 def pad(split: Slices, values: np.ndarray, length: int | None = None) -> np.ndarray:

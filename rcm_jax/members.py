@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent import futures
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from rcm_jax import decode, losses, sharding
 from rcm_jax.arrays import ArrayLike, Features
 from rcm_jax.models.head import DropoutMasks, Head, HeadSpec, dropout_masks
 from rcm_jax.ops import boundaries
+from rcm_jax.ops.backend import backend
 from tfds_rcm.staging import num_cores
 
 
@@ -55,19 +57,34 @@ class _State(NamedTuple):
   best_score: Any
 
 
+class _Data(NamedTuple):
+  """What all members are trained and judged on: an argument of the program, however large it is."""
+
+  values: Any
+  targets: losses.Targets
+  validation: Features
+  judged: losses.Targets
+
+
 class Training(NamedTuple):
   """Functions of one member, to be jitted and mapped by the caller.
 
   Attributes:
     init: member → state.
-    run: (state, member, first epoch) → (state, curves [epochs a call, 2]: training
+    program: (state, member, first epoch, data) → (state, curves [epochs a call, 2]: training
       loss and validation accuracy).
     splits: whether two devices train one member faster than one does, see `compile_split`.
+    data: all members'.
   """
 
   init: Callable[[Member], Any]
-  run: Callable[[Any, Member, Any], tuple[Any, Any]]
+  program: Callable[[Any, Member, Any, Any], tuple[Any, Any]]
   splits: bool
+  data: Any
+
+  def run(self, state: Any, member: Member, first_epoch: Any) -> tuple[Any, Any]:
+    """The program with its data."""
+    return self.program(state, member, first_epoch, self.data)
 
 
 def graph_of(spec: HeadSpec) -> nnx.GraphDef:
@@ -247,23 +264,25 @@ def make_train(
   steps = -(-count // batch_size)
   adam = optax.scale_by_adam()
   averaging = optax.ema(spec.average) if spec.average else optax.identity()
-  judged = losses.targets_of(validation)
   # One all-masked stack stands in where an epoch's last batch has no more stacks.
   values, targets = jax.tree.map(
     lambda x: jnp.concatenate([x, jnp.zeros((1, *x.shape[1:]), x.dtype)]),
     (train.values, losses.targets_of(train)),
   )
+  validation = dataclasses.replace(validation, stack_id=(), patient_id=())
+  all_data = _Data(values, targets, validation, losses.targets_of(validation))
+  mask_shape = (batch_size, values.shape[1])
 
-  def loss_fn(params, member, rows, draws):
-    truth = jax.tree.map(lambda known: known[rows], targets)
-    return loss(spec, params, member, values[rows], truth, draws)
+  def loss_fn(params, member, data, rows, draws):
+    truth = jax.tree.map(lambda known: known[rows], data.targets)
+    return loss(spec, params, member, data.values[rows], truth, draws)
 
   def init(member: Member) -> _State:
     params = nnx.state(Head(spec, nnx.Rngs(params=jax.random.key(member.seed))), nnx.Param)
     average = averaging.init(params)
     return _State(params, adam.init(params), average, params, jnp.float32(-jnp.inf))
 
-  def run(state: _State, member: Member, first_epoch: Any) -> tuple[_State, Any]:
+  def program(state: _State, member: Member, first_epoch: Any, data: _Data) -> tuple[_State, Any]:
     base = jax.random.key(member.seed)
 
     def epoch(state, number):
@@ -273,13 +292,15 @@ def make_train(
       )
       told = 1.0 if spec.feedback == "teacher" else 1 - number / max(epochs - 1, 1)
       # All steps' at once, so that the loop draws no random numbers.
-      draws = jax.vmap(lambda key: draw(spec, member, key, (batch_size, values.shape[1]), told))(
+      draws = jax.vmap(lambda key: draw(spec, member, key, mask_shape, told))(
         jax.random.split(step_key, steps)
       )
 
       def step(carry, inputs):
         params, opt_state, average = carry
-        (_, of_data), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, member, *inputs)
+        (_, of_data), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+          params, member, data, *inputs
+        )
         updates, opt_state = adam.update(grads, opt_state)
         params = jax.tree.map(lambda p, u: p - member.learning_rate * u, params, updates)
         _, average = averaging.update(params, average)
@@ -294,8 +315,8 @@ def make_train(
       if spec.average:
         kept = optax.tree.bias_correction(average.ema, spec.average, average.count)
       if spec.ordered:
-        kept, likelihood = soften(spec, kept, member, validation, judged)
-      now = accuracy(spec, kept, member, validation)
+        kept, likelihood = soften(spec, kept, member, data.validation, data.judged)
+      now = accuracy(spec, kept, member, data.validation)
       score = likelihood if spec.ordered else now
       best = jax.tree.map(
         lambda new, old: jnp.where(score > state.best_score, new, old),
@@ -308,7 +329,8 @@ def make_train(
 
   # Measured: other cells and decoders exchange too much.
   splits = spec.bidirectional and spec.cell == "gru" and spec.decoder == "dense"
-  return Training(init, run, splits and spec.attention in ("none", "toeplitz"))
+  splits = splits and spec.attention in ("none", "toeplitz")
+  return Training(init, program, splits, all_data)
 
 
 def over_members(function: Callable) -> Callable:
@@ -317,9 +339,23 @@ def over_members(function: Callable) -> Callable:
   On a CPU members run one after the other: XLA turns a product batched over members
   into many small ones, which is slower than as many single programs in a row.
   """
-  if jax.default_backend() == "cpu":
+  if backend() == "cpu":
     return lambda *args: jax.lax.map(lambda one: function(*one), args)
   return jax.vmap(function)
+
+
+def lower_run(training: Training, mesh: Mesh, *args: Any) -> jax.stages.Lowered:
+  """Lowers `training.program` over members, which a mesh's devices share among them.
+
+  Args:
+    training: what one member does.
+    mesh: of the devices, which have nothing to tell each other.
+    args: state, member and first epoch, each with a member axis, and the data; arrays, or what
+      describes them. The state's memory is given to the state after.
+  """
+  on_members = lambda *args: over_members(lambda *own: training.program(*own, args[-1]))(*args[:-1])
+  run = sharding.split_work(on_members, mesh, (False, False, False, True))
+  return jax.jit(run, donate_argnums=0 if backend() == "gpu" else ()).lower(*args)
 
 
 def compile_run(training: Training, *args: Any) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
@@ -332,16 +368,19 @@ def compile_run(training: Training, *args: Any) -> Callable[[Any, Any, Any], tup
   one member only, each direction of its encoder has a core.
   """
   mesh = sharding.local_mesh()
-  if jax.default_backend() != "cpu" or mesh.size > 1:
-    run = sharding.split_work(over_members(training.run), mesh)
-    return jax.jit(run).lower(*args).compile()
+  if backend() != "cpu" or mesh.size > 1:
+    data = jax.device_put(training.data, sharding.replicated(mesh))
+    together = lower_run(training, mesh, *args, data).compile()
+    return lambda *args: together(*args, data)
   count = len(jax.tree.leaves(args)[0])
   one = lambda args, i: jax.tree.map(lambda leaf: leaf[i], args)
   first, pair = one(jax.device_get(args), 0), sharding.core_pair()
   if count == 1 and training.splits and pair is not None:
     program = compile_split(training, pair, *first)
   else:
-    program = jax.jit(training.run).lower(*first).compile()
+    data = jax.device_put(training.data, mesh.devices.flat[0])
+    compiled = jax.jit(training.program).lower(*first, data).compile()
+    program = lambda *args: compiled(*args, data)
 
   def run(*args):
     args = jax.device_get(args)
@@ -372,9 +411,12 @@ def compile_split(
     return half if of_encoder and np.ndim(leaf) > 2 else whole
 
   placed = jax.tree_util.tree_map_with_path(place, state)
-  run = jax.jit(training.run, in_shardings=(placed, whole, whole), out_shardings=(placed, whole))
-  program = run.lower(state, member, first_epoch).compile()
+  run = jax.jit(
+    training.program, in_shardings=(placed, whole, whole, whole), out_shardings=(placed, whole)
+  )
   on_both = functools.partial(jax.device_put, device=whole)
+  data = on_both(training.data)
+  program = run.lower(state, member, first_epoch, data).compile()
   return lambda state, member, epoch: program(
-    jax.device_put(state, placed), on_both(member), on_both(epoch)
+    jax.device_put(state, placed), on_both(member), on_both(epoch), data
   )

@@ -32,6 +32,7 @@ from rcm_jax.baselines import hames, kaur
 from rcm_jax.classifier import Classifier, classify_slices, extract_features
 from rcm_jax.members import Member
 from rcm_jax.models.head import HeadSpec
+from rcm_jax.ops.backend import numerics
 from rcm_jax.predictions import StackPrediction
 from tfds_rcm.errors import UserError
 
@@ -132,7 +133,7 @@ def _extract_textures(run: stages.Run, spec: textures.TextureSpec) -> pathlib.Pa
     run.cache_dir,
     run.writer,
     "textures",
-    {**dataclasses.asdict(spec), **run.seen_data(), "backend": jax.default_backend()},
+    {**dataclasses.asdict(spec), **run.seen_data(), "backend": numerics()},
     lambda directory, advance: texture_training.extract(spec, run.splits, directory, advance),
   )
 
@@ -161,7 +162,7 @@ def _end_to_end(run: stages.Run) -> stages.Result:
     **dataclasses.asdict(tuning),
     "model": two_stage.model_dir.name,
     "heads": before.directory.name,
-    "backend": jax.default_backend(),
+    "backend": numerics(),
   }
   directory = stages.stage(
     run.cache_dir,
@@ -210,7 +211,7 @@ def _train_heads(
     "epochs": config.head.epochs,
     "batch_size": config.head.batch_size,
     "features": source,
-    "backend": jax.default_backend(),
+    "backend": numerics(),
   }
   train, validation = (features[name].cut(spec.max_slices) for name in ("train", "validation"))
   directory = stages.stage(
@@ -360,7 +361,7 @@ def _baseline(run: stages.Run, module: Any, model_class: Any) -> stages.Result:
       for split in stages.EVALUATED:
         np.save(directory / f"{split}.npy", module.predict_proba(model, run.splits[split].slices))
 
-    spec = {"seed": seed, **run.seen_data(), "backend": jax.default_backend()}
+    spec = {"seed": seed, **run.seen_data(), "backend": numerics()}
     directory = stages.stage(run.cache_dir, run.writer, name, spec, fit)
     run.writer.console.print(
       f"{name}, seed {seed}: {model_class.load(directory / 'model.npz').chosen}"

@@ -25,6 +25,7 @@ from rcm_jax.writer import Writer
 from tfds_rcm import prepare
 from tfds_rcm.errors import UserError, nearest
 
+PRECISIONS = ("highest", "high", "default")  # of float32 products on a GPU
 _PACKAGES = (
   "jax",
   "jaxlib",
@@ -53,6 +54,12 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pat
     raise UserError(
       f"config.model: '{config.model}' is none of {', '.join(methods.METHODS)}{nearest(config.model, methods.METHODS)}"
     )
+  if config.precision not in PRECISIONS:
+    raise UserError(
+      f"config.precision: '{config.precision}' is none of {', '.join(PRECISIONS)}"
+      f"{nearest(str(config.precision), PRECISIONS)}"
+    )
+  jax.config.update("jax_default_matmul_precision", config.precision)
   if not sharding.is_first():  # it computes with the first one, and leaves the results to it
     with tempfile.TemporaryDirectory() as elsewhere:
       _run(config, pathlib.Path(elsewhere), cache_dir)
