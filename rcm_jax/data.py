@@ -284,10 +284,16 @@ def with_context(split: Slices, rows: np.ndarray, context: int) -> np.ndarray:
   """
   if context == 1:
     return split.slices[rows][..., None]
+  seen = neighbour_rows(split, rows, context)
+  return np.stack([split.slices[column] for column in seen.T], axis=-1)
+
+
+def neighbour_rows(split: Slices, rows: np.ndarray, context: int) -> np.ndarray:
+  """Returns which slices `with_context` shows for each row, [len(rows), context]."""
   first = np.searchsorted(split.stack, split.stack[rows], side="left")
   last = np.searchsorted(split.stack, split.stack[rows], side="right") - 1
-  offsets = range(-(context // 2), context // 2 + 1)
-  return np.stack([split.slices[np.clip(rows + k, first, last)] for k in offsets], axis=-1)
+  offsets = np.arange(-(context // 2), context // 2 + 1)
+  return np.clip(rows[:, None] + offsets, first[:, None], last[:, None]).astype(np.int32)
 
 
 def _reading() -> grain.ReadOptions:
@@ -314,15 +320,17 @@ def training_batches(
   start: int,
   stop: int,
   own: slice = slice(None),
+  pick: Callable[[Slices, np.ndarray, int], np.ndarray] = with_context,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields batches number `start` to `stop` of `training_rows`, or of each the rows in `own`.
 
   Yields:
-    uint8 slices [batch, height, width, context] and labels [batch].
+    uint8 slices [batch, height, width, context], or whatever else `pick` takes for rows and context;
+    and labels [batch].
   """
   batches = training_rows(split, batch_size=batch_size, seed=seed)[start:stop].map(
     lambda batch: (
-      with_context(split, batch[own], context),
+      pick(split, batch[own], context),
       split.labels[batch[own]].astype(np.int32),
     )
   )

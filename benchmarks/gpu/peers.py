@@ -6,12 +6,15 @@ from collections.abc import Callable
 
 
 def inception(batch: int, side: int) -> Callable[[], None]:
-  """Inception-V3 of torchvision, or of timm, compiled, channels last, bfloat16; uint8 images on the device."""
+  """Inception-V3 of torchvision, compiled, channels last, bfloat16; uint8 images on the device."""
   import torch
+  from torchvision.models import inception_v3
 
   device = "cuda" if torch.cuda.is_available() else "cpu"
   dtype = torch.bfloat16 if device == "cuda" else torch.float32
-  model = _network(torch).eval().to(device, dtype, memory_format=torch.channels_last)
+  model = inception_v3(weights=None, init_weights=False, aux_logits=False)
+  model.fc = torch.nn.Linear(model.fc.in_features, 256)
+  model = model.eval().to(device, dtype, memory_format=torch.channels_last)
   images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=device)
 
   @torch.compile
@@ -26,15 +29,3 @@ def inception(batch: int, side: int) -> Callable[[], None]:
         torch.cuda.synchronize()
 
   return call
-
-
-def _network(torch):
-  try:
-    from torchvision.models import inception_v3
-  except ModuleNotFoundError:
-    import timm
-
-    return timm.create_model("inception_v3", num_classes=256)
-  network = inception_v3(weights=None, init_weights=False, aux_logits=False)
-  network.fc = torch.nn.Linear(network.fc.in_features, 256)
-  return network
