@@ -48,7 +48,7 @@ test: $(DEV_READY)  ## run the tests (PYTEST_ARGS='-k toeplitz')
 	.venv-dev/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 gpu-compile: $(GPU_READY)  ## compile every program of a GPU run for an H100; no GPU is needed
-	$(GPU_VENV)/bin/python -m benchmarks.gpu_compile --out=benchmarks/results/gpu $(ARGS)
+	$(GPU_VENV)/bin/python -m benchmarks.gpu_compile --new --out=benchmarks/results/gpu $(ARGS)
 	JAX_PLATFORMS=cpu $(GPU_VENV)/bin/python -m pytest -n0 tests/gpu_compile_test.py tests/gru_test.py \
 	  tests/feedback_test.py $(PYTEST_ARGS)
 

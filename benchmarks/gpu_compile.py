@@ -1,11 +1,12 @@
 """Compiles for an NVIDIA H100, which need not be there, every program that a GPU run would start.
 
-python -m benchmarks.gpu_compile [--only=TEXT] [--out=DIRECTORY] [--card=h100|h200]
+python -m benchmarks.gpu_compile [--only=TEXT] [--new] [--out=DIRECTORY] [--card=h100|h200]
 
 It needs JAX's CUDA plugin and no GPU: `make gpu-compile` makes the environment. It prints a table
 and, with --out, writes it as compiled.md and compiled.json: what compiles, its memory, the kernels
 that it launches, its loops, the types and layouts of its convolutions, what devices exchange. No
-time: nothing runs.
+time: nothing runs. All of it takes half an hour on two cores; rows of other programs stay in the files,
+and with --new only those are compiled that are not there yet.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Compiles, prints and writes; exit code 1 if a program does not compile."""
   parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_compile")
   parser.add_argument("--only", default="", help="programs whose name or group contains this")
+  parser.add_argument("--new", action="store_true", help="only programs that --out has no row of")
   parser.add_argument(
     "--out", type=pathlib.Path, help="directory for compiled.md and compiled.json"
   )
@@ -49,14 +51,19 @@ def main(argv: Sequence[str] | None = None) -> None:
   wanted = [p for p in programs.programs() if options.only in f"{p.group} {p.name}"]
   if not wanted:
     sys.exit(f"gpu_compile: --only={options.only}: no program has this in its name")
+  rows = read(options.out, options) if options.out else {}
+  if options.new:
+    wanted = [p for p in wanted if "error" in rows.get((p.name, p.devices), {"error": "none"})]
   print(_HEADER, flush=True)
-  rows = []
+  failed = False
   for program in wanted:
-    rows.append(examine(program, options.card))
-    print(line(rows[-1]), flush=True)
+    row = examine(program, options.card)
+    failed |= "error" in row
+    print(line(row), flush=True)
+    rows[program.name, program.devices] = row
     if options.out:
       write(options.out, rows, options)
-  if any("error" in row for row in rows):
+  if failed:
     sys.exit(1)
 
 
@@ -100,14 +107,33 @@ def line(row: dict) -> str:
   )
 
 
-def write(directory: pathlib.Path, rows: list[dict], options: argparse.Namespace) -> None:
-  """Writes both files, whole each time."""
-  directory.mkdir(parents=True, exist_ok=True)
-  about = {
+def _about(options: argparse.Namespace) -> dict[str, str]:
+  return {
     "card": described.CARDS[options.card][0],
     "jax": jax.__version__,
     "precision": options.precision,
   }
+
+
+def read(directory: pathlib.Path, options: argparse.Namespace) -> dict[tuple[str, int], dict]:
+  """The rows of `write` by program and GPUs; none of another card, JAX or precision."""
+  try:
+    found = json.loads((directory / "compiled.json").read_text())
+  except FileNotFoundError:
+    return {}
+  if {name: found[name] for name in _about(options)} != _about(options):
+    return {}
+  return {(row["program"], row["gpus"]): row for row in found["programs"]}
+
+
+def write(
+  directory: pathlib.Path, known: dict[tuple[str, int], dict], options: argparse.Namespace
+) -> None:
+  """Writes both files, whole each time, in the order of the programs."""
+  directory.mkdir(parents=True, exist_ok=True)
+  about = _about(options)
+  order = [(p.name, p.devices) for p in programs.programs()]
+  rows = [known[key] for key in order if key in known]
   table = "\n".join([_HEADER, *map(line, rows), ""])
   head = f"Compiled for {about['card']} with jax {about['jax']}; nothing ran.\n\n"
   for name, text in (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import jax
 import pytest
 
@@ -55,6 +57,22 @@ def test_launches_are_counted_through_loops():
 def test_names_of_programs_tell_them_apart():
   names = [(p.name, p.devices) for p in programs.programs()]
   assert len(set(names)) == len(names)
+
+
+def test_rows_of_other_programs_stay_and_those_of_another_precision_go(tmp_path):
+  options = argparse.Namespace(card="h100", precision="highest")
+  first, second = programs.programs()[:2]
+  rows = {
+    (p.name, p.devices): {"program": p.name, "gpus": p.devices, "error": "E: no | bar"}
+    for p in (second, first)
+  }
+  gpu_compile.write(tmp_path, rows, options)
+  found = gpu_compile.read(tmp_path, options)
+  assert found == rows
+  assert list(found) == [(first.name, 1), (second.name, 1)]
+  assert "no / bar" in (tmp_path / "compiled.md").read_text()
+  options.precision = "default"
+  assert gpu_compile.read(tmp_path, options) == {}
 
 
 @pytest.mark.skipif(not described.missing(), reason="the CUDA plugin is there")

@@ -35,8 +35,9 @@ def pins(filename: str, python: str = HERE) -> dict[str, str]:
         r"([\w.-]+)(?:\[\w+\])?==([\w.]+)(?:\s*;(.*))?", line
       ).groups()
       if not marker or Marker(marker).evaluate({"python_version": python}):
-        assert name not in found, f"{filename} has {name} twice for Python {python}"
-        found[canonicalize_name(name)] = version
+        name = canonicalize_name(name)
+        assert found.get(name, version) == version, f"{filename}: two of {name} on Python {python}"
+        found[name] = version
   return found
 
 

@@ -25,7 +25,7 @@ TRAINED_SLICES = 10_409  # of the paper's 245 stacks, at its mean of 42.5 slices
 def _sizes(dry: bool) -> dict[str, Any]:
   if dry:
     return {
-      "members": (1, 2), "sweep": 2, "epochs": 5, "batches": (2,), "side": 80, "width": 0.125,
+      "members": (), "sweep": 2, "epochs": 5, "batches": (2,), "side": 80, "width": 0.125,
       "cnn": (4,), "stack": 3, "gru": ((2, 1),), "toeplitz": [(2, 12, 4, 1)],
     }  # fmt: skip
   return {
