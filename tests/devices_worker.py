@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from rcm_jax import cnn, cnn_step, cnn_training, heads, preemption, sharding
-from rcm_jax.members import Training, compile_run, compile_split, make_train, over_members
+from rcm_jax.members import Training, compile_split, lower_run, make_train, over_members
 
 SPEC = dataclasses.replace(cnn_test.SPEC, batch_size=8, norm_groups=8, epochs=2)
 
@@ -53,13 +53,15 @@ def count_collectives() -> dict[str, list[str]]:
   learned = sharding.put(programs.start, sharding.replicated(mesh))
   step = programs.train.lower(learned, np.uint32(0), np.int32(0), *rows).compile().as_text()
   training = head_training(epochs=2)
-  split = sharding.split_leading(sharding.local_mesh())
+  mesh = sharding.local_mesh()
+  split = sharding.split_leading(mesh)
   members = [heads_test.MEMBERS[i % 3] for i in range(8)]
   members = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *members), split)
-  init = sharding.split_work(over_members(training.init), sharding.local_mesh())
-  state = jax.jit(init)(members)
-  run = compile_run(training, state, members, jax.device_put(np.zeros(8, np.int32), split))
-  return {"cnn": collectives(step), "heads": collectives(run.as_text())}
+  state = jax.jit(sharding.split_work(over_members(training.init), mesh))(members)
+  epoch = jax.device_put(np.zeros(8, np.int32), split)
+  data = jax.device_put(training.data, sharding.replicated(mesh))
+  run = lower_run(training, mesh, state, members, epoch, data).compile().as_text()
+  return {"cnn": collectives(step), "heads": collectives(run)}
 
 
 def split_directions() -> dict[str, Any]:
