@@ -11,8 +11,11 @@ import jax
 
 from benchmarks.timing import copy_bytes_per_second
 from configs import base
-from rcm_jax import checkpoint, cnn, cnn_step, sharding
-from rcm_jax.augment import Augmentation
+from rcm_jax.cnn import spec as cnn_spec
+from rcm_jax.cnn import train_step
+from rcm_jax.cnn.augmentation import augmentation_of
+from rcm_jax.runtime import checkpoints as checkpoints_lib
+from rcm_jax.runtime import devices
 
 REPEATS = 5
 PAUSE = 4.0  # seconds of training between two saves, so that one is written before the next
@@ -25,8 +28,8 @@ def rows(peers: bool) -> list[dict]:
   found = []
   for preset in ("demo", "paper"):
     config = base.get_config(preset)
-    spec = cnn.CnnSpec(**config.cnn, augmentation=Augmentation(**config.augmentation))
-    programs = cnn_step.build(spec, EPOCH_STEPS, sharding.device_mesh(spec.norm_groups))
+    spec = cnn_spec.CnnSpec(**config.cnn, augmentation=augmentation_of(config.augmentation))
+    programs = train_step.build(spec, EPOCH_STEPS, devices.device_mesh(spec.norm_groups))
     learned = programs.start
     state = {"learned": learned, "best": (learned.params, learned.stats)}
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -34,7 +37,7 @@ def rows(peers: bool) -> list[dict]:
     stalls, restores = [], []
     with tempfile.TemporaryDirectory() as folder:
       directory = pathlib.Path(folder)
-      with checkpoint.Checkpoints(directory, about=about) as checkpoints:
+      with checkpoints_lib.Checkpoints(directory, about=about) as checkpoints:
         for step in range(REPEATS + 1):
           started = time.perf_counter()
           checkpoints.save(step, state)
@@ -42,9 +45,9 @@ def rows(peers: bool) -> list[dict]:
           time.sleep(PAUSE)
       for _ in range(REPEATS):
         started = time.perf_counter()
-        with checkpoint.Checkpoints(directory) as checkpoints:
+        with checkpoints_lib.Checkpoints(directory) as checkpoints:
           step, tree = checkpoints.restore(state)
-          jax.block_until_ready(sharding.put(tree, sharding.replicated(sharding.device_mesh())))
+          jax.block_until_ready(devices.put(tree, devices.replicated(devices.device_mesh())))
           restores.append(time.perf_counter() - started)
     timed = {"ours/save holds training": stalls[1:], "ours/open and restore": restores}
     for name, seconds in timed.items():

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import extract_peers, timing
-from rcm_jax.models import inception, inception_inference
+from rcm_jax.cnn import folded_inception, inception
 
 # images at once, pixels a side
 CASES = {"cpu": [(8, 299), (8, 150)], "gpu": [(256, 299), (32, 299)]}
@@ -33,7 +33,7 @@ def _case(
 ) -> list[dict]:
   images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 1), dtype=np.uint8)
   on_device = jnp.asarray(images)
-  extract = inception_inference.extract_fn(network, dtype)
+  extract = folded_inception.extract_fn(network, dtype)
   calls = {
     "ours": lambda: extract(on_device)[0],
     "ours/train graph": _graph(network, on_device),

@@ -8,8 +8,8 @@ import os
 import jax
 import numpy as np
 
-from rcm_jax.models import inception, inception_weights
-from rcm_jax.models import inception_table as table
+from rcm_jax.cnn import inception, pretrained
+from rcm_jax.cnn import inception_layers as table
 
 Call = Callable[[], object]
 
@@ -27,7 +27,7 @@ def keras_call(network: inception.InceptionV3, images: jax.Array) -> Call:
   convolutions, normalizations = ([l for l in model.layers if isinstance(l, k)] for k in kinds)
   blocks = network.named_blocks()
   for name, conv, bn in zip(
-    inception_weights.keras_order(network), convolutions, normalizations, strict=True
+    pretrained.keras_order(network), convolutions, normalizations, strict=True
   ):
     layer = blocks[name]
     conv.set_weights([layer.conv.kernel[...]])

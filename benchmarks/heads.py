@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import gru, peer, timing
-from rcm_jax import members as members_lib
 from rcm_jax.arrays import MAX_SLICES, NUM_STRATA, Features
-from rcm_jax.models.head import HeadSpec
+from rcm_jax.heads import member_parallel, objective
+from rcm_jax.heads import train_epochs as members_lib
+from rcm_jax.heads.attention import AttentionSpec
+from rcm_jax.heads.head import HeadSpec
 
 STACKS, BATCH, MEMBERS = 245, 4, 8
 EPOCHS = 5  # of ours a call
@@ -90,10 +92,7 @@ def ours(
     cell="gru",
     bidirectional=True,
     window=None,
-    attention=attention,
-    half_width=half_width,
-    boundary="zero",
-    units=gru.HIDDEN,
+    attention=AttentionSpec(attention, half_width, units=gru.HIDDEN),
     max_slices=length,
     decoder="dense",
     feedback=feedback,
@@ -109,10 +108,10 @@ def ours(
   training = training if split else training._replace(splits=False)
   fill = lambda value: jnp.full(members, value)
   settings = (half_width, RATE, L1, DROPOUT, 0.0)
-  who = members_lib.Member(jnp.arange(members), *map(fill, settings))
-  state = jax.jit(members_lib.over_members(training.init))(who)
+  who = objective.Member(jnp.arange(members), *map(fill, settings))
+  state = jax.jit(member_parallel.over_members(training.init))(who)
   arguments = jax.device_get((state, who, jnp.zeros(members, int)))
-  return functools.partial(members_lib.compile_run(training, *arguments), *arguments)
+  return functools.partial(member_parallel.compile_run(training, *arguments), *arguments)
 
 
 def _torch():

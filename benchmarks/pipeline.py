@@ -1,7 +1,7 @@
 """Whether the loader keeps ahead of the CNN, from slices decoded on disk.
 
-The batches are those of training: `rcm_jax.data.training_batches` over files in the layout of
-`rcm_jax.data.decode`, the presets' sizes, views and optimizer. "cold" reads files that the
+The batches are those of training: `rcm_jax.data.slices.training_batches` over files in the layout of
+`rcm_jax.data.slices.decode`, the presets' sizes, views and optimizer. "cold" reads files that the
 system does not hold in memory. The last row of a case trains on what the loader hands over,
 both on the same cores.
 """
@@ -23,9 +23,11 @@ import optax
 
 from benchmarks import timing
 from configs import base
-from rcm_jax import cnn, data
-from rcm_jax.augment import Augmentation, augment
-from rcm_jax.models import inception
+from rcm_jax.cnn import inception
+from rcm_jax.cnn import spec as cnn_spec
+from rcm_jax.cnn.augmentation import augment, augmentation_of
+from rcm_jax.data import batches as batches_lib
+from rcm_jax.data import slices as slices_lib
 
 LOADED = 16  # batches a call
 SLICES = 2048  # on disk; memory is measured with a quarter of them, too
@@ -50,7 +52,7 @@ def _case(case: str, preset: str, size: int, context: int, steps: int) -> list[d
     few, many = (_write(pathlib.Path(directory), size, n) for n in (SLICES // 4, SLICES))
 
     def batches(path: pathlib.Path, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-      return data.training_batches(
+      return batches_lib.training_batches(
         _open(path, size), batch_size=batch, context=context, seed=0, start=0, stop=count
       )
 
@@ -100,11 +102,11 @@ def _write(directory: pathlib.Path, size: int, count: int) -> pathlib.Path:
   return path
 
 
-def _open(path: pathlib.Path, size: int) -> data.Slices:
+def _open(path: pathlib.Path, size: int) -> slices_lib.Slices:
   slices = np.memmap(path, np.uint8, "r").reshape(-1, size, size)
   stack = np.arange(len(slices)) // 42
   names = tuple(map(str, range(stack[-1] + 1)))
-  return data.Slices(
+  return slices_lib.Slices(
     slices=slices,
     labels=(np.arange(len(slices)) % 3).astype(np.int8),
     depth_um=np.zeros(len(slices), np.float32),
@@ -132,11 +134,11 @@ def _most_mib(batches: Iterator) -> float:
 
 
 def _training_step(config, context: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """A step of `rcm_jax.cnn_training.train`, which keeps its state from call to call."""
-  augmentation = Augmentation(**config.augmentation)
-  spec = cnn.CnnSpec(**{**config.cnn, "context": context}, augmentation=augmentation)
-  graph, params, stats, rest = nnx.split(cnn.start(spec), nnx.Param, nnx.BatchStat, ...)
-  optimizer = cnn.make_optimizer(spec, epoch_steps=100)
+  """A step of `rcm_jax.cnn.training.train`, which keeps its state from call to call."""
+  augmentation = augmentation_of(config.augmentation)
+  spec = cnn_spec.CnnSpec(**{**config.cnn, "context": context}, augmentation=augmentation)
+  graph, params, stats, rest = nnx.split(cnn_spec.start(spec), nnx.Param, nnx.BatchStat, ...)
+  optimizer = cnn_spec.make_optimizer(spec, epoch_steps=100)
   state = [params, stats, optimizer.init(params), 0]
   key = jax.random.key(0)
 

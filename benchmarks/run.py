@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import timing
-from rcm_jax import sharding
+from rcm_jax.runtime import devices
 from tfds_rcm import staging
 
 BENCHMARKS = ("heads", "toeplitz", "gru", "extract", "pipeline", "prepare", "checkpoints")
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
   os.environ.setdefault("KERAS_BACKEND", "jax")
   # Without it a copy of 64 MB measures fresh pages, for every implementation alike.
   staging.keep_freed_memory()
-  sharding.start()
+  devices.start()
   machine = describe_machine()
   rows = importlib.import_module(f"benchmarks.{options.benchmark}").rows(options.peers)
   show(machine, rows)

@@ -3,7 +3,7 @@
     python -m rcm_jax.main --config=configs/end_to_end.py --workdir=runs/end_to_end
 
 The two-stage solution of `toeplitz_d1` is trained first, or taken from the cache, and keeps rows of
-its own. See `rcm_jax/end_to_end.py` for the training. On the phantom's paper_small stacks it took six
+its own. See `rcm_jax/run/end_to_end.py` for the training. On the phantom's paper_small stacks it took six
 minutes on two CPU cores beyond the two stages, and no epoch was better than these on validation, so
 that both rows were equal: docs/bedside.md.
 """
@@ -16,8 +16,8 @@ from configs import toeplitz_d1
 def get_config(preset: str = "demo"):
   """Returns `toeplitz_d1` without D = 0, and a third stage."""
   config = toeplitz_d1.get_config(preset)
-  config.method = "toeplitz_d1_end_to_end"
-  config.model = "end_to_end"
+  config.name = "toeplitz_d1_end_to_end"
+  config.pipeline = "end_to_end"
   config.head.half_widths = (1,)
 
   config.end_to_end = ml_collections.ConfigDict()

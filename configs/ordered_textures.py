@@ -4,7 +4,7 @@
 
 An ordered head as in `ordered` is trained on each view by itself; of every seed, the mean of their
 distributions over the boundaries is the prediction. Textures are histograms of patches and of gray
-levels, learned without labels (`rcm_jax/textures.py`): a view at full resolution, one at half and
+levels, learned without labels (`rcm_jax/textures/encoder.py`): a view at full resolution, one at half and
 one with both. They err on other stacks than the CNN; see docs/study.
 """
 
@@ -16,8 +16,8 @@ from configs import ordered
 def get_config(preset: str = "demo"):
   """Returns `ordered` with three more views."""
   config = ordered.get_config(preset)
-  config.method = "ordered_textures"
-  config.model = "views"
+  config.name = "ordered_textures"
+  config.pipeline = "views"
   config.textures = ml_collections.ConfigDict()
   config.textures.words = 300
   config.textures.components = 16  # of each histogram of words

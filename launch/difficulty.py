@@ -17,8 +17,9 @@ import rich.box
 import rich.console
 import rich.table
 
-from launch import jobs, sweep
-from rcm_jax import paper_results, study
+from launch import sweep
+from launch.runners import dispatch, job
+from rcm_jax.evaluation import finished_runs, paper_results
 from tfds_rcm.errors import UserError
 
 METHODS = ("inception_v3", "hames")
@@ -33,7 +34,7 @@ def points(preset: str, knobs: sweep.Sweep) -> sweep.Sweep:
   return [
     {
       "config": f"configs/{method}.py:{preset}",
-      "method": method,  # not made longer by what the dataset's name says
+      "name": method,  # not made longer by what the dataset's name says
       "data.sources": source,
       "seeds": 0,
     }
@@ -49,7 +50,7 @@ def validation_accuracy(runs: Path) -> list[tuple[str, dict[str, float]]]:
     UserError: there is no finished run at or below `runs`.
   """
   table = []
-  for found in study.gather(runs)[0]:
+  for found in finished_runs.gather(runs)[0]:
     accuracies = {}
     for method in found.predictions:
       stacks = found.of_split(method, "validation")[0]
@@ -73,12 +74,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     metavar="FIELD=V,V,…",
     help="fields of the phantom, see tfds_rcm/rcm_phantom/spec.py",
   )
-  jobs.add_arguments(parser)
+  job.add_arguments(parser)
   args = parser.parse_args(argv)
-  with jobs.told_in_one_line("launch.difficulty"):
+  with job.told_in_one_line("launch.difficulty"):
     if args.on == "slurm":
       raise UserError("--on=slurm: this is a matter of minutes and runs here; use --on=local")
-    jobs.launch(sweep.fold(points(args.preset, sweep.grid(dict(args.grid)))), args)
+    dispatch.launch(sweep.fold(points(args.preset, sweep.grid(dict(args.grid)))), args)
     if not args.dry_run:
       _print(validation_accuracy(Path(args.workdir)))
 

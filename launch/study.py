@@ -14,8 +14,13 @@ import dataclasses
 from pathlib import Path
 import time
 
-from launch import ablations, findings, jobs, seeds, sweep, table1
-from rcm_jax import cache, evaluate, paper_tables, study, tables
+from launch import sweep, table1
+from launch.replication import ablations, findings, seeds
+from launch.runners import dispatch
+from launch.runners import job as job_lib
+from rcm_jax.evaluation import finished_runs
+from rcm_jax.reporting import console_table, paper_tables, study_report, table_formats
+from rcm_jax.runtime import files
 from tfds_rcm.errors import UserError
 from tfds_rcm.rcm_phantom import spec
 
@@ -40,12 +45,12 @@ def on_phantom(points: sweep.Sweep, source: str, seed: int) -> sweep.Sweep:
   moved = []
   for point in points:
     change = {"data.sources": (source,), "cnn.seed": 1000 * seed, **point}
-    moved.append(change | {"seeds": 1000 * seed + point["seeds"], "method": _method(point)})
+    moved.append(change | {"seeds": 1000 * seed + point["seeds"], "name": _name(point)})
   return moved
 
 
-def _method(point: sweep.Point) -> str:
-  return point.get("method") or sweep.load(point["config"]).method
+def _name(point: sweep.Point) -> str:
+  return point.get("name") or sweep.load(point["config"]).name
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,9 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument(
     "--parts", nargs="+", default=[CORE, *ablations.ABLATIONS], choices=[CORE, *ablations.ABLATIONS]
   )
-  jobs.add_arguments(parser)
+  job_lib.add_arguments(parser)
   args = parser.parse_args(argv)
-  with jobs.told_in_one_line("launch.study"):
+  with job_lib.told_in_one_line("launch.study"):
     if min(args.seeds, args.cnn_seeds) < 1:
       raise UserError("--seeds and --cnn_seeds: each must be 1 or more")
     if args.on == "slurm":
@@ -87,33 +92,33 @@ def _run(part: str, preset: str, source: str, args: argparse.Namespace) -> None:
   ]
   print(f"{part}: ", end="")
   started = time.monotonic()
-  jobs.launch(folded, args)
+  dispatch.launch(folded, args)
   if args.dry_run:
     return
   print(f"{part}: {time.monotonic() - started:.0f} s", flush=True)
   workdir, out = Path(args.workdir), Path(args.out)
   if part == CORE:
-    (found,), _ = study.gather(workdir / CORE)
-    rows = evaluate.write_study(found, out)
-    evaluate.print_table(rows, title=found.dataset)
-    cache.write_text(out / "findings.md", findings.to_markdown(rows, found.dataset))
+    (found,), _ = finished_runs.gather(workdir / CORE)
+    rows = study_report.write(found, out)
+    console_table.print_table(rows, title=found.dataset)
+    files.write_text(out / "findings.md", findings.to_markdown(rows, found.dataset))
   else:
     _write_ablation(part, folded, workdir, out)
 
 
-def _write_ablation(part: str, folded: Sequence[jobs.Job], workdir: Path, out: Path) -> None:
+def _write_ablation(part: str, folded: Sequence[job_lib.Job], workdir: Path, out: Path) -> None:
   """Writes one table: a block a job, or groups of seeds."""
-  runs = {job.name: study.gather(workdir / job.name)[0][0] for job in folded}
+  runs = {job.name: finished_runs.gather(workdir / job.name)[0][0] for job in folded}
   title = (ablations.ABLATIONS[part].__doc__ or part).split("\n")[0]
   if part == "seeds":
     (job,) = folded
-    table = seeds.table(runs[job.name], job.fields["method"], part, title)
+    table = seeds.table(runs[job.name], job.fields["name"], part, title)
   else:
     table = paper_tables.settings_table(part, title, _by_setting(folded, runs))
   folder = out / "ablations"
   folder.mkdir(parents=True, exist_ok=True)
-  cache.write_text(folder / f"{part}.md", tables.to_markdown(table))
-  cache.write_text(folder / f"{part}.csv", tables.to_csv(table))
+  files.write_text(folder / f"{part}.md", table_formats.to_markdown(table))
+  files.write_text(folder / f"{part}.csv", table_formats.to_csv(table))
   print(f"{folder / part}.md is written", flush=True)
 
 
@@ -121,15 +126,15 @@ def _by_setting(folded, runs):
   found = []
   for job in folded:
     run = runs[job.name]
-    if len({other.dataset for other in runs.values()}) == 1 and job.fields["model"] == "head":
+    if len({other.dataset for other in runs.values()}) == 1 and job.fields["pipeline"] == "head":
       run.predictions.pop("inception_v3", None)  # of the one CNN that all share
-    found.append((_setting(job), run.dataset, evaluate.estimate_methods(run)))
+    found.append((_setting(job), run.dataset, study_report.estimate_methods(run)))
   return found
 
 
-def _setting(job: jobs.Job) -> str:
+def _setting(job: job_lib.Job) -> str:
   """Says what makes a job differ from its config, besides what its members differ in."""
-  told = {"method", "cnn.seed", "data.test_sources", *sweep.FOLDED}
+  told = {"name", "cnn.seed", "data.test_sources", *sweep.FOLDED}
   changes = [f"{name}={_shown(v)}" for name, v in job.overrides.items() if name not in told]
   return ", ".join([Path(job.config.partition(":")[0]).stem, *changes])
 

@@ -27,7 +27,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from launch import cost, jobs
+from launch.runners import cost, dispatch
+from launch.runners import job as job_lib
+from rcm_jax.run import renamed
 from tfds_rcm.errors import UserError, nearest
 
 Point = dict[str, Any]
@@ -91,9 +93,16 @@ def load(config: str) -> ConfigDict:
     ]
     raise UserError(f"{path}: no such config file{nearest(path, known)}")
   try:
-    return runpy.run_path(path)["get_config"](*([preset] if preset else []))
+    loaded = runpy.run_path(path)["get_config"](*([preset] if preset else []))
   except ValueError as error:
     raise UserError(f"{config}: {error}") from error
+  renamed.modernize(loaded)
+  return loaded
+
+
+def _modern(point: Point) -> Point:
+  """Returns a point by the fields' new names."""
+  return {renamed.RENAMED.get(name, name): value for name, value in point.items()}
 
 
 def resolve(point: Point) -> dict[str, Any]:
@@ -108,7 +117,7 @@ def resolve(point: Point) -> dict[str, Any]:
     raise UserError(f"the point {point} names no config file; add a field 'config'")
   config = load(point["config"])
   known = dict(_flatten(config))
-  for name, value in point.items():
+  for name, value in _modern(point).items():
     if name == "config":
       continue
     if name not in known:
@@ -140,17 +149,17 @@ def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
       yield f"{prefix}{name}", value
 
 
-def fold(points: Sweep) -> list[jobs.Job]:
+def fold(points: Sweep) -> list[job_lib.Job]:
   """Returns the jobs that train all points, each training once.
 
   Raises:
     UserError: see `resolve`.
   """
   groups: dict[str, tuple[Point, dict[tuple, None]]] = {}
-  for point in points:
+  for point in map(_modern, points):
     fields = resolve(point)
     trainings = itertools.product(*(fields.pop(name) for name in FOLDED))
-    del fields["method"]  # of a group's first point; a half-width in it is each member's own
+    del fields["name"]  # of a group's first point; a half-width in it is each member's own
     groups.setdefault(repr(fields), (point, {}))[1].update(dict.fromkeys(trainings))
   found = [_job(first, box) for first, trainings in groups.values() for box in _boxes(trainings)]
   return _in_order(found)
@@ -171,7 +180,7 @@ def _boxes(trainings: Iterable[tuple]) -> list[dict[str, tuple]]:
   return [dict(builtins.zip(FOLDED, map(tuple, map(sorted, box)))) for box in boxes]
 
 
-def _job(point: Point, box: dict[str, tuple]) -> jobs.Job:
+def _job(point: Point, box: dict[str, tuple]) -> job_lib.Job:
   config = point["config"]
   default = resolve({"config": config})
   fields = {**resolve(point), **box}
@@ -180,16 +189,16 @@ def _job(point: Point, box: dict[str, tuple]) -> jobs.Job:
   # else they differ in; what they share is told here.
   by_run = {"seeds", "head.half_widths", *(name for name in FOLDED if len(box[name]) > 1)}
   shared = {name: value for name, value in changed.items() if name not in by_run}
-  if shared and "method" not in point:
-    fields["method"] = changed["method"] = "_".join([default["method"], *_labels(shared)])
+  if shared and "name" not in point:
+    fields["name"] = changed["name"] = "_".join([default["name"], *_labels(shared)])
   stem, _, preset = Path(config).name.partition(":")
-  labels = _labels({name: value for name, value in changed.items() if name != "method"})
-  return jobs.Job(
+  labels = _labels({name: value for name, value in changed.items() if name != "name"})
+  return job_lib.Job(
     name=",".join(filter(None, [Path(stem).stem, preset, *labels])),
     config=config,
     overrides=changed,
     fields=fields,
-    members=math.prod(map(len, box.values())) if fields["model"] in cost.HEADS else 1,
+    members=math.prod(map(len, box.values())) if fields["pipeline"] in cost.HEADS else 1,
   )
 
 
@@ -204,23 +213,23 @@ def _labels(fields: Mapping[str, Any]) -> list[str]:
   return labels
 
 
-def _in_order(found: Sequence[jobs.Job]) -> list[jobs.Job]:
+def _in_order(found: Sequence[job_lib.Job]) -> list[job_lib.Job]:
   """Lets jobs wait for the one that makes the features which all need: the quickest to end.
 
   Those that others wait for come first.
   """
 
   def features(job):
-    uses = job.fields["model"] in cost.ON_CNN
+    uses = job.fields["pipeline"] in cost.ON_CNN
     return (
       repr([v for name, v in job.fields.items() if name.startswith(UPSTREAM)]) if uses else None
     )
 
   def work(job):  # what it does besides; several CNNs take longer than any heads
-    is_head = job.fields["model"] in cost.HEADS
+    is_head = job.fields["pipeline"] in cost.HEADS
     return job.members * job.fields["head.epochs"] if is_head else math.inf
 
-  leaders: dict[str, jobs.Job] = {}
+  leaders: dict[str, job_lib.Job] = {}
   for job in found:
     key = features(job)
     if key is not None and (key not in leaders or work(job) < work(leaders[key])):
@@ -274,14 +283,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     help="Python file whose get_sweep() returns a list of points, made "
     "of the functions of this module",
   )
-  jobs.add_arguments(parser)
+  job_lib.add_arguments(parser)
   args = parser.parse_args(argv)
-  with jobs.told_in_one_line("launch.sweep"):
+  with job_lib.told_in_one_line("launch.sweep"):
     start = [{"config": args.config}] if args.config else [{}]
     file = runpy.run_path(args.sweep)["get_sweep"]() if args.sweep else [{}]
     zipped = zip(*(grid({name: values}) for name, values in args.zip)) if args.zip else [{}]
     points = product(start, file, zipped, grid(dict(args.grid)))
-    jobs.launch(fold(points), args)
+    dispatch.launch(fold(points), args)
 
 
 if __name__ == "__main__":

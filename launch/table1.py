@@ -11,7 +11,8 @@ import shlex
 import subprocess
 import sys
 
-from launch import jobs, sweep
+from launch import sweep
+from launch.runners import dispatch, job
 from tfds_rcm.errors import UserError
 
 METHODS = (
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   )
   parser.add_argument("--preset", default="demo", help="of every config, see configs/base.py")
   parser.add_argument("--seeds", type=int, default=3)
-  jobs.add_arguments(parser)
+  job.add_arguments(parser)
   args = parser.parse_args(argv)
   tables = [
     sys.executable,
@@ -53,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     f"--runs={args.workdir}",
     f"--out={args.workdir}",
   ]
-  with jobs.told_in_one_line("launch.table1"):
+  with job.told_in_one_line("launch.table1"):
     if args.seeds < 1:
       raise UserError(f"--seeds: {args.seeds} trains nothing; give 1 or more")
-    jobs.launch(sweep.fold(points(args.preset, args.seeds)), args)
+    dispatch.launch(sweep.fold(points(args.preset, args.seeds)), args)
   if args.dry_run or args.on == "slurm":
     print(f"The tables, also while jobs run: {shlex.join(tables)}")
   else:

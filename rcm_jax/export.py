@@ -23,11 +23,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from safetensors.numpy import save as to_safetensors
 
-from rcm_jax import bundle as bundle_lib
-from rcm_jax import cache, model_card
-from rcm_jax import reading as reading_lib
-from rcm_jax.models import inception_inference
+from rcm_jax.cnn import folded_inception
+from rcm_jax.inference import bundle as bundle_lib
+from rcm_jax.inference import interpretation as reading_lib
+from rcm_jax.inference import model_card
 from rcm_jax.ops.backend import tracing_for
+from rcm_jax.runtime import files
 from tfds_rcm.errors import UserError
 
 PLATFORMS = ("cpu", "cuda")
@@ -38,7 +39,7 @@ MAX_SLICES = 256
 def longest(bundle: bundle_lib.Bundle) -> int:
   """Slices that an exported model can be given at most."""
   head = bundle.description.head
-  return head.max_slices if head.attention == "location" else MAX_SLICES
+  return head.limit or MAX_SLICES
 
 
 def serving_fn(bundle: bundle_lib.Bundle) -> Callable[[Array, Array, Array], dict[str, Array]]:
@@ -53,7 +54,7 @@ def serving_fn(bundle: bundle_lib.Bundle) -> Callable[[Array, Array, Array], dic
     interval_um    float32 [B, 2, 2], their lower and upper ends
     in_stack       float32 [B, 2], probability that the stack shows the boundary
   """
-  extract = inception_inference.extract_fn(bundle.network)
+  extract = folded_inception.extract_fn(bundle.network)
   half = bundle.context // 2
 
   def serve(slices, depth_um, mask):
@@ -113,7 +114,7 @@ def onnx(bundle: bundle_lib.Bundle) -> bytes:
     UserError: the package onnx is not installed.
   """
   try:
-    from rcm_jax.onnx_export import model
+    from rcm_jax.exporters.onnx import model
   except ModuleNotFoundError as error:
     if error.name != "onnx":
       raise
@@ -147,7 +148,7 @@ def export(bundle: bundle_lib.Bundle, format_name: str, directory: pathlib.Path)
   part = directory / f".{name}.part"
   part.write_bytes(content)
   part.replace(directory / name)
-  cache.write_text(directory / CARD, model_card.markdown(bundle.description))
+  files.write_text(directory / CARD, model_card.markdown(bundle.description))
   return directory / name
 
 

@@ -15,7 +15,8 @@ from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from rcm_jax import pipeline, preemption, sharding
+from rcm_jax.run import pipeline, renamed
+from rcm_jax.runtime import devices, preemption
 from tfds_rcm.errors import UserError, nearest
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
   threading.excepthook = _ignore_full_disk
   preemption.install()
   try:
-    sharding.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _gpus(_GPUS.value))
+    devices.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _gpus(_GPUS.value))
   except UserError as error:
     _fail(str(error))
   workdir = pathlib.Path(_WORKDIR.value)
@@ -107,10 +108,15 @@ def parse(argv: Sequence[str]) -> list[str]:
   for argument in argv:
     if argument.lstrip("-").startswith("config="):
       _check_exists(argument.partition("=")[2].partition(":")[0])
+  given = [renamed.argument(argument) for argument in argv]
   try:
-    left = flags.FLAGS(argv)
-    if _CONFIG.value is not None:
-      _ = _CONFIG.value.method  # a file that could not be loaded complains on first use
+    left = flags.FLAGS(given)
+    if _CONFIG.value is not None:  # a file that could not be loaded complains on first use
+      for name in renamed.modernize(_CONFIG.value):
+        print(f"rcm_jax: {renamed.told(name)}", file=sys.stderr)
+    for old, new in zip(argv, given, strict=True):
+      if old != new:
+        print(f"rcm_jax: {renamed.told(old.partition('.')[2].partition('=')[0])}", file=sys.stderr)
     return left
   except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
     text = str(error)

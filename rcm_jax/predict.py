@@ -4,7 +4,7 @@
         --out=DIR
 
 A stack is anything that `tfds_rcm.stack_io` reads; `--stack` may be given many times. Each
-leaves NAME.json (`prediction.schema.json` beside this module), NAME.csv and NAME.html, a report
+leaves NAME.json (`inference/prediction.schema.json`), NAME.csv and NAME.html, a report
 that needs no network.
 """
 
@@ -26,11 +26,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from rcm_jax import bundle as bundle_lib
-from rcm_jax import cache, model_card, report
-from rcm_jax import reading as reading_lib
 from rcm_jax.arrays import STRATA
-from rcm_jax.predictor import Prediction, Predictor
+from rcm_jax.inference import bundle as bundle_lib
+from rcm_jax.inference import html_report, model_card
+from rcm_jax.inference import interpretation as reading_lib
+from rcm_jax.inference.predictor import Prediction, Predictor
+from rcm_jax.runtime import files
 from tfds_rcm import stack_io
 from tfds_rcm.errors import UserError
 
@@ -113,9 +114,9 @@ def write(
       (row["slice"], row["name"], f"{row['depth_um']:g}", row["stratum"], *probabilities)
     )
   named = lambda suffix: stem.with_name(f"{stem.name}.{suffix}")
-  cache.write_text(named("json"), json.dumps(result, indent=1, allow_nan=False))
-  cache.write_text(named("csv"), table.getvalue())
-  cache.write_text(named("html"), report.render(result, slices))
+  files.write_text(named("json"), json.dumps(result, indent=1, allow_nan=False))
+  files.write_text(named("csv"), table.getvalue())
+  files.write_text(named("html"), html_report.render(result, slices))
   return named("html")
 
 

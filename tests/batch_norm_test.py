@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax.ops.batch_norm import batch_norm_relu, reference
+from rcm_jax.cnn.batch_norm import batch_norm_relu, reference
 
 EPSILON = 1e-3
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax import decode, metrics
-from rcm_jax.ops import boundaries
+from rcm_jax.decoding import boundaries, monotone_model
+from rcm_jax.decoding import strata as strata_lib
+from rcm_jax.evaluation import metrics
 
 LENGTHS = (1, 2, 12)
 
@@ -37,7 +38,7 @@ def test_likelihood_is_that_of_all_labellings_in_value_and_gradient(length):
   paths, e = labellings(length), evidence(length)
   with jax.enable_x64(True):
     whole = jnp.ones(length, bool)
-    fast = jax.vmap(jax.value_and_grad(boundaries.log_likelihood), (None, None, 0))
+    fast = jax.vmap(jax.value_and_grad(monotone_model.log_likelihood), (None, None, 0))
     value, gradient = jax.jit(fast)(jnp.asarray(e), whole, jnp.asarray(pairs(paths)))
     slow = lambda e: jax.nn.log_softmax(scores(e, paths))
     assert value.dtype == jnp.float64
@@ -55,7 +56,7 @@ def test_marginals_are_those_of_all_labellings_in_value_and_gradient(length):
     return (weight * marginals).sum(), marginals
 
   def fast(e):
-    marginals = jnp.exp(boundaries.log_marginals(e, jnp.ones(length, bool)))
+    marginals = jnp.exp(monotone_model.log_marginals(e, jnp.ones(length, bool)))
     return (weight * marginals).sum(), marginals
 
   with jax.enable_x64(True):
@@ -71,11 +72,11 @@ def test_expected_error_is_the_mean_over_all_labellings(length):
   depth = np.cumsum(np.random.default_rng(0).uniform(1, 5, length))
   mask = np.ones(length, bool)
   every = np.asarray(
-    jax.vmap(metrics.boundary_depths_um, (0, None, None))(pairs(paths), depth, mask)
+    jax.vmap(boundaries.boundary_depths_um, (0, None, None))(pairs(paths), depth, mask)
   )
   weights = jax.nn.softmax(scores(e, paths))
-  marginal = boundaries.log_marginals(jnp.asarray(e, jnp.float32), jnp.asarray(mask))
-  found = jax.jit(jax.vmap(boundaries.expected_error_um, (None, 0, None, None)))(
+  marginal = monotone_model.log_marginals(jnp.asarray(e, jnp.float32), jnp.asarray(mask))
+  found = jax.jit(jax.vmap(monotone_model.expected_error_um, (None, 0, None, None)))(
     marginal, jnp.asarray(pairs(paths)), jnp.asarray(depth, jnp.float32), jnp.asarray(mask)
   )
   expected = [weights @ np.abs(every - row) for row in every]
@@ -85,9 +86,9 @@ def test_expected_error_is_the_mean_over_all_labellings(length):
 def test_marginals_tell_both_boundaries_and_their_medians_are_a_possible_labelling():
   rng = np.random.default_rng(5)
   mask = jnp.arange(9) < 7
-  marginals = jax.jit(lambda e: jnp.exp(boundaries.log_marginals(e, mask)))
-  posterior = jax.jit(lambda e: decode.boundary_posterior(e, mask))
-  read = jax.jit(lambda p: decode.marginal_posterior(p, mask))
+  marginals = jax.jit(lambda e: jnp.exp(monotone_model.log_marginals(e, mask)))
+  posterior = jax.jit(lambda e: monotone_model.boundary_posterior(e, mask))
+  read = jax.jit(lambda p: monotone_model.marginal_posterior(p, mask))
   for scale in (0.01, 0.3, 1.0, 3.0, 10.0):
     for _ in range(10):
       e = jnp.asarray(rng.normal(scale=scale, size=(9, 3)), jnp.float32)
@@ -96,8 +97,8 @@ def test_marginals_tell_both_boundaries_and_their_medians_are_a_possible_labelli
       np.testing.assert_allclose(found.probability, expected.probability, atol=2e-5)
       if np.abs(np.cumsum(expected.probability, axis=1) - 0.5).min() > 1e-4:
         np.testing.assert_array_equal(found.median, expected.median)
-      strata = decode.strata_of(p, ordered=True)
-      np.testing.assert_array_equal(metrics.boundary_indices(strata, mask), found.median)
+      strata = strata_lib.strata_of(p, ordered=True)
+      np.testing.assert_array_equal(boundaries.boundary_indices(strata, mask), found.median)
       assert not np.any(metrics.inconsistent_transitions(strata, mask))
 
 
@@ -106,9 +107,9 @@ def test_padding_equals_truncation_in_value_and_gradient():
   true = jnp.array([2, 5])
 
   def total(e, depth, mask):
-    marginal = boundaries.log_marginals(e, mask)
-    error = boundaries.expected_error_um(marginal, true, depth, mask)
-    loss = error.sum() - boundaries.log_likelihood(e, mask, true) + (marginal**2).sum()
+    marginal = monotone_model.log_marginals(e, mask)
+    error = monotone_model.expected_error_um(marginal, true, depth, mask)
+    loss = error.sum() - monotone_model.log_likelihood(e, mask, true) + (marginal**2).sum()
     return loss, (marginal, error)
 
   gradient = jax.jit(jax.grad(total, has_aux=True))
@@ -125,7 +126,7 @@ def test_padding_equals_truncation_in_value_and_gradient():
 
 def test_a_stack_of_padding_alone_has_finite_loss_and_no_gradient():
   mask, none = jnp.zeros(4, bool), jnp.zeros(2, int)
-  value, gradient = jax.value_and_grad(boundaries.log_likelihood)(
+  value, gradient = jax.value_and_grad(monotone_model.log_likelihood)(
     jnp.full((4, 3), jnp.nan), mask, none
   )
   assert np.isfinite(value)
@@ -136,7 +137,10 @@ def test_vmapped_equals_single():
   e = jnp.asarray(evidence(5 * 9).reshape(5, 9, 3), jnp.float32)
   mask = jnp.arange(9) < jnp.array([9, 1, 4, 6, 0])[:, None]
   true = jnp.array([[2, 5], [0, 0], [4, 4], [0, 6], [0, 0]])
-  for function, more in ((boundaries.log_likelihood, (true,)), (boundaries.log_marginals, ())):
+  for function, more in (
+    (monotone_model.log_likelihood, (true,)),
+    (monotone_model.log_marginals, ()),
+  ):
     batched = jax.jit(jax.vmap(function))(e, mask, *more)
     for i in range(5):
       alone = function(e[i], mask[i], *(x[i] for x in more))
@@ -145,7 +149,7 @@ def test_vmapped_equals_single():
 
 def test_strong_evidence_stays_finite():
   e = jnp.tile(jnp.array([[80.0, -80.0, 0.0], [-80.0, 0.0, 80.0]]), (35, 1))
-  value, gradient = jax.value_and_grad(boundaries.log_likelihood)(
+  value, gradient = jax.value_and_grad(monotone_model.log_likelihood)(
     e, jnp.ones(70, bool), jnp.array([10, 60])
   )
   assert np.isfinite(value)

@@ -13,9 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax import bundle, data, model_card, textures
-from rcm_jax.models.head import Head
-from rcm_jax.predictions import StackPrediction
+from rcm_jax.data import batches
+from rcm_jax.data import slices as slices_lib
+from rcm_jax.evaluation.predictions import StackPrediction
+from rcm_jax.heads.attention import AttentionSpec
+from rcm_jax.heads.head import Head
+from rcm_jax.inference import bundle, model_card
+from rcm_jax.runtime import stage_cache
+from rcm_jax.textures import encoder as texture_encoder
 from tfds_rcm.errors import UserError
 
 
@@ -73,7 +78,7 @@ def test_views_of_textures_are_members_as_good_as_those_on_the_cnn():
   made, stack = bundles.made(1, True), bundles.slices(11)
   cnn = made.network.features(jnp.asarray(stack[..., None] / 127.5 - 1, jnp.float32))
   encoded = [
-    textures.encode(encoder, stack, spec.downsampling)
+    texture_encoder.encode(encoder, stack, spec.downsampling)
     for spec, encoder in zip(bundles.TEXTURES, made.encoders, strict=True)
   ]
   together = np.concatenate([cnn, *encoded], axis=1)
@@ -108,7 +113,7 @@ def test_a_slice_has_its_features_in_any_batch(on_textures):
 @pytest.mark.parametrize("context", [1, 3, 5])
 def test_neighbours_are_those_of_training(context):
   stack = bundles.slices(6, size=4)
-  split = data.Slices(
+  split = slices_lib.Slices(
     slices=stack,
     labels=np.zeros(6, np.int8),
     depth_um=np.arange(6.0),
@@ -118,7 +123,7 @@ def test_neighbours_are_those_of_training(context):
   )
   rows = np.array([0, 1, 3, 5])
   np.testing.assert_array_equal(
-    bundle.neighbours(stack, rows, context), data.with_context(split, rows, context)
+    bundle.neighbours(stack, rows, context), batches.with_context(split, rows, context)
   )
 
 
@@ -134,7 +139,7 @@ def _rewrite(**changes):
     path = directory / bundle.DESCRIPTION
     fields = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({k: v for k, v in fields.items() if v is not None}))
-    bundle.cache.seal(directory)
+    stage_cache.seal(directory)
 
   return change
 
@@ -168,7 +173,9 @@ def test_slices_of_another_size_are_refused():
 
 
 def test_location_attention_tells_its_longest_stack():
-  head = dataclasses.replace(bundles.HEAD, attention="location", max_slices=20)
+  head = dataclasses.replace(
+    bundles.HEAD, attention=AttentionSpec("location", units=4), max_slices=20
+  )
   made = dataclasses.replace(
     bundles.made(), description=dataclasses.replace(bundles.DESCRIPTION, head=head)
   )
@@ -223,7 +230,7 @@ def test_a_model_without_intervals_stays_one(tmp_path):
 
 def test_training_is_measured(tmp_path):
   stack = np.concatenate([np.full((3, 8, 8), 40, np.uint8), np.full((2, 8, 8), 90, np.uint8)])
-  split = data.Slices(
+  split = slices_lib.Slices(
     slices=stack,
     labels=np.zeros(5, np.int8),
     depth_um=np.array([0, 3, 6, 0, 5.0]),

@@ -10,8 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rcm_jax import bundle, calibrate, model_card, predictor, texture_training, textures
-from rcm_jax.models.head import Head, HeadSpec
+from rcm_jax.decoding import intervals
+from rcm_jax.heads.attention import AttentionSpec
+from rcm_jax.heads.head import Head, HeadSpec
+from rcm_jax.inference import bundle, model_card, predictor
+from rcm_jax.textures import encoder as texture_encoder
+from rcm_jax.textures import learning as texture_learning
 
 SIZE = 80  # pixels
 
@@ -32,10 +36,7 @@ HEAD = HeadSpec(
   cell="gru",
   bidirectional=True,
   window=None,
-  attention="toeplitz",
-  half_width=1,
-  boundary="zero",
-  units=4,
+  attention=AttentionSpec("toeplitz", 1, units=4),
   max_slices=71,
   decoder="dense",
   feedback="own",
@@ -48,7 +49,7 @@ DESCRIPTION = model_card.Description(
   head=HEAD,
   seeds=(0, 1),
   half_widths=(0, 1),
-  calibration=calibrate.Calibration(1.5, (4.0, 6.0), 0.9),
+  calibration=intervals.Calibration(1.5, (4.0, 6.0), 0.9),
   training=TRAINING,
   figures={"accuracy": 0.875, "dej_dermis_mae_um": None},
 )
@@ -66,9 +67,9 @@ def head_of(spec: HeadSpec, params) -> Head:
 
 
 TEXTURES = (  # patch, words, down-sampling, components, seed
-  textures.TextureSpec(7, 11, 1, 5, 0),
-  textures.TextureSpec(7, 6, 3, 2, 0),
-  textures.TextureSpec(1, 16, 1, 3, 0),
+  texture_encoder.TextureSpec(7, 11, 1, 5, 0),
+  texture_encoder.TextureSpec(7, 6, 3, 2, 0),
+  texture_encoder.TextureSpec(1, 16, 1, 3, 0),
 )
 VIEWS = ((0, 2), (0, 1, 2))
 
@@ -98,18 +99,18 @@ def made(context: int = 1, on_textures: bool = False) -> bundle.Bundle:
   return bundle.Bundle(description, network, heads, encoders, view_heads)
 
 
-def encoder_of(spec: textures.TextureSpec) -> textures.Encoder:
+def encoder_of(spec: texture_encoder.TextureSpec) -> texture_encoder.Encoder:
   """A random one, of whole numbers as those that are learned."""
   rng = np.random.default_rng(spec.seed)
   if spec.patch == 1:
-    filters = texture_training.learn_filters(spec, np.zeros((0, 1, 1), np.uint8))
+    filters = texture_learning.learn_filters(spec, np.zeros((0, 1, 1), np.uint8))
   else:
     basis = rng.normal(size=(4, spec.patch, spec.patch))
     basis -= basis.mean((1, 2), keepdims=True)
     words = rng.normal(size=(spec.words, 4))
-    filters = texture_training.whole_filters(basis, words, spec.downsampling)
+    filters = texture_learning.whole_filters(basis, words, spec.downsampling)
   mean, components = rng.uniform(size=spec.words), rng.normal(size=(spec.words, spec.components))
-  return textures.Encoder(filters, mean.astype(np.float32), components.astype(np.float32))
+  return texture_encoder.Encoder(filters, mean.astype(np.float32), components.astype(np.float32))
 
 
 @functools.cache

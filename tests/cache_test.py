@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from rcm_jax import cache
+from rcm_jax.runtime import files, stage_cache
 from tfds_rcm.errors import UserError
 
 
@@ -28,10 +28,10 @@ class Stage:
 
 def test_a_stage_computes_once_per_description(tmp_path):
   compute = Stage()
-  first = cache.stage(tmp_path, "x", {"a": 1, "b": (1, 2)}, compute)
-  assert cache.stage(tmp_path, "x", {"b": [1, 2], "a": 1}, compute) == first
+  first = stage_cache.stage(tmp_path, "x", {"a": 1, "b": (1, 2)}, compute)
+  assert stage_cache.stage(tmp_path, "x", {"b": [1, 2], "a": 1}, compute) == first
   assert compute.calls == 1
-  assert cache.stage(tmp_path, "x", {"a": 2}, compute) != first
+  assert stage_cache.stage(tmp_path, "x", {"a": 2}, compute) != first
   assert compute.calls == 2
   assert json.loads((first / "spec.json").read_text()) == {"a": 1, "b": [1, 2]}
 
@@ -40,18 +40,18 @@ def test_an_interrupted_stage_goes_on_with_what_it_left(tmp_path):
   compute = Stage()
   compute.interrupt = True
   with pytest.raises(KeyboardInterrupt):
-    cache.stage(tmp_path, "x", {}, compute)
+    stage_cache.stage(tmp_path, "x", {}, compute)
   (directory,) = tmp_path.iterdir()
-  assert not cache.is_sealed(directory)
+  assert not stage_cache.is_sealed(directory)
   assert (directory / "part").exists()
   compute.interrupt = False
-  assert cache.is_sealed(cache.stage(tmp_path, "x", {}, compute))
+  assert stage_cache.is_sealed(stage_cache.stage(tmp_path, "x", {}, compute))
 
 
 @pytest.mark.parametrize("damage", ["change", "truncate", "remove", "seal"])
 def test_a_damaged_result_is_made_again(tmp_path, damage):
   compute = Stage()
-  directory = cache.stage(tmp_path, "x", {}, compute)
+  directory = stage_cache.stage(tmp_path, "x", {}, compute)
   result = directory / "deep" / "result"
   if damage == "change":
     result.write_text("rEsult")
@@ -60,14 +60,14 @@ def test_a_damaged_result_is_made_again(tmp_path, damage):
   elif damage == "remove":
     result.unlink()
   else:
-    (directory / cache.SEAL).write_text("{")
-  cache.stage(tmp_path, "x", {}, compute)
+    (directory / stage_cache.SEAL).write_text("{")
+  stage_cache.stage(tmp_path, "x", {}, compute)
   assert compute.calls == 2
   assert result.read_text() == "result"
 
 
 def hold(directory, ready, release):
-  with cache.locked(directory, wait=False):
+  with stage_cache.locked(directory, wait=False):
     ready.set()
     release.wait(30)
 
@@ -81,13 +81,13 @@ def test_a_locked_directory_refuses_a_second_process_until_the_first_is_killed(t
     assert ready.wait(60)
     with (
       pytest.raises(UserError, match="another run is working here"),
-      cache.locked(tmp_path, wait=False),
+      stage_cache.locked(tmp_path, wait=False),
     ):
       pass
   finally:
     process.kill()
     process.join()
-  with cache.locked(tmp_path, wait=False):
+  with stage_cache.locked(tmp_path, wait=False):
     pass
 
 
@@ -95,20 +95,20 @@ def test_an_unwritable_directory_is_named(tmp_path):
   (tmp_path / "file").write_text("")
   with (
     pytest.raises(UserError, match="file: cannot be written"),
-    cache.locked(tmp_path / "file", wait=False),
+    stage_cache.locked(tmp_path / "file", wait=False),
   ):
     pass
 
 
 def test_write_text_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
   path = tmp_path / "f"
-  cache.write_text(path, "old")
+  files.write_text(path, "old")
 
   def full(_):
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(cache.os, "fsync", full)
+  monkeypatch.setattr(files.os, "fsync", full)
   with pytest.raises(OSError, match="No space"):
-    cache.write_text(path, "new")
+    files.write_text(path, "new")
   assert path.read_text() == "old"
   assert list(tmp_path.iterdir()) == [path]

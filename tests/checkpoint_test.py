@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax import cache, checkpoint
+from rcm_jax.runtime import checkpoints as checkpoints_lib
+from rcm_jax.runtime import stage_cache
 
 
 def state(n: float):
@@ -17,13 +18,13 @@ def assert_equal(a, b):
 
 
 def test_newest_of_the_kept_steps_comes_back(tmp_path):
-  with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+  with checkpoints_lib.Checkpoints(tmp_path, keep=2) as checkpoints:
     assert checkpoints.restore(state(0)) is None
     for step in range(1, 5):
       checkpoints.save(step, state(step))
   assert sorted(p.name for p in tmp_path.iterdir()) == ["3", "4"]
-  assert all((tmp_path / step / cache.SEAL).exists() for step in ("3", "4"))
-  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+  assert all((tmp_path / step / stage_cache.SEAL).exists() for step in ("3", "4"))
+  with checkpoints_lib.Checkpoints(tmp_path) as checkpoints:
     step, restored = checkpoints.restore(state(0))
   assert step == 4
   assert_equal(restored, state(4))
@@ -52,31 +53,31 @@ def flip_one_bit(directory):
 
 @pytest.mark.parametrize("damage", [empty, fill_with_x, flip_one_bit])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage):
-  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+  with checkpoints_lib.Checkpoints(tmp_path) as checkpoints:
     for step in (1, 2):
       checkpoints.save(step, state(step))
   damage(tmp_path / "2")
-  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+  with checkpoints_lib.Checkpoints(tmp_path) as checkpoints:
     with pytest.warns(UserWarning, match=r"step 2 cannot be read .*moved to .*damaged/step_2_0"):
       step, restored = checkpoints.restore(state(0))
     assert step == 1
     assert files(tmp_path / "damaged" / "step_2_0")
     assert_equal(restored, state(1))
     checkpoints.save(2, state(7))
-  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+  with checkpoints_lib.Checkpoints(tmp_path) as checkpoints:
     assert_equal(checkpoints.restore(state(0))[1], state(7))
 
 
 def test_a_tree_round_trips(tmp_path):
-  checkpoint.save_tree(tmp_path / "tree", state(3))
-  assert_equal(checkpoint.load_tree(tmp_path / "tree", state(0)), state(3))
+  checkpoints_lib.save_tree(tmp_path / "tree", state(3))
+  assert_equal(checkpoints_lib.load_tree(tmp_path / "tree", state(0)), state(3))
 
 
 def test_a_clock_that_is_set_does_not_end_a_save(tmp_path, jumping_clock):
-  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+  with checkpoints_lib.Checkpoints(tmp_path) as checkpoints:
     for step in range(4):
       checkpoints.save(step, state(step))
-  checkpoint.save_tree(tmp_path / "tree", state(4))
-  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+  checkpoints_lib.save_tree(tmp_path / "tree", state(4))
+  with checkpoints_lib.Checkpoints(tmp_path) as checkpoints:
     assert_equal(checkpoints.restore(state(0))[1], state(3))
-  assert_equal(checkpoint.load_tree(tmp_path / "tree", state(0)), state(4))
+  assert_equal(checkpoints_lib.load_tree(tmp_path / "tree", state(0)), state(4))

@@ -10,8 +10,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from configs import base
-from rcm_jax import data, pipeline
-from rcm_jax import writer as writer_lib
+from rcm_jax.data import scale as scale_lib
+from rcm_jax.data import slices as slices_lib
+from rcm_jax.run import pipeline
+from rcm_jax.runtime import metric_writer as writer_lib
 from tests import studies
 from tfds_rcm import features, manifest_builder, study
 from tfds_rcm.errors import UserError
@@ -265,10 +267,12 @@ def test_a_study_and_the_phantom_mix_in_one_run(source, tmp_path):
   wanted = base.get_config().data
   wanted.sources, wanted.data_dir = ("rcm_clinical", phantom), str(data_dir)
   writer = writer_lib.Writer(tmp_path)
-  with pytest.raises(UserError, match=r"20, 20\) pixels, others of .*set config.data.image_size"):
+  with pytest.raises(
+    UserError, match=r"a field of 48 µm, .* one of 6 µm; set config.data.field_um"
+  ):
     pipeline._decode(wanted.sources, wanted, tmp_path, tmp_path / "cache", writer)
-  wanted.image_size = 16
-  splits = data.load_slices(
+  wanted.image_size, wanted.field_um = 16, 6.0
+  splits = slices_lib.load_slices(
     pipeline._decode(wanted.sources, wanted, tmp_path, tmp_path / "cache", writer)
   )
   writer.close()
@@ -282,5 +286,7 @@ def test_a_study_and_the_phantom_mix_in_one_run(source, tmp_path):
       rows = mixed.rows(stack)
       assert mixed.labels[rows].tolist() == [0, 0, 1, 1, 2, 2]
       original = studies.volume(int(mixed.stack_id[stack][-1]))
-      np.testing.assert_array_equal(mixed.slices[rows][3], data.resize(original[3], 16))
+      np.testing.assert_array_equal(
+        mixed.slices[rows][3], scale_lib.tiles(original[3], None, scale_lib.Scale(16, None))[0]
+      )
   assert (tmp_path / "splits_rcm_clinical.csv").is_file()

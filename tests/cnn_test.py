@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax import checkpoint, cnn, cnn_step, cnn_training, preemption, sharding
-from rcm_jax.augment import Augmentation
-from rcm_jax.data import Slices
-from rcm_jax.models import inception
+from rcm_jax.cnn import extraction, inception, train_step
+from rcm_jax.cnn import spec as cnn_spec
+from rcm_jax.cnn import training as cnn_training
+from rcm_jax.cnn.augmentation import Augmentation
+from rcm_jax.data.slices import Slices
+from rcm_jax.runtime import checkpoints, devices, preemption
 from tfds_rcm.errors import UserError
 
-SPEC = cnn.CnnSpec(
+SPEC = cnn_spec.CnnSpec(
   context=1,
   width=0.0625,
   epochs=3,
@@ -73,7 +75,7 @@ def test_history_is_what_was_reported(trained):
 
 def test_the_best_epoch_is_kept(trained):
   directory, reported = trained
-  model = cnn.load(SPEC, directory)
+  model = extraction.load(SPEC, directory)
   validation = SPLITS["validation"]
   logits = model(inception.from_uint8(jnp.asarray(validation.slices[..., None])))
   accuracy = np.mean(np.argmax(logits, -1) == validation.labels)
@@ -81,7 +83,7 @@ def test_the_best_epoch_is_kept(trained):
 
 
 def test_resume_equals_uninterrupted(trained, tmp_path, monkeypatch):
-  monkeypatch.setattr(checkpoint, "MAX_STALL", float("inf"))
+  monkeypatch.setattr(checkpoints, "MAX_STALL", float("inf"))
   whole, _ = trained
 
   class Killed(Exception):
@@ -103,7 +105,7 @@ def assert_equal_trainings(first, second):
   expected, actual = (json.loads((d / "history.json").read_text()) for d in (first, second))
   assert actual["loss"] == expected["loss"]
   assert actual["validation_accuracy"] == expected["validation_accuracy"]
-  trees = (nnx.state(cnn.load(SPEC, directory), LEARNED) for directory in (first, second))
+  trees = (nnx.state(extraction.load(SPEC, directory), LEARNED) for directory in (first, second))
   jax.tree.map(np.testing.assert_array_equal, *trees)
 
 
@@ -149,8 +151,8 @@ def test_outside_of_a_training_a_run_stops_at_once(asked_to_stop, number):
 
 def test_extraction_equals_the_network_slice_by_slice(trained, tmp_path):
   directory, _ = trained
-  cnn.extract(SPEC, directory, SPLITS, tmp_path, batch_size=4, dtype="float32")
-  model = cnn.load(SPEC, directory)
+  extraction.extract(SPEC, directory, SPLITS, tmp_path, batch_size=4, dtype="float32")
+  model = extraction.load(SPEC, directory)
   for name, split in SPLITS.items():
     images = inception.from_uint8(jnp.asarray(split.slices[..., None]))
     features = np.load(tmp_path / f"{name}_features.npy")
@@ -164,8 +166,8 @@ def test_seeds_share_one_program_and_learn_differently():
   numbers = np.arange(SPEC.batch_size, dtype=np.int32)
   data = SPLITS["train"]
   batch = data.slices[: SPEC.batch_size, ..., None], data.labels[: SPEC.batch_size].astype(np.int32)
-  mesh = sharding.device_mesh(1)
-  zero, one = (cnn_step.build(dataclasses.replace(SPEC, seed=n), 2, mesh) for n in (0, 1))
+  mesh = devices.device_mesh(1)
+  zero, one = (train_step.build(dataclasses.replace(SPEC, seed=n), 2, mesh) for n in (0, 1))
   assert one.train is zero.train
   # From the same parameters, so that order, views and dropout alone can make the difference.
   losses = [
@@ -185,7 +187,7 @@ def test_a_loss_that_is_no_number_names_the_stacks(tmp_path):
 def test_pretrained_layers_are_frozen_first_and_slower_then():
   spec = dataclasses.replace(SPEC, epochs=20, pretrained="a file", frozen_epochs=2)
   params = {"blocks": {"stem": jnp.zeros(3)}, "embed": {"kernel": jnp.zeros(3)}}
-  optimizer = cnn.make_optimizer(spec, epoch_steps=4)
+  optimizer = cnn_spec.make_optimizer(spec, epoch_steps=4)
   state, ratios = optimizer.init(params), []
   for _ in range(16):
     updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
@@ -197,7 +199,7 @@ def test_pretrained_layers_are_frozen_first_and_slower_then():
 
 def test_training_from_scratch_has_one_rate():
   params = {"blocks": {"stem": jnp.zeros(3)}, "embed": {"kernel": jnp.zeros(3)}}
-  optimizer = cnn.make_optimizer(SPEC, epoch_steps=4)
+  optimizer = cnn_spec.make_optimizer(SPEC, epoch_steps=4)
   state = optimizer.init(params)
   for _ in range(3):
     updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from launch import sweep
-from rcm_jax import heads
 from rcm_jax.arrays import Features
-from rcm_jax.members import Member
-from rcm_jax.models import attention, head
+from rcm_jax.heads import attention
+from rcm_jax.heads import head as head_lib
+from rcm_jax.heads import training as head_training
+from rcm_jax.heads.objective import Member
 
 ROOT = Path(__file__).resolve().parent.parent
 LENGTHS = np.array([3, 5, 4, 5])
@@ -37,17 +38,18 @@ def test_the_example_of_a_new_method_trains(monkeypatch, tmp_path, features):
   namespace = dict(vars(attention))
   exec(module, namespace)  # noqa: S102
   for name, make in eval(f"{{{entry}}}", namespace).items():  # noqa: S307
-    monkeypatch.setitem(head.ATTENTIONS, name, make)
+    monkeypatch.setitem(head_lib.ATTENTIONS, name, make)
   monkeypatch.chdir(ROOT)
   (tmp_path / "method.py").write_text(config)
   fields = sweep.resolve({"config": str(tmp_path / "method.py"), "head.hidden": 4})
 
-  given = {"num_features": 6, "half_width": 0, "max_slices": 5}
-  names = [field.name for field in dataclasses.fields(head.HeadSpec)]
-  spec = head.HeadSpec(**{n: given[n] if n in given else fields[f"head.{n}"] for n in names})
+  of_attention = attention.AttentionSpec(fields["head.attention"])
+  given = {"num_features": 6, "attention": of_attention, "max_slices": 5}
+  names = [field.name for field in dataclasses.fields(head_lib.HeadSpec)]
+  spec = head_lib.HeadSpec(**{n: given[n] if n in given else fields[f"head.{n}"] for n in names})
   members = [Member(seed, 0, 1e-3, 0.05, 0.1) for seed in (0, 1)]
-  heads.train(spec, members, features, features, tmp_path, epochs=1, batch_size=2)
-  trained = heads.load(spec, members, tmp_path)
+  head_training.train(spec, members, features, features, tmp_path, epochs=1, batch_size=2)
+  trained = head_training.load(spec, members, tmp_path)
 
   np.testing.assert_allclose(
     trained.probabilities(features)[:, features.mask].sum(-1), 1, rtol=1e-5

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from rcm_jax import decode, metrics
+from rcm_jax.decoding import intervals, monotone_model
+from rcm_jax.decoding import strata as strata_lib
+from rcm_jax.evaluation import metrics
 
 PADDED = 12
-_monotone = jax.jit(decode.monotone)
-_posterior = jax.jit(decode.boundary_posterior)
-_median_then_max = jax.jit(decode.median_then_max)
+_monotone = jax.jit(strata_lib.monotone)
+_posterior = jax.jit(monotone_model.boundary_posterior)
+_median_then_max = jax.jit(strata_lib.median_then_max)
 
 
 def labellings(length):
@@ -107,9 +109,9 @@ def test_zero_probabilities_are_obeyed_and_never_become_nan():
 def test_posterior_gradient_is_finite_at_zero_probability():
   log_probs = jnp.log(jnp.array([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.2, 0.8]]))
   mask = np.array([True, True, True])
-  gradient = jax.jit(jax.grad(lambda x: decode.boundary_posterior(x, mask).probability[0, 1]))(
-    log_probs
-  )
+  gradient = jax.jit(
+    jax.grad(lambda x: monotone_model.boundary_posterior(x, mask).probability[0, 1])
+  )(log_probs)
   assert np.isfinite(gradient).all()
 
 
@@ -139,9 +141,9 @@ def test_vmap_equals_one_at_a_time():
   rng = np.random.default_rng(0)
   stacks = [padded(random_log_probs(rng, n)) for n in (1, 4, 9, 12)]
   log_probs, mask = (np.stack(x) for x in zip(*stacks))
-  strata = jax.jit(jax.vmap(decode.monotone))(log_probs, mask)
-  posterior = jax.jit(jax.vmap(decode.boundary_posterior))(log_probs, mask)
-  median = jax.jit(jax.vmap(decode.median_then_max))(strata, mask)
+  strata = jax.jit(jax.vmap(strata_lib.monotone))(log_probs, mask)
+  posterior = jax.jit(jax.vmap(monotone_model.boundary_posterior))(log_probs, mask)
+  median = jax.jit(jax.vmap(strata_lib.median_then_max))(strata, mask)
   for i, (row, real) in enumerate(stacks):
     np.testing.assert_array_equal(strata[i], _monotone(row, real))
     np.testing.assert_array_equal(median[i], _median_then_max(strata[i], real))
@@ -154,7 +156,7 @@ def test_monotone_never_makes_an_impossible_transition():
   rng = np.random.default_rng(0)
   log_probs = rng.normal(scale=5, size=(200, 30, 3)).astype(np.float32)
   mask = np.arange(30) < rng.integers(1, 31, size=(200, 1))
-  strata = jax.jit(jax.vmap(decode.monotone))(log_probs, mask)
+  strata = jax.jit(jax.vmap(strata_lib.monotone))(log_probs, mask)
   assert int(jax.jit(jax.vmap(metrics.inconsistent_transitions))(strata, mask).sum()) == 0
 
 
@@ -182,7 +184,7 @@ def test_quantiles_spread_a_slice_over_the_tissue_that_it_stands_for():
   probability[0, 1] = 1  # surely slice 1, which stands for 1 to 4 µm
   probability[1, [3, 4]] = 0.5  # slice 3, 8 to 12 µm, or not in this stack: 12 to 16 µm
   levels = np.array([0.01, 0.25, 0.5, 0.75, 0.99], np.float32)
-  quantiles = jax.jit(decode.boundary_quantiles_um)(probability, levels, depth, mask)
+  quantiles = jax.jit(intervals.boundary_quantiles_um)(probability, levels, depth, mask)
   np.testing.assert_allclose(quantiles[0], 1 + 3 * levels, rtol=1e-5)
   np.testing.assert_allclose(quantiles[1], 8 + 8 * levels, rtol=1e-5)
 

@@ -16,7 +16,9 @@ import heads_test
 import numpy as np
 import pytest
 
-from rcm_jax import cnn, cnn_training, heads
+from rcm_jax.cnn import extraction
+from rcm_jax.cnn import training as cnn_training
+from rcm_jax.heads import training as head_training
 from tfds_rcm import staging
 from tfds_rcm.errors import UserError
 
@@ -91,7 +93,7 @@ def test_curves_features_and_heads_are_those_of_one_device(one, several, request
     scale = np.abs(expected).max()
     np.testing.assert_allclose(actual, expected, atol=10 * TOLERANCE * scale)
   expected, actual = (
-    heads.load(heads_test.SPEC, heads_test.MEMBERS, d / "heads").probabilities(
+    head_training.load(heads_test.SPEC, heads_test.MEMBERS, d / "heads").probabilities(
       heads_test.VALIDATION
     )
     for d in (one, directory)
@@ -108,9 +110,9 @@ def test_a_member_split_by_direction_is_the_member_alone(eight):
 # Which devices a process sees in all, those that work is split over, and whether there is a pair.
 SEEN = """
 import jax
-from rcm_jax import sharding
-sharding.start()
-print(jax.device_count(), len(sharding.devices()), sharding.local_mesh().size, sharding.core_pair() is not None)
+from rcm_jax.runtime import devices
+devices.start()
+print(jax.device_count(), len(devices.devices()), devices.local_mesh().size, devices.core_pair() is not None)
 """
 
 
@@ -139,7 +141,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one(one, eight, tmp_path):
   assert steps == [2, 3, 4]
   expected, actual = history(one, "cnn"), history(tmp_path, "cnn")
   np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=TOLERANCE)
-  assert cnn.load(devices_worker.SPEC, tmp_path / "cnn") is not None
+  assert extraction.load(devices_worker.SPEC, tmp_path / "cnn") is not None
 
 
 def test_a_checkpoint_of_eight_devices_goes_on_on_two(two):

@@ -17,8 +17,12 @@ import heads_test
 import jax
 import numpy as np
 
-from rcm_jax import cnn, cnn_step, cnn_training, heads, preemption, sharding
-from rcm_jax.members import Training, compile_split, lower_run, make_train, over_members
+from rcm_jax.cnn import extraction, train_step
+from rcm_jax.cnn import training as cnn_training
+from rcm_jax.heads import training as head_training_lib
+from rcm_jax.heads.member_parallel import compile_split, lower_run, over_members
+from rcm_jax.heads.train_epochs import Training, make_train
+from rcm_jax.runtime import devices, preemption
 
 SPEC = dataclasses.replace(cnn_test.SPEC, batch_size=8, norm_groups=8, epochs=2)
 
@@ -45,28 +49,28 @@ def head_training(epochs: int) -> Training:
 
 def count_collectives() -> dict[str, list[str]]:
   """Compiles one step of the CNN and a training of heads, and looks at the programs."""
-  mesh = sharding.device_mesh(SPEC.norm_groups)
-  programs = cnn_step.build(SPEC, 2, mesh)
+  mesh = devices.device_mesh(SPEC.norm_groups)
+  programs = train_step.build(SPEC, 2, mesh)
   images = np.zeros((8, 75, 75, 1), np.uint8)
   numbers = np.arange(8, dtype=np.int32)
-  rows = sharding.put_rows((numbers, images, numbers % 3), mesh)
-  learned = sharding.put(programs.start, sharding.replicated(mesh))
+  rows = devices.put_rows((numbers, images, numbers % 3), mesh)
+  learned = devices.put(programs.start, devices.replicated(mesh))
   step = programs.train.lower(learned, np.uint32(0), np.int32(0), *rows).compile().as_text()
   training = head_training(epochs=2)
-  mesh = sharding.local_mesh()
-  split = sharding.split_leading(mesh)
+  mesh = devices.local_mesh()
+  split = devices.split_leading(mesh)
   members = [heads_test.MEMBERS[i % 3] for i in range(8)]
   members = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *members), split)
-  state = jax.jit(sharding.split_work(over_members(training.init), mesh))(members)
+  state = jax.jit(devices.split_work(over_members(training.init), mesh))(members)
   epoch = jax.device_put(np.zeros(8, np.int32), split)
-  data = jax.device_put(training.data, sharding.replicated(mesh))
+  data = jax.device_put(training.data, devices.replicated(mesh))
   run = lower_run(training, mesh, state, members, epoch, data).compile().as_text()
   return {"cnn": collectives(step), "heads": collectives(run)}
 
 
 def split_directions() -> dict[str, Any]:
   """Trains a member by itself and split over two devices, and compares."""
-  mesh = sharding.device_mesh(2)
+  mesh = devices.device_mesh(2)
   training = head_training(epochs=8)
   member = jax.tree.map(np.asarray, heads_test.MEMBERS[1])
   state = jax.device_get(jax.jit(training.init)(member))
@@ -90,8 +94,8 @@ def work(directory: Path, stop_after: int | None = None) -> None:
 
   cnn_training.train(SPEC, cnn_test.SPLITS, directory / "cnn", advance=advance)
   (directory / f"steps_{jax.process_index()}.json").write_text(json.dumps(steps))
-  sharding.wait_for_all("cnn")
-  cnn.extract(
+  devices.wait_for_all("cnn")
+  extraction.extract(
     SPEC,
     directory / "cnn",
     cnn_test.SPLITS,
@@ -99,7 +103,7 @@ def work(directory: Path, stop_after: int | None = None) -> None:
     batch_size=8,
     dtype="float32",
   )
-  heads.train(
+  head_training_lib.train(
     heads_test.SPEC,
     heads_test.MEMBERS,
     heads_test.TRAIN,
@@ -108,7 +112,7 @@ def work(directory: Path, stop_after: int | None = None) -> None:
     epochs=8,
     batch_size=4,
   )
-  sharding.wait_for_all("heads")
+  devices.wait_for_all("heads")
 
 
 def main() -> None:
@@ -116,7 +120,7 @@ def main() -> None:
   directory = Path(directory)
   if distributed:
     coordinator, processes, index = distributed
-    sharding.start(coordinator, int(processes), int(index))
+    devices.start(coordinator, int(processes), int(index))
   else:
     try:
       work(directory, stop_after=1)

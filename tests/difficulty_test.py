@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from launch import difficulty, sweep
-from rcm_jax import evaluate, predictions
+from rcm_jax.evaluation import predictions as predictions_lib
+from rcm_jax.evaluation import results
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +20,7 @@ def _at_the_root(monkeypatch):
 def test_one_job_a_setting_and_method():
   knobs = sweep.grid({"texture_contrast": [0.8, 1.0], "reader_disagreement": [1.0]})
   jobs = sweep.fold(difficulty.points("paper_small", knobs))
-  assert [job.fields["method"] for job in jobs] == ["inception_v3", "hames"] * 2
+  assert [job.fields["name"] for job in jobs] == ["inception_v3", "hames"] * 2
   assert len({job.name for job in jobs}) == 4
   assert jobs[0].fields["data.sources"] == (
     "rcm_phantom/paper_small+texture_contrast=0.8+reader_disagreement=1.0",
@@ -29,7 +30,7 @@ def test_one_job_a_setting_and_method():
 def _stack(split, right):
   probabilities = np.eye(3, dtype=np.float32)[[0, 1, 2, 2]]
   labels = np.array([0, 1, 2, 2] if right else [0, 1, 1, 1])
-  return predictions.StackPrediction(
+  return predictions_lib.StackPrediction(
     "hames", "single image", 0, split, f"{split}{right}", split, 3.0 * np.arange(4), labels,
     probabilities,
   )  # fmt: skip
@@ -39,5 +40,5 @@ def test_accuracy_is_that_of_validation_stacks(tmp_path):
   stacks = [_stack("validation", True), _stack("validation", False), _stack("test", False)]
   counts = {"train": 0, "validation": 2, "test": 1}
   dataset = {"name": "rcm_phantom/x", "stacks": counts, "slices": counts}
-  evaluate.write_run(tmp_path / "run", dataset, stacks, versions={})
+  results.write_run(tmp_path / "run", dataset, stacks, versions={})
   assert difficulty.validation_accuracy(tmp_path) == [("rcm_phantom/x", {"hames": 0.75})]

@@ -9,10 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax import checkpoint, data, end_to_end, losses, members
-from rcm_jax.augment import Augmentation
-from rcm_jax.models import inception
-from rcm_jax.models.head import Head, HeadSpec
+from rcm_jax.cnn import inception
+from rcm_jax.cnn.augmentation import Augmentation
+from rcm_jax.data import slices as slices_lib
+from rcm_jax.heads import losses, objective
+from rcm_jax.heads.attention import AttentionSpec
+from rcm_jax.heads.head import Head, HeadSpec
+from rcm_jax.run import end_to_end
+from rcm_jax.runtime import checkpoints
 from tfds_rcm.errors import UserError
 
 SPEC = HeadSpec(
@@ -21,15 +25,12 @@ SPEC = HeadSpec(
   cell="gru",
   bidirectional=True,
   window=None,
-  attention="toeplitz",
-  half_width=1,
-  boundary="zero",
-  units=4,
+  attention=AttentionSpec("toeplitz", 1, units=4),
   max_slices=5,
   decoder="dense",
   feedback="own",
 )
-MEMBERS = [members.Member(seed, 1, 1e-3, 0.05, 0.1) for seed in (0, 1)]
+MEMBERS = [objective.Member(seed, 1, 1e-3, 0.05, 0.1) for seed in (0, 1)]
 TUNING = end_to_end.Tuning(
   epochs=2,
   batch_size=2,
@@ -37,6 +38,7 @@ TUNING = end_to_end.Tuning(
   head_rate=1e-2,
   micro_batch=3,
   remat=True,
+  input_dropout=0.0,
   augmentation=Augmentation(),
   seed=0,
 )
@@ -50,7 +52,7 @@ def slices(lengths, seed):
   images = 128 + contrast * rng.normal(size=(len(labels), 75, 75))
   names = tuple(f"stack{i}" for i in range(len(lengths)))
   depth = np.arange(len(labels), dtype=np.float32)
-  return data.Slices(images.clip(0, 255).astype(np.uint8), labels, depth, stack, names, names)
+  return slices_lib.Slices(images.clip(0, 255).astype(np.uint8), labels, depth, stack, names, names)
 
 
 SPLITS = {"train": slices((4, 6, 3), 0), "validation": slices((5, 3), 1)}
@@ -99,8 +101,8 @@ def plain_gradient(start, spec):
   graph, params, rest = nnx.split(network, nnx.Param, ...)
   order = np.random.default_rng((0, 0)).permutation(3)[:2]
   split = SPLITS["train"]
-  padded = data.pad(split, split.slices, 5)[order]
-  truth = losses.targets_of(data.features_of(split, np.zeros((len(split), 1)), 5))
+  padded = slices_lib.pad(split, split.slices, 5)[order]
+  truth = losses.targets_of(slices_lib.features_of(split, np.zeros((len(split), 1)), 5))
   truth = jax.tree.map(lambda x: x[order], truth)
   head_key = jax.random.split(jax.random.key(7))[1]
 
@@ -108,13 +110,13 @@ def plain_gradient(start, spec):
     images = inception.from_uint8(jnp.asarray(padded).reshape(-1, 75, 75, 1))
     values = nnx.merge(graph, params["cnn"], rest, copy=True).features(images).reshape(2, 5, -1)
     each = [
-      members.loss(
+      objective.loss(
         spec,
         jax.tree.map(lambda leaf: leaf[i], params["heads"]),
         member,
         values,
         truth,
-        members.draw(spec, member, jax.random.fold_in(head_key, member.seed), (2, 5), 0.0),
+        objective.draw(spec, member, jax.random.fold_in(head_key, member.seed), (2, 5), 0.0),
       )[0]
       for i, member in enumerate(MEMBERS)
     ]
@@ -158,7 +160,7 @@ def train(start, directory, tuning=TUNING, **hooks):
   end_to_end.train(network, SPEC, MEMBERS, heads, SPLITS, directory, tuning, **hooks)
   _, params, stats, _ = nnx.split(network, nnx.Param, nnx.BatchStat, ...)
   like = {"params": params, "stats": stats}
-  return checkpoint.load_tree(directory / "model", like), checkpoint.load_tree(
+  return checkpoints.load_tree(directory / "model", like), checkpoints.load_tree(
     directory / "heads", heads
   )
 

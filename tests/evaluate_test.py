@@ -14,16 +14,16 @@ import rich.console
 from scipy import special
 from sklearn import metrics as sk_metrics
 
-from rcm_jax import evaluate, resampling
-from rcm_jax import predictions as predictions_lib
-from rcm_jax import scores as scores_lib
-from rcm_jax import study as study_lib
+from rcm_jax import evaluate
+from rcm_jax.evaluation import attention_file, finished_runs, results
+from rcm_jax.evaluation import predictions as predictions_lib
+from rcm_jax.reporting import console_table
 from tfds_rcm import errors
 
 DATASET = {"name": "rcm_phantom/tiny", "stacks": {"test": 8}, "slices": {"test": 100}}
 
 
-def run(method, sees, seed, noise, split="test", stacks=8):
+def run(method, sees, seed, noise, split="test", stacks=12):
   """One run's stacks: the same stacks for all methods and seeds, with noise of their own."""
   truth = np.random.default_rng(0 if split == "test" else 1)
   rng = np.random.default_rng([seed, len(method), split == "test"])
@@ -49,17 +49,17 @@ def run(method, sees, seed, noise, split="test", stacks=8):
   return out
 
 
-def study_files(root):
+def run_files(root):
   """A head's run (two methods, two seeds, the CNN's row besides) and the CNN's own run."""
   head = [p for s in range(2) for p in run("toeplitz_d1", "whole stack", s, 0.7)]
   head += [p for s in range(2) for p in run("toeplitz_d1", "whole stack", s, 0.7, "validation", 30)]
   cnn = run("inception_v3", "single image", 0, 1.5)
-  evaluate.write_run(root / "a" / "head", DATASET, head + cnn, versions={})
-  evaluate.write_run(root / "cnn", DATASET, cnn, versions={})
-  evaluate.write_run(root / "new", DATASET, run("mine", "whole stack", 0, 1.0), versions={})
+  results.write_run(root / "a" / "head", DATASET, head + cnn, versions={})
+  results.write_run(root / "cnn", DATASET, cnn, versions={})
+  results.write_run(root / "new", DATASET, run("mine", "whole stack", 0, 1.0), versions={})
   taps = np.array([0.1, 0.6, 0.3], np.float32)
   attention = np.eye(9, dtype=np.float32)
-  study_lib.write_attention(
+  attention_file.write(
     root / "a" / "head", {("toeplitz_d1", 0, "test0"): attention}, {("toeplitz_d1", 0): taps}
   )
 
@@ -69,10 +69,18 @@ def numbers(path):
     return list(csv.DictReader(f))
 
 
+def _median_then_max(prediction):
+  """The paper's rule, slice by slice: the median of three, then never shallower again."""
+  x = prediction.predicted
+  padded = np.concatenate([x[:1], x, x[-1:]])
+  median = np.median([padded[:-2], padded[1:-1], padded[2:]], axis=0).astype(int)
+  return np.maximum.accumulate(median)
+
+
 def test_rows_are_what_scikit_learn_and_a_plain_loop_say():
   predictions = run("toeplitz_d1", "whole stack", 3, 1.5)
   validation = run("toeplitz_d1", "whole stack", 3, 1.5, "validation")
-  [row] = evaluate.summarize(predictions + validation, {("toeplitz_d1", 3): 12.5})
+  [row] = results.summarize(predictions + validation, {("toeplitz_d1", 3): 12.5})
   labels = np.concatenate([p.labels for p in predictions])
   found = np.concatenate([p.predicted for p in predictions])
   assert row["accuracy"] == pytest.approx(sk_metrics.accuracy_score(labels, found))
@@ -85,11 +93,20 @@ def test_rows_are_what_scikit_learn_and_a_plain_loop_say():
       if f"{names[a]}_{names[b]}" in counts:
         counts[f"{names[a]}_{names[b]}"] += 1
   assert row["inconsistent"] == counts | {"total": sum(counts.values())}
-  assert row["boundary_mae_um"] == row["decoding"]["median_then_max"]["boundary_mae_um"]
+  errors = [
+    [3 * np.argmax(np.append(x >= stratum, True)) for p, x in zip(predictions, strata)]
+    for strata in ([p.labels for p in predictions], [_median_then_max(p) for p in predictions])
+    for stratum in (1, 2)
+  ]
+  errors = np.abs(np.array(errors[:2]) - errors[2:])
+  assert list(row["boundary_mae_um"].values()) == pytest.approx(list(errors.mean(1)))
+  assert list(row["boundary_median_um"].values()) == list(np.median(errors, axis=1))
+  for measure in ("boundary_mae_um", "boundary_median_um"):
+    assert row[measure] == row["decoding"]["median_then_max"][measure]
   assert row["decoding"]["monotone"]["inconsistent"] == 0
   assert (row["method"], row["seed"], row["input"]) == ("toeplitz_d1", 3, "whole stack")
   assert row["train_seconds"] == 12.5
-  assert row["boundary_n"] == {"epidermis_dej": 8, "dej_dermis": 8}
+  assert row["boundary_n"] == {"epidermis_dej": 12, "dej_dermis": 12}
 
 
 def test_perfect_predictions_and_absent_strata():
@@ -97,13 +114,13 @@ def test_perfect_predictions_and_absent_strata():
     dataclasses.replace(p, probabilities=np.eye(3, dtype=np.float32)[p.labels])
     for p in run("m", "single image", 0, 0.0)
   ]
-  [row] = evaluate.summarize(perfect)
+  [row] = results.summarize(perfect)
   assert row["accuracy"] == 1
   assert row["inconsistent"]["total"] == 0
   for decoding in row["decoding"].values():
     assert list(decoding["boundary_mae_um"].values()) == [0, 0]
   epidermis = [dataclasses.replace(p, labels=0 * p.labels) for p in perfect]
-  [row] = evaluate.summarize(epidermis)
+  [row] = results.summarize(epidermis)
   assert row["sensitivity"]["dermis"] is None
   assert row["boundary_mae_um"]["dej_dermis"] is None
   assert row["boundary_n"] == {"epidermis_dej": 0, "dej_dermis": 0}
@@ -111,32 +128,32 @@ def test_perfect_predictions_and_absent_strata():
 
 def test_every_row_is_recomputable_from_the_csv_alone(tmp_path):
   predictions = run("toeplitz_d1", "whole stack", 0, 1.0) + run("kaur", "single image", 1, 2.0)
-  rows = evaluate.write_run(tmp_path, DATASET, predictions, versions={"jax": "0"})
+  rows = results.write_run(tmp_path, DATASET, predictions, versions={"jax": "0"})
   written = json.loads((tmp_path / "results.json").read_text())
   assert written == {"dataset": DATASET, "versions": {"jax": "0"}, "rows": rows}
   inputs = {"toeplitz_d1": "whole stack", "kaur": "single image"}
   back = predictions_lib.read_csv(tmp_path / "predictions.csv", inputs)
-  assert evaluate.summarize(back) == rows
+  assert results.summarize(back) == rows
 
 
 def test_a_failed_write_leaves_no_results(tmp_path):
-  evaluate.write_run(tmp_path, DATASET, run("m", "whole stack", 0, 1.0), versions={})
+  results.write_run(tmp_path, DATASET, run("m", "whole stack", 0, 1.0), versions={})
   (tmp_path / "predictions.csv").unlink()
   (tmp_path / "predictions.csv").mkdir()
   with pytest.raises(errors.UserError, match="cannot be written"):
-    evaluate.write_run(tmp_path, DATASET, run("m", "whole stack", 0, 1.0), versions={})
+    results.write_run(tmp_path, DATASET, run("m", "whole stack", 0, 1.0), versions={})
   assert not (tmp_path / "results.json").exists()
 
 
 def test_printed_table_names_methods_as_the_paper_does():
-  rows = evaluate.summarize(
+  rows = results.summarize(
     run("kaur", "single image", 0, 2.0)
     + run("toeplitz_d1", "whole stack", 0, 1.0)
     + run("toeplitz_d1", "whole stack", 1, 1.0)
     + run("mine[/]", "", 0, 1.0)
   )
   console = rich.console.Console(record=True, width=120, file=io.StringIO())
-  evaluate.print_table(rows, "[link=x]phantom[/b]", console)
+  console_table.print_table(rows, "[link=x]phantom[/b]", console)
   lines = console.export_text().splitlines()
   text = "\n".join(lines)
   assert "[link=x]phantom[/b]" in text  # as it stands in a file, not as markup
@@ -148,7 +165,7 @@ def test_printed_table_names_methods_as_the_paper_does():
 
 
 def test_command_writes_tables_and_figures(tmp_path, capsys):
-  study_files(tmp_path / "runs")
+  run_files(tmp_path / "runs")
   (tmp_path / "runs" / "unfinished").mkdir()
   (tmp_path / "runs" / "unfinished" / "predictions.csv").write_text("method,seed,spl")
   (tmp_path / "runs" / "torn").mkdir()
@@ -189,10 +206,10 @@ def test_command_writes_tables_and_figures(tmp_path, capsys):
 
 def test_datasets_are_never_mixed(tmp_path):
   other = {**DATASET, "name": "rcm_dryad"}
-  evaluate.write_run(tmp_path / "a", DATASET, run("m", "whole stack", 0, 1.0), versions={})
-  evaluate.write_run(tmp_path / "b", other, run("m", "whole stack", 0, 1.0), versions={})
-  studies, notes = study_lib.gather(tmp_path)
-  assert [s.dataset for s in studies] == ["rcm_dryad", "rcm_phantom/tiny"]
+  results.write_run(tmp_path / "a", DATASET, run("m", "whole stack", 0, 1.0), versions={})
+  results.write_run(tmp_path / "b", other, run("m", "whole stack", 0, 1.0), versions={})
+  datasets, notes = finished_runs.gather(tmp_path)
+  assert [s.dataset for s in datasets] == ["rcm_dryad", "rcm_phantom/tiny"]
   assert not notes
 
 
@@ -207,38 +224,3 @@ def test_nothing_to_evaluate_is_one_line_and_exit_code_one(tmp_path, capsys, mak
   assert message.count("\n") == 1
   assert str(runs) in message
   assert not (tmp_path / "out").exists()
-
-
-def test_bootstrap_resamples_patients_and_repeats_itself():
-  runs = [scores_lib.score(run("m", "", seed, 1.5)) for seed in range(2)]
-  first, again = resampling.estimate(runs), resampling.estimate(runs)
-  np.testing.assert_equal(dataclasses.asdict(first), dataclasses.asdict(again))
-  by_hand = np.mean([r.confusion[:, 0].trace(axis1=1, axis2=2).sum() for r in runs])
-  assert first.mean.accuracy[0] == pytest.approx(by_hand / runs[0].confusion[:, 0].sum())
-  # With one patient there is nothing to resample: the interval is the mean itself.
-  alone = dataclasses.replace(runs[0], patient_id=("p",) * 8)
-  single = resampling.estimate([alone])
-  np.testing.assert_allclose(single.low.accuracy, single.mean.accuracy)
-  np.testing.assert_allclose(single.high.mae_um, single.mean.mae_um)
-  # Stacks that always come together make wider intervals than stacks drawn one by one.
-  apart = dataclasses.replace(runs[0], patient_id=tuple(map(str, range(8))))
-  spread = [resampling.estimate([r]) for r in (runs[0], apart)]
-  assert all(np.isfinite(s.high.accuracy).all() for s in spread)
-
-
-def test_paired_tests_see_a_difference_where_there_is_one():
-  good, same, bad = (
-    [scores_lib.score(run(name, "", 0, noise, stacks=40))]
-    for name, noise in (("good", 0.5), ("same", 0.5), ("worst", 2.5))
-  )
-  found = {
-    (c.first, c.second): c
-    for c in resampling.compare({"good": good, "copy": good, "same": same, "bad": bad})
-    if c.measure == "accuracy"
-  }
-  assert found["good", "copy"].difference == 0
-  assert found["good", "copy"].p_value == 1
-  assert found["good", "bad"].low > 0
-  assert found["good", "bad"].p_holm < 0.001
-  assert found["good", "same"].low <= 0 <= found["good", "same"].high
-  assert all(c.patients == 20 and c.p_value <= c.p_holm <= 1 for c in found.values())

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from rcm_jax import bundle, export, model_card
+from rcm_jax import export
+from rcm_jax.inference import bundle, model_card
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -182,15 +182,15 @@ def test_a_loss_that_is_not_finite_from_the_start_names_its_stacks(undisturbed, 
 def test_a_loss_that_becomes_nan_leaves_the_last_good_state(undisturbed, runs):
   breaking = f"""
 import runpy, sys
-from rcm_jax import cnn_step
-build = cnn_step.build
+from rcm_jax.cnn import train_step
+build = train_step.build
 def broken(*args):
   programs = build(*args)
   def train(learned, seed, step, *batch):
     learned, metrics = programs.train(learned, seed, step, *batch)
     return learned, metrics * (float("nan") if step == {NAN_STEP} else 1)
   return programs._replace(train=train)
-cnn_step.build = broken
+train_step.build = broken
 sys.argv = sys.argv[1:]
 runpy.run_module("rcm_jax.main", run_name="__main__", alter_sys=True)
 """

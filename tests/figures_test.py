@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from rcm_jax import figures
-from rcm_jax import predictions as predictions_lib
+from rcm_jax.evaluation import predictions as predictions_lib
+from rcm_jax.reporting import plots
 
 
 def predictions(lengths=(12, 9), methods=("toeplitz_d1", "mine"), seeds=2):
@@ -43,22 +43,22 @@ def check(path):
 
 
 CASES = {
-  "training": lambda path: figures.training_curves(
+  "training": lambda path: plots.training_curves(
     {"loss": [3.0, 2.0], "validation accuracy": [0.4, 0.6]}, path
   ),
-  "one_curve": lambda path: figures.training_curves({"loss": [3.0]}, path),
-  "heads": lambda path: figures.head_training(
+  "one_curve": lambda path: plots.training_curves({"loss": [3.0]}, path),
+  "heads": lambda path: plots.head_training(
     ["a", "a", "b"], [[3.0, 2.0, 1.0]] * 3, [[0.3, 0.5, 0.6]] * 3, path
   ),
-  "errors": lambda path: figures.boundary_error_histograms(predictions(), path),
-  "no_errors": lambda path: figures.boundary_error_histograms(predictions((1,)), path),
-  "ribbon": lambda path: figures.strata_ribbon(predictions(), path),
-  "one_slice": lambda path: figures.strata_ribbon(predictions((1,)), path),
-  "taps": lambda path: figures.toeplitz_weights(
+  "errors": lambda path: plots.boundary_error_histograms(predictions(), path),
+  "no_errors": lambda path: plots.boundary_error_histograms(predictions((1,)), path),
+  "ribbon": lambda path: plots.strata_ribbon(predictions(), path),
+  "one_slice": lambda path: plots.strata_ribbon(predictions((1,)), path),
+  "taps": lambda path: plots.toeplitz_weights(
     {d: np.full((2, 2 * d + 1), 1 / (2 * d + 1)) for d in (0, 1, 2, 7)}, path
   ),
-  "attention": lambda path: figures.attention_maps({"Global Att.": np.eye(5)}, path),
-  "reliability": lambda path: figures.reliability_diagram(
+  "attention": lambda path: plots.attention_maps({"Global Att.": np.eye(5)}, path),
+  "reliability": lambda path: plots.reliability_diagram(
     {"raw": (np.full((4, 3), 1 / 3), np.array([0, 0, 1, 2]))}, path
   ),
 }
@@ -83,6 +83,6 @@ def test_strata_colors_differ_in_gray_too():
   def luminance(color):
     return np.dot([int(color[i : i + 2], 16) for i in (1, 3, 5)], [0.2126, 0.7152, 0.0722])
 
-  gray = sorted(map(luminance, figures.STRATA_COLORS))
+  gray = sorted(map(luminance, plots.STRATA_COLORS))
   assert min(np.diff(gray)) > 30
-  assert len(set(figures.STRATA_COLORS)) == 3
+  assert len(set(plots.STRATA_COLORS)) == 3

@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 
 from configs import base
-from rcm_jax import cnn_training, data, main, pipeline, sharding
-from rcm_jax.models import inception
+from rcm_jax import main
+from rcm_jax.cnn import inception
+from rcm_jax.cnn import training as cnn_training
+from rcm_jax.data import batches
 from rcm_jax.ops import backend
+from rcm_jax.run import pipeline
+from rcm_jax.runtime import devices
 from tfds_rcm.errors import UserError
 
 
@@ -21,20 +25,20 @@ from tfds_rcm.errors import UserError
 )
 def test_cuda_visible_devices_says_which_gpus_there_are(visible, found, monkeypatch):
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-  assert sharding.visible_gpus() == found
+  assert devices.visible_gpus() == found
 
 
 @pytest.mark.parametrize(
   ("index", "gpus", "own"), [(1, None, [1]), (5, None, [1]), (1, [0, 3], [0, 3])]
 )
 def test_a_process_takes_one_gpu_by_its_number_or_those_it_is_told(index, gpus, own):
-  assert sharding._own_gpus(["0", "1", "2", "3"], index, gpus) == own
-  assert sharding._own_gpus(["0"], index, None) is None
+  assert devices._own_gpus(["0", "1", "2", "3"], index, gpus) == own
+  assert devices._own_gpus(["0"], index, None) is None
 
 
 def test_gpus_that_are_not_there_are_named():
   with pytest.raises(UserError, match="--gpus: there is no GPU 2 among the 2"):
-    sharding._own_gpus(["0", "1"], 0, [0, 2])
+    devices._own_gpus(["0", "1"], 0, [0, 2])
   with pytest.raises(UserError, match="--gpus: 'x' is no number"):
     main._gpus(["0", "x"])
 
@@ -49,8 +53,8 @@ def test_gpus_that_are_not_there_are_named():
 )
 def test_results_repeat_unless_somebody_chose(before, after, monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", before)
-  sharding.repeat_results()
-  assert sharding.os.environ["XLA_FLAGS"] == after
+  devices.repeat_results()
+  assert devices.os.environ["XLA_FLAGS"] == after
 
 
 def test_results_come_in_order_two_behind_what_was_asked_for():
@@ -61,7 +65,7 @@ def test_results_come_in_order_two_behind_what_was_asked_for():
       asked.append(i)
       yield i
 
-  seen = [(value, len(asked)) for value in sharding.ahead(results())]
+  seen = [(value, len(asked)) for value in devices.ahead(results())]
   assert seen == [(0, 3), (1, 4), (2, 4), (3, 4)]
 
 
@@ -69,7 +73,7 @@ def test_programs_are_traced_for_the_devices_that_are_told():
   assert backend.backend() == "cpu"
   with backend.tracing_for("gpu", jax.devices()):
     assert backend.backend() == "gpu"
-    assert sharding.devices() == jax.devices()
+    assert devices.devices() == jax.devices()
     assert inception.compiler_options() == {}
     assert backend.unroll() > 1
     assert backend.numerics() == f"gpu, {jax.config.jax_default_matmul_precision}"
@@ -86,9 +90,9 @@ def test_an_unknown_precision_is_named(tmp_path):
 @pytest.mark.parametrize("context", [1, 3])
 def test_slices_on_the_device_are_those_of_the_loader(context):
   split, rows = cnn_test.SPLITS["train"], np.array([0, 2, 3, 14])
-  held = cnn_training.hold(split, sharding.device_mesh())
-  shown = held(data.neighbour_rows(split, rows, context))
-  np.testing.assert_array_equal(shown, data.with_context(split, rows, context))
+  held = cnn_training.hold(split, devices.device_mesh())
+  shown = held(batches.neighbour_rows(split, rows, context))
+  np.testing.assert_array_equal(shown, batches.with_context(split, rows, context))
 
 
 def test_training_from_the_device_is_training_from_the_loader(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax.models import inception, inception_inference
+from rcm_jax.cnn import folded_inception, inception
 
 
 def _trained(in_channels: int) -> inception.InceptionV3:
@@ -47,22 +47,22 @@ def test_features_and_logits_equal_the_training_graph(in_channels):
   images = rng.integers(0, 256, (2, 96, 83, in_channels), dtype=np.uint8)
   features, logits = _graph(model, images)
   assert float(jnp.std(features)) > 0.05
-  extract = inception_inference.extract_fn(model)
+  extract = folded_inception.extract_fn(model)
   got = extract(images)
   assert _distance(got[0], features) < 1e-5
   assert _distance(got[1], logits) < 1e-5
   if in_channels == 1:
     np.testing.assert_array_equal(extract(images[..., 0])[0], got[0])
-    half = inception_inference.extract_fn(model, jnp.bfloat16)(images)
+    half = folded_inception.extract_fn(model, jnp.bfloat16)(images)
     assert half[0].dtype == half[1].dtype == jnp.float32
     assert _distance(half[0], features) < 0.02
 
 
 def test_nothing_of_normalisation_is_left_and_siblings_are_one_product():
   model = _trained(1)
-  params = inception_inference.fold(model)
+  params = folded_inception.fold(model)
   program = str(
-    jax.make_jaxpr(lambda params, images: inception_inference.pooled(params, images, model.table))(
+    jax.make_jaxpr(lambda params, images: folded_inception.pooled(params, images, model.table))(
       params, jnp.zeros((1, 75, 75, 1), jnp.uint8)
     )
   )
@@ -74,13 +74,13 @@ def test_nothing_of_normalisation_is_left_and_siblings_are_one_product():
 
 
 def test_inside_another_program_it_becomes_a_part_of_it():
-  extract = inception_inference.extract_fn(_trained(1))
+  extract = folded_inception.extract_fn(_trained(1))
   features, logits = jax.eval_shape(extract, jax.ShapeDtypeStruct((4, 75, 75), jnp.uint8))
   assert features.shape == (4, 256)
   assert logits.shape == (4, 3)
 
 
 def test_wrong_images_are_refused():
-  extract = inception_inference.extract_fn(_trained(1))
+  extract = folded_inception.extract_fn(_trained(1))
   with pytest.raises(ValueError, match="at least 75×75"):
     extract(np.zeros((1, 60, 90), np.uint8))

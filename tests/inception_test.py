@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from rcm_jax.models import inception, inception_table
+from rcm_jax.cnn import inception, inception_layers
 
 SIZE = inception.MIN_SIZE
 
@@ -34,11 +34,11 @@ def test_number_of_parameters_is_keras(channels, expected):
 
 def test_width_scales_every_count_to_multiples_of_eight():
   for width in (0.1, 0.25, 1.0):
-    steps = inception_table.network(width)
-    specs = [spec for part in steps.values() for spec, _ in inception_table.convolutions(part, 1)]
+    steps = inception_layers.network(width)
+    specs = [spec for part in steps.values() for spec, _ in inception_layers.convolutions(part, 1)]
     assert len(specs) == 94
     assert all(spec.filters % 8 == 0 and spec.filters >= 8 for spec in specs)
-  assert inception_table.network(1.0)["mixed0"] == (inception_table.BLOCKS["mixed0"],)
+  assert inception_layers.network(1.0)["mixed0"] == (inception_layers.BLOCKS["mixed0"],)
 
 
 def _neighbourhoods(x: np.ndarray, row: int, column: int, radius: int) -> np.ndarray:
@@ -64,7 +64,7 @@ def test_max_pool_takes_every_second_pixel_of_three(shape):
     [_neighbourhoods(x, 2 * i + 1, 2 * j + 1, 1).max(axis=(1, 2)) for j in range(columns)]
     for i in range(rows)
   ]
-  got = inception_table.max_pool(jnp.asarray(x))
+  got = inception_layers.max_pool(jnp.asarray(x))
   np.testing.assert_array_equal(got, np.asarray(expected).transpose(2, 0, 1, 3))
 
 

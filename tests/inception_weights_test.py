@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from rcm_jax import cnn
-from rcm_jax.augment import Augmentation
-from rcm_jax.models import inception, inception_weights
+from rcm_jax.cnn import inception, pretrained
+from rcm_jax.cnn import spec as cnn_spec
+from rcm_jax.cnn.augmentation import Augmentation
 from tfds_rcm.errors import UserError
 
 
@@ -57,7 +57,7 @@ def ours(keras_model, tmp_path_factory):
   path = tmp_path_factory.mktemp("weights") / "inception.weights.h5"
   keras_model.save_weights(path)
   model = _fresh()
-  report = inception_weights.load(model, path)
+  report = pretrained.load(model, path)
   assert len(report.loaded) == 96
   assert not report.skipped
   return model
@@ -112,7 +112,7 @@ def test_pooled_features_equal_keras(keras_model, ours, size):
 def test_every_keras_layout_gives_the_same_weights(keras_model, ours, tmp_path, name):
   keras_model.save(tmp_path / name)
   model = _fresh()
-  inception_weights.load(model, tmp_path / name)
+  pretrained.load(model, tmp_path / name)
   _assert_same(model, ours)
 
 
@@ -121,7 +121,7 @@ def test_table_lists_the_network_in_keras_order(keras_model):
   model = nnx.eval_shape(lambda: inception.InceptionV3(3, rngs=nnx.Rngs(0)))
   created = list(model.named_blocks())
   numbers = [int(name.rpartition("_")[2]) if "_" in name else 0 for name in names]
-  assert inception_weights.keras_order(model) == [created[n - min(numbers)] for n in numbers]
+  assert pretrained.keras_order(model) == [created[n - min(numbers)] for n in numbers]
 
 
 def _narrow(seed: int, in_channels: int = 1) -> inception.InceptionV3:
@@ -139,7 +139,7 @@ def _narrow(seed: int, in_channels: int = 1) -> inception.InceptionV3:
 def _keras2_file(path, model: inception.InceptionV3, *, shuffled: bool) -> None:
   """The layout of Keras 2: named variables, numbered from 95 on, nested in one top layer."""
   names = list(model.named_blocks())
-  order = inception_weights.keras_order(model)
+  order = pretrained.keras_order(model)
   if shuffled:  # part of the network frozen: Keras lists its variables last
     order = order[40:] + order[:40]
   with h5py.File(path, "w") as file:
@@ -164,7 +164,7 @@ def test_layers_are_found_whatever_their_numbers_and_order(tmp_path, shuffled):
   source, model = _narrow(1), _narrow(2)
   _keras2_file(tmp_path / "old.h5", source, shuffled=shuffled)
   before = np.asarray(model.embed.kernel)
-  report = inception_weights.load(model, tmp_path / "old.h5")
+  report = pretrained.load(model, tmp_path / "old.h5")
   assert len(report.loaded) == 94
   assert [line.split(":")[0] for line in report.skipped] == ["embed", "classifier"]
   np.testing.assert_array_equal(model.embed.kernel, before)
@@ -219,7 +219,7 @@ def test_torchvision_file_computes_what_its_network_does(tmp_path, rgb_input, in
   state = _torchvision_state(_narrow(1, in_channels=3), prefix="module.")
   safetensors.numpy.save_file(state, tmp_path / "net.safetensors")
   model = _narrow(2, in_channels)
-  report = inception_weights.load(model, tmp_path / "net.safetensors", rgb_input=rgb_input)
+  report = pretrained.load(model, tmp_path / "net.safetensors", rgb_input=rgb_input)
   assert [line.split(":")[0] for line in report.skipped] == [
     "AuxLogits",
     "scale of 94 batch normalisations",
@@ -247,7 +247,7 @@ def test_torchvision_names_cover_every_layer(tmp_path):
   state |= {key: np.ones_like(value) for key, value in state.items() if key.endswith("bn.weight")}
   safetensors.numpy.save_file(state, tmp_path / "net.safetensors")
   model = _narrow(2)
-  inception_weights.load(model, tmp_path / "net.safetensors")
+  pretrained.load(model, tmp_path / "net.safetensors")
   source.embed, source.classifier = model.embed, model.classifier
   _assert_same(model, source)
 
@@ -258,7 +258,7 @@ def test_fine_tuning_starts_from_the_file_and_keeps_its_statistics(tmp_path):
   state = _torchvision_state(source)
   state |= {key: np.ones_like(value) for key, value in state.items() if key.endswith("bn.weight")}
   safetensors.numpy.save_file(state, tmp_path / "net.safetensors")
-  spec = cnn.CnnSpec(
+  spec = cnn_spec.CnnSpec(
     context=1,
     width=0.1,
     epochs=1,
@@ -274,7 +274,7 @@ def test_fine_tuning_starts_from_the_file_and_keeps_its_statistics(tmp_path):
     augmentation=Augmentation(),
     seed=0,
   )
-  model = cnn.start(spec)
+  model = cnn_spec.start(spec)
   x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 80, 80, 1)), jnp.float32)
   conv, theirs = model.blocks["stem"]["conv1a"], source.blocks["stem"]["conv1a"]
   mean = np.array(conv.bn.mean)
@@ -292,7 +292,7 @@ def test_every_mismatch_is_listed_and_nothing_is_loaded(tmp_path):
   model = _narrow(2)
   before = _values(model)
   with pytest.raises(UserError) as error:
-    inception_weights.load(model, tmp_path / "net.safetensors")
+    pretrained.load(model, tmp_path / "net.safetensors")
   message = str(error.value)
   assert "net.safetensors" in message
   assert "3 mismatches" in message
@@ -306,22 +306,22 @@ def test_unreadable_files_are_named(tmp_path):
   model = _narrow(1)
   for name in ("a.keras", "a.weights.h5", "a.h5", "a.safetensors", "a.onnx"):
     with pytest.raises(UserError, match=name):
-      inception_weights.load(model, tmp_path / name)
+      pretrained.load(model, tmp_path / name)
     (tmp_path / name).write_bytes(b"not a file of weights")
     with pytest.raises(UserError, match=name):
-      inception_weights.load(model, tmp_path / name)
+      pretrained.load(model, tmp_path / name)
   with h5py.File(tmp_path / "other.weights.h5", "w") as file:
     file["layers/dense/vars/0"] = np.zeros((2, 2))
   with pytest.raises(UserError, match="expected 94 convolutions"):
-    inception_weights.load(model, tmp_path / "other.weights.h5")
+    pretrained.load(model, tmp_path / "other.weights.h5")
   safetensors.numpy.save_file({"x": np.zeros(1)}, tmp_path / "other.safetensors")
   with pytest.raises(UserError, match="Conv2d_1a_3x3"):
-    inception_weights.load(model, tmp_path / "other.safetensors")
+    pretrained.load(model, tmp_path / "other.safetensors")
   with pytest.raises(ValueError, match="rgb_input"):
-    inception_weights.load(model, tmp_path / "a.h5", rgb_input="bgr")
+    pretrained.load(model, tmp_path / "a.h5", rgb_input="bgr")
 
 
 def test_pth_without_pytorch_says_what_to_do(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "torch", None)
   with pytest.raises(UserError, match="pip install torch"):
-    inception_weights.load(_narrow(1), tmp_path / "net.pth")
+    pretrained.load(_narrow(1), tmp_path / "net.pth")

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from rcm_jax.baselines import kaur, textons
+from rcm_jax.baselines import kaur
+from rcm_jax.textures import textons
 from tests.textures import textured_slices
 from tfds_rcm.errors import UserError
 

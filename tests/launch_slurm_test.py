@@ -13,7 +13,7 @@ import time
 import pytest
 import slurm_cluster
 
-from launch import jobs, slurm
+from launch.runners import job, slurm
 from tfds_rcm.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +22,7 @@ on_a_cluster = pytest.mark.skipif(NONE is not None, reason=f"no Slurm to test wi
 
 
 @dataclasses.dataclass(frozen=True)
-class Stand(jobs.Job):
+class Stand(job.Job):
   """A job that runs some Python instead of a training."""
 
   code: str = ""

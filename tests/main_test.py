@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 
 from configs import end_to_end, features, full_sequence, hames, ordered_textures, toeplitz_d1
-from rcm_jax import bundle, cnn, cnn_training, data, heads, main, pipeline
-from rcm_jax.predictions import COLUMNS
+from rcm_jax import main
+from rcm_jax.cnn import extraction
+from rcm_jax.cnn import training as cnn_training
+from rcm_jax.data import slices as slices_lib
+from rcm_jax.evaluation.predictions import COLUMNS
+from rcm_jax.heads import training as head_training
+from rcm_jax.inference import bundle
+from rcm_jax.run import pipeline
 from tfds_rcm.errors import UserError
 
 
@@ -36,7 +42,7 @@ def no_training(monkeypatch):
     raise AssertionError("trained again")
 
   monkeypatch.setattr(cnn_training, "train", fail)
-  monkeypatch.setattr(heads, "train", fail)
+  monkeypatch.setattr(head_training, "train", fail)
 
 
 def test_results_follow_the_contract(home):
@@ -82,7 +88,7 @@ def test_everything_a_person_looks_at_is_there(home):
   assert {"config.json", "metrics.jsonl", "tensorboard"} <= names
   written = json.loads((home / "run" / "config.json").read_text())
   assert {"jax", "flax", "python"} <= set(written["versions"])
-  assert written["config"]["method"] == "toeplitz_d1"
+  assert written["config"]["name"] == "toeplitz_d1"
 
 
 def test_a_second_run_answers_from_its_caches(home, monkeypatch):
@@ -96,7 +102,7 @@ def test_a_second_run_answers_from_its_caches(home, monkeypatch):
 
 def test_another_head_trains_no_cnn(home, monkeypatch, tmp_path):
   monkeypatch.setattr(cnn_training, "train", None)
-  monkeypatch.setattr(cnn, "extract", None)
+  monkeypatch.setattr(extraction, "extract", None)
   config = small(full_sequence)
   config.data.data_dir = str(home / "data")
   config.head.window = 3
@@ -129,13 +135,13 @@ def two_views(home):
 def test_views_are_averaged(home, monkeypatch, tmp_path, two_views):
   monkeypatch.setattr(cnn_training, "train", None)
   views = []
-  of_one = heads.Trained.probabilities
+  of_one = head_training.Trained.probabilities
 
   def kept(trained, features):
     views.append(of_one(trained, features))
     return views[-1]
 
-  monkeypatch.setattr(heads.Trained, "probabilities", kept)
+  monkeypatch.setattr(head_training.Trained, "probabilities", kept)
   pipeline.run(two_views, tmp_path / "run", home / "cache")
   rows = results(tmp_path / "run")["rows"]
   assert sorted((row["method"], row["seed"]) for row in rows) == [
@@ -159,7 +165,7 @@ def test_views_are_averaged(home, monkeypatch, tmp_path, two_views):
   assert model.description.views == ((0, 1),)
   by_seed = np.mean([of_members[:, 0] for of_members in in_test], axis=0)
   [decoded] = (home / "cache").glob("decode-*")
-  test = data.load_slices(decoded)["test"]
+  test = slices_lib.load_slices(decoded)["test"]
   found = model.classify(test.slices[test.rows(0)])
   np.testing.assert_allclose(found, by_seed.mean(0)[: len(found)], atol=1e-3)
 
@@ -168,8 +174,8 @@ def test_views_are_averaged(home, monkeypatch, tmp_path, two_views):
   ("key", "value", "message"),
   [
     ("head.likelihood", "slices", "leave config.head.likelihood at 'boundaries'"),
-    ("head.components", 257, "config.head.components: 257 is outside 1 to 256"),
-    ("head.average", 1.0, "config.head.average: 1.0 is outside 0 to 1"),
+    ("head.pca_components", 257, "config.head.pca_components: 257 is outside 1 to 256"),
+    ("head.ema_decay", 1.0, "config.head.ema_decay: 1.0 is outside 0 to 1"),
     ("textures.components", 21, "config.textures.components: 21 is outside 1 to 20"),
     ("textures.gray_components", 33, "config.textures.gray_components: 33 is outside 1 to 32"),
     ("textures.gray_levels", 257, "config.textures.gray_levels: 257 is outside 1 to 256"),
@@ -184,7 +190,7 @@ def test_views_that_cannot_be_are_told_before_anything_trains(
   home, monkeypatch, tmp_path, two_views, key, value, message
 ):
   monkeypatch.setattr(cnn_training, "train", None)
-  monkeypatch.setattr(heads, "train", None)
+  monkeypatch.setattr(head_training, "train", None)
   two_views.update_from_flattened_dict({key: value})
   with pytest.raises(UserError, match=message):
     pipeline.run(two_views, tmp_path / "run", home / "cache")
@@ -194,7 +200,7 @@ def test_end_to_end_training_needs_all_features(home, monkeypatch, tmp_path):
   no_training(monkeypatch)
   config = small(end_to_end)
   config.data.data_dir = str(home / "data")
-  config.head.components = 8
+  config.head.pca_components = 8
   with pytest.raises(UserError, match="features change under the heads"):
     pipeline.run(config, tmp_path / "run", home / "cache")
 
@@ -301,7 +307,7 @@ def test_bad_input_is_one_line_and_exit_code_1(home, tmp_path, extra, message):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"model": "haed"}, "'haed' is none of .*; did you mean 'head'"),
+    ({"pipeline": "haed"}, "'haed' is none of .*; did you mean 'head'"),
     ({"head.half_widths": (500,)}, "half_widths: 500 is outside 0 to"),
     ({"head.window": 2}, "window: 2 slices have no middle; give an odd number"),
     ({"head.attention": "toplitz"}, "did you mean 'toeplitz'"),

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk_metrics
 
-from rcm_jax import metrics
+from rcm_jax.decoding import boundaries
+from rcm_jax.evaluation import metrics
 
 E, J, D = 0, 1, 2
 PADDED = 12
 _confusion = jax.jit(metrics.confusion_matrix)
 _transitions = jax.jit(metrics.inconsistent_transitions)
-_boundaries = jax.jit(metrics.boundary_indices)
-_errors = jax.jit(metrics.boundary_errors_um)
+_boundaries = jax.jit(boundaries.boundary_indices)
+_errors = jax.jit(boundaries.boundary_errors_um)
 
 
 def pad(values, fill):
@@ -138,7 +139,7 @@ def test_padding_changes_nothing():
 
 def test_vmap_equals_one_at_a_time():
   labels, strata, depth, mask = random_stacks(np.random.default_rng(1), 12)
-  errors, counted = jax.jit(jax.vmap(metrics.boundary_errors_um))(labels, strata, depth, mask)
+  errors, counted = jax.jit(jax.vmap(boundaries.boundary_errors_um))(labels, strata, depth, mask)
   transitions = jax.jit(jax.vmap(metrics.inconsistent_transitions))(strata, mask)
   for i in range(12):
     single_error, single_counted = _errors(labels[i], strata[i], depth[i], mask[i])

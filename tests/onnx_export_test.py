@@ -19,12 +19,15 @@ import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 import pytest
 
-from rcm_jax import bundle, export, reading, textures
-from rcm_jax.calibrate import Calibration
-from rcm_jax.onnx_export import graph, head
-from rcm_jax.onnx_export import reading as onnx_reading
-from rcm_jax.onnx_export import textures as onnx_textures
-from rcm_jax.ops import boundaries
+from rcm_jax import export
+from rcm_jax.decoding import monotone_model
+from rcm_jax.decoding.intervals import Calibration
+from rcm_jax.exporters.onnx import decoding as onnx_reading
+from rcm_jax.exporters.onnx import graph, head
+from rcm_jax.exporters.onnx import textures as onnx_textures
+from rcm_jax.heads.attention import AttentionSpec
+from rcm_jax.inference import bundle, interpretation
+from rcm_jax.textures import encoder as texture_encoder
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LENGTHS = (1, 2, 7, 40)
@@ -119,14 +122,18 @@ def test_the_file_tells_what_it_is(exported, on_textures):
 
 HEADS = {
   "toeplitz": {},
-  "toeplitz, renormalized": {"half_width": 3, "boundary": "renormalize"},
-  "one direction, no attention": {"bidirectional": False, "attention": "none"},
+  "toeplitz, renormalized": {"attention": AttentionSpec("toeplitz", 3, "renormalize")},
+  "one direction, no attention": {"bidirectional": False, "attention": AttentionSpec()},
   "rnn": {"cell": "rnn", "feedback": "none"},
   "lstm": {"cell": "lstm"},
-  "windows": {"window": 5, "attention": "none"},
+  "windows": {"window": 5, "attention": AttentionSpec()},
   "windows of an lstm in one direction": {"window": 3, "cell": "lstm", "bidirectional": False},
-  "additive": {"attention": "additive", "decoder": "gru"},
-  "location": {"attention": "location", "decoder": "gru", "feedback": "teacher"},
+  "additive": {"attention": AttentionSpec("additive", units=4), "decoder": "gru"},
+  "location": {
+    "attention": AttentionSpec("location", units=4),
+    "decoder": "gru",
+    "feedback": "teacher",
+  },
 }
 
 
@@ -146,13 +153,13 @@ def test_every_head_gives_the_same_evidence(name):
     {"features": (np.float32, ("slices", 5))},
     {"evidence": (np.float32, ("slices", 3), found)},
   )
-  evidence = jax.jit(bundles.head_of(spec, params).evidence)
+  evidence = jax.jit(bundles.head_of(spec, params).unary_scores)
   x = rng.normal(size=(20, 5)).astype(np.float32)
   for count in (1, 2, 4, 20):
     expected = evidence(x, np.arange(20) < count, half_width=1)[:count]
     [given] = run.run(None, {"features": x[:count]})
     np.testing.assert_allclose(given, expected, atol=1e-5, rtol=1e-5)
-  if spec.attention == "location":
+  if spec.limit is not None:
     with pytest.raises(Fail, match="mismatch"):
       run.run(None, {"features": np.zeros((21, 5), np.float32)})
 
@@ -160,15 +167,15 @@ def test_every_head_gives_the_same_evidence(name):
 @pytest.mark.parametrize(
   ("spec", "most"),
   [
-    (textures.TextureSpec(7, 30, 1, 4, 0), 1 << 14),
-    (textures.TextureSpec(7, 30, 1, 4, 0), 500),
-    (textures.TextureSpec(7, 30, 3, 4, 1), 1 << 14),
-    (textures.TextureSpec(7, 30, 2, 4, 2), 200),
-    (textures.TextureSpec(1, 10, 2, 3, 0), 1),
+    (texture_encoder.TextureSpec(7, 30, 1, 4, 0), 1 << 14),
+    (texture_encoder.TextureSpec(7, 30, 1, 4, 0), 500),
+    (texture_encoder.TextureSpec(7, 30, 3, 4, 1), 1 << 14),
+    (texture_encoder.TextureSpec(7, 30, 2, 4, 2), 200),
+    (texture_encoder.TextureSpec(1, 10, 2, 3, 0), 1),
   ],
 )
 def test_textures_are_the_same(monkeypatch, spec, most):
-  monkeypatch.setattr(textures, "MAX_PATCHES", most)
+  monkeypatch.setattr(texture_encoder, "MAX_PATCHES", most)
   encoder = bundles.encoder_of(spec)
   stack = bundles.slices(5, size=50)
   stack[3] = 77  # flat
@@ -180,7 +187,7 @@ def test_textures_are_the_same(monkeypatch, spec, most):
     {"features": (np.float32, ("slices", spec.components), found)},
   )
   [features] = run.run(None, {"slices": stack})
-  expected = textures.encode(encoder, stack, spec.downsampling)
+  expected = texture_encoder.encode(encoder, stack, spec.downsampling)
   np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-5)
   assert np.ptp(features, axis=0).min() > 0.1
 
@@ -204,8 +211,8 @@ def decoder(calibration: Calibration, members: int):
 @functools.partial(jax.jit, static_argnums=3)
 def reference(evidence, depth_um, mask, calibration):
   if calibration.boundary_temperature is None:
-    evidence = jax.vmap(boundaries.log_marginals, (0, None))(evidence, mask)
-  return reading.read(jax.nn.softmax(evidence).mean(0), depth_um, mask, calibration)
+    evidence = jax.vmap(monotone_model.log_marginals, (0, None))(evidence, mask)
+  return interpretation.read(jax.nn.softmax(evidence).mean(0), depth_um, mask, calibration)
 
 
 CALIBRATIONS = {
@@ -257,7 +264,7 @@ def test_of_equal_labellings_the_same_one_is_taken():
 
 
 def test_without_onnx_one_line_says_how_to_get_it(tmp_path, capsys, monkeypatch):
-  for name in [name for name in sys.modules if name.split(".")[:2] == ["rcm_jax", "onnx_export"]]:
+  for name in [name for name in sys.modules if name.startswith("rcm_jax.exporters.onnx")]:
     monkeypatch.delitem(sys.modules, name)
   real = builtins.__import__
 

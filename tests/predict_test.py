@@ -13,11 +13,15 @@ from PIL import Image
 import pytest
 import tifffile
 
-from rcm_jax import bundle, data, predict, predictor
+from rcm_jax import predict
 from rcm_jax.arrays import STRATA
+from rcm_jax.data import scale as scale_lib
+from rcm_jax.inference import bundle, predictor
 from tfds_rcm.errors import UserError
 
-SCHEMA = json.loads((pathlib.Path(predict.__file__).parent / "prediction.schema.json").read_text())
+SCHEMA = json.loads(
+  (pathlib.Path(predict.__file__).parent / "inference/prediction.schema.json").read_text()
+)
 
 
 def write_bmps(folder, slices):
@@ -80,7 +84,7 @@ def test_the_command_line_reads_what_it_can_and_names_what_it_cannot(run, capsys
   [
     (lambda argv: [argv[0] + "x", *argv[1:]], "no model in it"),
     (lambda argv: [a for a in argv if "step_um" not in a], "give step_um"),
-    (lambda argv: [*argv, "--step_um=-1"], "above 0"),
+    (lambda argv: [*argv, "--step_um=-1"], "expected 0.1 to 100 µm"),
   ],
 )
 def test_a_wrong_call_is_told_by_lines(run, capsys, change, message):
@@ -117,7 +121,9 @@ def test_names_are_safe_and_distinct(tmp_path):
 def test_the_model_sees_slices_as_training_did():
   image = np.random.default_rng(0).integers(0, 256, (120, 100)).astype(np.uint8)
   seen = bundles.reader().prepare(image)
-  np.testing.assert_array_equal(seen, data.resize(image, bundles.SIZE))
+  np.testing.assert_array_equal(
+    seen, scale_lib.tiles(image, None, scale_lib.Scale(bundles.SIZE, None))[0]
+  )
 
 
 @pytest.mark.parametrize("context", [1, 3])

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rcm_jax import predictions as predictions_lib
+from rcm_jax.evaluation import predictions as predictions_lib
 from tfds_rcm import errors
 
 

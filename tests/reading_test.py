@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from rcm_jax import calibrate, reading
-from rcm_jax.calibrate import Calibration
+from rcm_jax.decoding import intervals
+from rcm_jax.decoding.intervals import Calibration
+from rcm_jax.inference import interpretation
 
 CALIBRATION = Calibration(1.3, (2.0, 3.0), 0.9, 2.0)
 GRAY = np.full((18, 2), 50.0)
@@ -19,7 +20,7 @@ GRAY = np.full((18, 2), 50.0)
 
 LENGTH = 24  # one for all, so that one program is compiled
 
-_read = jax.jit(reading.read)
+_read = jax.jit(interpretation.read)
 
 
 def read_probabilities(p, depth_um, calibration=CALIBRATION):
@@ -36,7 +37,7 @@ def read(strata, calibration=CALIBRATION, certainty=0.98, step=3.0):
   p[np.arange(len(strata)), strata] = certainty
   depth = step * np.arange(len(strata))
   found = read_probabilities(p, depth, calibration)
-  return found, reading.boundaries(found, depth), depth
+  return found, interpretation.named_boundaries(found, depth), depth
 
 
 def test_boundaries_and_mosaics_lie_where_the_strata_change():
@@ -48,18 +49,18 @@ def test_boundaries_and_mosaics_lie_where_the_strata_change():
   for b in boundaries:
     assert b.low_um < b.depth_um < b.high_um
     assert b.probability_shown > 0.9
-  plan = reading.depth_plan(boundaries, depth)
-  assert tuple(m.name for m in plan) == reading.MOSAICS
+  plan = interpretation.depth_plan(boundaries, depth)
+  assert tuple(m.name for m in plan) == interpretation.MOSAICS
   depths = [m.depth_um for m in plan]
   assert depths == sorted(depths)
   assert depths[2] == pytest.approx((boundaries[0].depth_um + boundaries[1].depth_um) / 2)
-  assert depths[0] == pytest.approx(boundaries[0].depth_um - reading.MARGIN_UM)
-  assert depths[4] == pytest.approx(boundaries[1].depth_um + reading.MARGIN_UM)
+  assert depths[0] == pytest.approx(boundaries[0].depth_um - interpretation.MARGIN_UM)
+  assert depths[4] == pytest.approx(boundaries[1].depth_um + interpretation.MARGIN_UM)
   for m in plan:
     assert m.low_um < m.depth_um < m.high_um
     if m.slice is not None:
       assert abs(depth[m.slice] - m.depth_um) <= 1.5 + 1e-4
-  assert reading.cautions(found, boundaries, depth, GRAY, bundles.TRAINING) == []
+  assert interpretation.cautions(found, boundaries, depth, GRAY, bundles.TRAINING) == []
 
 
 @pytest.mark.parametrize(
@@ -71,21 +72,23 @@ def test_what_the_stack_does_not_show_is_not_planned(strata):
   for b, index in zip(boundaries, np.searchsorted(found.strata, [1, 2]), strict=True):
     assert b.shown == (0 < index < len(strata))
     assert (b.depth_um is None) == (not b.shown)
-  plan = reading.depth_plan(boundaries, depth)
+  plan = interpretation.depth_plan(boundaries, depth)
   assert (plan[0].depth_um is None) == (not boundaries[0].shown)
   assert (plan[4].depth_um is None) == (not boundaries[1].shown)
   for m in plan[1:4]:
     assert (m.depth_um is None) == (not (boundaries[0].shown and boundaries[1].shown))
     if m.depth_um is None:
       assert m.note.startswith("the stack does not show")
-  cautions = reading.cautions(found, boundaries, depth, GRAY[: len(strata)], bundles.TRAINING)
+  cautions = interpretation.cautions(
+    found, boundaries, depth, GRAY[: len(strata)], bundles.TRAINING
+  )
   absent = 3 - len(set(found.strata.tolist()))
   assert [c.code for c in cautions].count("stratum_absent") == absent
 
 
 def test_mosaics_outside_the_stack_are_said_to_be():
   _, boundaries, depth = read([0] * 2 + [1] * 8 + [2] * 2)
-  plan = reading.depth_plan(boundaries, depth)
+  plan = interpretation.depth_plan(boundaries, depth)
   assert (plan[0].slice, plan[0].note) == (None, "above the first slice")
   assert (plan[4].slice, plan[4].note) == (None, "below the last slice")
 
@@ -105,15 +108,15 @@ def test_a_stack_is_read_as_calibration_says_and_padding_changes_nothing():
   p = np.random.default_rng(2).dirichlet(np.ones(3), 9).astype(np.float32)
   depth = 3 * np.arange(9, dtype=np.float32)
   found = read_probabilities(p, depth)
-  intervals = jax.jit(calibrate.boundary_intervals_um)(p, depth, np.ones(9, bool), CALIBRATION)
-  np.testing.assert_allclose(found.boundary_um, intervals, rtol=1e-5)
-  scaled = calibrate.scale(p, CALIBRATION.temperature)
+  expected = jax.jit(intervals.boundary_intervals_um)(p, depth, np.ones(9, bool), CALIBRATION)
+  np.testing.assert_allclose(found.boundary_um, expected, rtol=1e-5)
+  scaled = intervals.scale(p, CALIBRATION.temperature)
   np.testing.assert_allclose(found.probabilities, scaled, rtol=1e-5)
 
 
 def _codes(training=bundles.TRAINING, gray=GRAY, calibration=CALIBRATION, step=3.0):
   found, boundaries, depth = read([0] * 6 + [1] * 8 + [2] * 4, calibration, step=step)
-  cautions = reading.cautions(found, boundaries, depth, gray, training)
+  cautions = interpretation.cautions(found, boundaries, depth, gray, training)
   assert all(c.message and "\n" not in c.message for c in cautions)
   return [c.code for c in cautions], boundaries
 

@@ -12,8 +12,8 @@ import bundles
 import numpy as np
 import pytest
 
-from rcm_jax import report
-from rcm_jax.reading import MOSAICS
+from rcm_jax.inference import html_report
+from rcm_jax.inference.interpretation import MOSAICS
 
 EVIL = "</script><img src=x onerror=\"alert('1')\">{{data}}&amp;"
 
@@ -85,7 +85,7 @@ def result_of(count: int = 12, name: str = "stack") -> dict:
 
 
 def test_names_from_files_stay_text():
-  page = report.render(result_of(name=EVIL), bundles.slices(12, size=16))
+  page = html_report.render(result_of(name=EVIL), bundles.slices(12, size=16))
   assert "<img src=x" not in page
   assert html.escape(EVIL) in page
   data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1]
@@ -94,7 +94,7 @@ def test_names_from_files_stay_text():
 
 
 def test_nothing_comes_from_outside():
-  page = report.render(result_of(), bundles.slices(12, size=16))
+  page = html_report.render(result_of(), bundles.slices(12, size=16))
   addresses = set(re.findall(r"https?://[^\s\"'<>)]+", page))
   assert addresses == {"http://www.w3.org/2000/svg"}  # a name, never fetched
   assert "default-src 'none'" in page
@@ -103,8 +103,8 @@ def test_nothing_comes_from_outside():
 
 
 def test_slices_are_shown_no_larger_than_needed():
-  page = report.render(result_of(), bundles.slices(12, size=700))
-  small = report.render(result_of(), bundles.slices(12, size=512))
+  page = html_report.render(result_of(), bundles.slices(12, size=700))
+  small = html_report.render(result_of(), bundles.slices(12, size=512))
   assert len(page) < 1.2 * len(small)
 
 
@@ -168,7 +168,7 @@ def browse(folder, page, *options):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian package chromium)")
 def test_the_viewer_works_in_a_browser(tmp_path):
-  page = report.render(result_of(name=EVIL), bundles.slices(12, size=64))
+  page = html_report.render(result_of(name=EVIL), bundles.slices(12, size=64))
   seen = browse(tmp_path, page, "--window-size=390,844")
   assert seen["faults"] == []
   assert not seen["wide"]  # nothing to scroll sideways for on a phone
@@ -188,7 +188,7 @@ def test_the_viewer_works_in_a_browser(tmp_path):
 def test_dark_mode_is_dark(tmp_path):
   result = {**result_of(), "attention": None}
   result["stack"] = {**result["stack"], "pixel_um": 0.5}
-  page = report.render(result, bundles.slices(12, size=64))
+  page = html_report.render(result, bundles.slices(12, size=64))
   brightness = {}
   for scheme in (0, 1):  # dark, light
     folder = tmp_path / str(scheme)

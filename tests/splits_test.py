@@ -70,6 +70,9 @@ def test_targets_are_counts_or_fractions():
   assert splits.targets(PAPER, 504) == PAPER
   assert splits.targets(splits.PAPER_FRACTIONS, 504) == PAPER
   assert sum(splits.targets((0.5, 0.2, 0.3), 11)) == 11
+  assert splits.targets(splits.PAPER_FRACTIONS, 4) == (1, 1, 2)
+  assert splits.targets((0.99, 0.005, 0.005), 5) == (3, 1, 1)
+  assert splits.targets((0.5, 0, 0.5), 4) == (2, 0, 2)
   for bad in ((245, 61, 100), (0.5, 0.5, 0.5), (1, 2), (-1, 1, 1), (1.5, 1.5, 1)):
     with pytest.raises(UserError, match="split_sizes"):
       splits.targets(bad, 504)
@@ -114,3 +117,13 @@ def test_a_patient_in_two_splits_is_refused_with_both_rows(written):
   path.write_text(text.replace(line, line.replace(split_of[victim], other)), newline="\r\n")
   with pytest.raises(UserError, match=rf"row \d+: patient '{patient}' is in .* in row \d+"):
     splits.read(path, patient_of)
+
+
+def test_a_split_file_of_other_columns(written):
+  path, patient_of, split_of = written
+  path.write_text(path.read_text().replace("split", "Group").replace("slices", "T"))
+  with pytest.raises(UserError, match="no column split"):
+    splits.read(path, patient_of)
+  warnings = []
+  assert splits.read(path, patient_of, warnings, {"split": "group"}) == split_of
+  assert warnings == [f"{path}, row 1: unknown column passed over: 'T'"]

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch import ablations, findings, jobs, seeds, study, sweep
-from rcm_jax import paper_results, predictions
-from rcm_jax import study as study_lib
+from launch import study, sweep
+from launch.replication import ablations, findings, seeds
+from launch.runners import dispatch
+from rcm_jax.evaluation import finished_runs, paper_results
+from rcm_jax.evaluation import predictions as predictions_lib
 
 SOURCE = "rcm_phantom/paper_small"
 
@@ -22,12 +24,12 @@ def _at_the_root(monkeypatch):
 def test_the_core_is_table_1_and_the_ordered_heads():
   folded = sweep.fold(study.core("paper_small", 5, 3))
   assert len(folded) == 10
-  members = {job.fields["method"]: job.members for job in folded}
+  members = {job.fields["name"]: job.members for job in folded}
   once_a_cnn = {"inception_v3", "iv3_context", "hames", "kaur"}
   assert members.pop("toeplitz_d7") == 30
   assert set(findings.METHODS) < set(members)
   assert {count for method, count in members.items() if method not in once_a_cnn} == {5}
-  seeds = {job.fields["method"]: len(job.fields["seeds"]) for job in folded}
+  seeds = {job.fields["name"]: len(job.fields["seeds"]) for job in folded}
   assert {seeds[method] for method in once_a_cnn} == {3}
   for job in folded:
     assert job.fields["data.sources"] == (SOURCE,)
@@ -49,7 +51,7 @@ def test_another_seed_moves_the_phantom_and_every_training():
     assert job.fields["data.sources"] == (SOURCE + "+seed=1",)
     assert set(job.fields["seeds"]) <= {1000, 1001}
     assert job.fields["cnn.seed"] == 1000
-    assert job.fields["method"] in (*paper_results.METHODS, *findings.METHODS)
+    assert job.fields["name"] in (*paper_results.METHODS, *findings.METHODS)
 
 
 def test_tests_of_other_domains_share_no_patient_with_training():
@@ -66,7 +68,7 @@ def test_groups_of_seeds_by_hand():
   def predicted(seed):
     strata = labels.copy()
     strata[[seed, seed + 5]] = (labels[[seed, seed + 5]] + 1) % 3
-    return predictions.StackPrediction(
+    return predictions_lib.StackPrediction(
       method="toeplitz_d1",
       seed=seed,
       input="whole stack",
@@ -79,7 +81,9 @@ def test_groups_of_seeds_by_hand():
     )
 
   runs = range(5)
-  run = study_lib.Study("here", {"toeplitz_d1": {s: [predicted(s)] for s in runs}}, {}, {})
+  run = finished_runs.FinishedRuns(
+    "here", {"toeplitz_d1": {s: [predicted(s)] for s in runs}}, {}, {}
+  )
   table = seeds.table(run, "toeplitz_d1", "seeds", "title")
   values = [[cell.value for cell in row] for row in table.rows]
   assert [row[:4] for row in values] == [
@@ -177,7 +181,7 @@ def test_a_part_runs_its_jobs_below_its_name_and_writes_its_table(tmp_path, monk
     del args
     started.extend(job.name for job in folded)
 
-  monkeypatch.setattr(jobs, "launch", launched)
+  monkeypatch.setattr(dispatch, "launch", launched)
   written = []
   monkeypatch.setattr(study, "_write_ablation", lambda part, *rest: written.append(part))
   study.main([f"--workdir={tmp_path}", f"--out={tmp_path}", "--parts", "boundary", "feedback"])

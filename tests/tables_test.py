@@ -8,15 +8,21 @@ import math
 
 import pytest
 
-from rcm_jax import paper_results, tables
+from rcm_jax.evaluation import paper_results
+from rcm_jax.reporting import table_formats
 
-TABLE = tables.Table(
+TABLE = table_formats.Table(
   "table9",
   "Table 9. Effect of x_1 & x_2",
   [("", "Method"), ("Error, µm", "Epidermis"), ("Error, µm", "Dermis"), ("", "p")],
   [
-    ["a_b", tables.Cell(1.234, 1.0, 1.5, bold=True), tables.Cell(math.nan), tables.Cell(1e-9)],
-    ["c", tables.Cell(-2.0, -2.5, -1.5), tables.Cell(3.0), tables.Cell(0.05)],
+    [
+      "a_b",
+      table_formats.Cell(1.234, 1.0, 1.5, bold=True),
+      table_formats.Cell(math.nan),
+      table_formats.Cell(1e-9),
+    ],
+    ["c", table_formats.Cell(-2.0, -2.5, -1.5), table_formats.Cell(3.0), table_formats.Cell(0.05)],
   ],
   rules=(0, 1),
   notes=["Measured on 100 % phantom."],
@@ -24,7 +30,7 @@ TABLE = tables.Table(
 
 
 def test_markdown():
-  lines = tables.to_markdown(TABLE).splitlines()
+  lines = table_formats.to_markdown(TABLE).splitlines()
   assert lines[0] == "## Table 9. Effect of x_1 & x_2"
   assert lines[2] == "| Method | Error, µm Epidermis | Error, µm Dermis | p |"
   assert lines[3] == "| --- | ---: | ---: | ---: |"
@@ -34,7 +40,7 @@ def test_markdown():
 
 
 def test_csv_keeps_full_precision_and_interval_ends():
-  header, first, second = csv.reader(io.StringIO(tables.to_csv(TABLE)))
+  header, first, second = csv.reader(io.StringIO(table_formats.to_csv(TABLE)))
   assert header == [
     "method",
     "error_um_epidermis",
@@ -48,7 +54,7 @@ def test_csv_keeps_full_precision_and_interval_ends():
 
 
 def test_latex_is_escaped_balanced_and_grouped():
-  text = tables.to_latex(TABLE)
+  text = table_formats.to_latex(TABLE)
   assert r"\caption{Effect of x\_1 \& x\_2}" in text
   assert r"\multicolumn{2}{c}{Error, \textmu{}m}" in text
   assert r"\cmidrule(lr){2-3}" in text

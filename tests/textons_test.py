@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax.baselines import textons
+from rcm_jax.textures import textons
 from tfds_rcm.errors import UserError
 
 

@@ -4,7 +4,7 @@ import json
 
 from tensorboardX.proto import event_pb2
 
-from rcm_jax.writer import Writer
+from rcm_jax.runtime.metric_writer import Writer
 
 
 def lines(path):

@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from tfds_rcm import check, features, splits, staging
+from tfds_rcm import check, disk, features, splits, staging
 from tfds_rcm.shards import is_whole_shard, write_shard
 from tfds_rcm.study import Job, Plan, make_record
 
@@ -81,20 +81,28 @@ class ManifestBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     if not plan.options.splits.exists():
       splits.write(plan.options.splits, [s.for_split for s in plan.stacks], plan.split_of)
     replaced = folder.with_name(f"replaced.{folder.name}")
-    for leftover in (*folder.parent.glob(f"incomplete.*{folder.name}"), replaced):  # a killed run's
+    for leftover in folder.parent.glob(f"incomplete.*{folder.name}"):  # a killed run's
       shutil.rmtree(leftover, ignore_errors=True)
+    if replaced.exists() and stamp.is_file():
+      shutil.rmtree(replaced)
+    elif replaced.exists():  # the run that was to replace it was killed
+      shutil.rmtree(folder, ignore_errors=True)
+      replaced.rename(folder)
     if folder.exists():
       folder.rename(replaced)
     try:
-      self._write(download_config)
+      with disk.failures_told(folder):
+        self._write(download_config)
+        splits.write(folder / "splits.csv", [s.for_split for s in plan.stacks], plan.split_of)
+        report = check.report(plan) + "\n"
+        disk.write_whole(folder / "report.txt", report.encode())
+        disk.write_whole(stamp, plan.fingerprint.encode())  # the last one: now all is there
     except BaseException:
+      shutil.rmtree(folder, ignore_errors=True)
       if replaced.exists():
         replaced.rename(folder)
       raise
     shutil.rmtree(replaced, ignore_errors=True)
-    splits.write(folder / "splits.csv", [s.for_split for s in plan.stacks], plan.split_of)
-    (folder / "report.txt").write_text(check.report(plan) + "\n", encoding="utf-8")
-    stamp.write_text(plan.fingerprint)
     shutil.rmtree(self.staging_dir, ignore_errors=True)
     return True
 

@@ -6,7 +6,7 @@ problems before anything is written, so that a bad row costs seconds, not a nigh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -18,8 +18,8 @@ import numpy as np
 
 from tfds_rcm import labels as labels_lib
 from tfds_rcm import manifest as manifest_lib
+from tfds_rcm import patients, stack_io, staging
 from tfds_rcm import splits as splits_lib
-from tfds_rcm import stack_io, staging
 from tfds_rcm.errors import UserError
 from tfds_rcm.png import encode_png
 
@@ -45,6 +45,8 @@ class Options:
     value_range: stored values that become black and white in pixels deeper than 8
       bit; each stack's own range if None.
     compress: slices as PNG files, smaller and slower, see `features.stack_features`.
+    columns: the CSVs' headers for some of our columns.
+    distinct_patients: ids that are as many patients, however alike, see `patients`.
   """
 
   folder: pathlib.Path
@@ -56,6 +58,8 @@ class Options:
   rules: labels_lib.Rules = dataclasses.field(default_factory=labels_lib.Rules)
   value_range: stack_io.Range | None = None
   compress: bool = False
+  columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  distinct_patients: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +72,8 @@ class Examined:
     depth_um: depth of each slice in µm.
     pixel_um: side of a pixel in µm, None if unknown.
     labels: index into labels.STRATA of each slice.
-    disagreements: slices on which readers differ.
+    read_again: slices that two or more readers labelled.
+    disagreements: those on which readers differ.
     warnings: what is odd but allowed.
   """
 
@@ -77,6 +82,7 @@ class Examined:
   depth_um: tuple[float, ...]
   pixel_um: float | None
   labels: tuple[int, ...]
+  read_again: int
   disagreements: int
   warnings: tuple[str, ...]
 
@@ -183,16 +189,24 @@ def make_plan(options: Options, *, decode: bool = False, workers: int | None = N
       stack is among the plan's problems.
   """
   problems: list[str] = []
-  entries = manifest_lib.read_manifest(options.manifest, options.folder, options.labels, problems)
+  warnings: list[str] = []
+  entries = manifest_lib.read_manifest(
+    options.manifest, options.folder, options.labels, problems, warnings, options.columns
+  )
+  with manifest_lib.collected(problems):
+    patients.check(_first_rows(entries), options.distinct_patients)
   examine = functools.partial(_examine, options=options, decode=decode)
-  stacks, warnings = [], []
+  stacks = []
   # Opening takes less time than starting processes does; decoding does not.
   for found in staging.in_parallel(examine, entries, workers=workers if decode else 1):
-    if isinstance(found, str):
-      problems.append(found)
-    else:
+    if isinstance(found, Examined):
       stacks.append(found)
       warnings.extend(found.warnings)
+    elif found:
+      problems.append(found)
+  readings = (reading for entry in entries for reading in entry.readings)
+  if unknown := labels_lib.unknown_labels(readings, options.rules.label_map):
+    problems.append(unknown)
   split_of: dict[str, str] = {}
   if not problems:
     with manifest_lib.collected(problems):
@@ -200,25 +214,38 @@ def make_plan(options: Options, *, decode: bool = False, workers: int | None = N
   return Plan(options, tuple(stacks), split_of, tuple(problems), tuple(warnings))
 
 
+def _first_rows(entries: Sequence[manifest_lib.Entry]) -> dict[str, str]:
+  """Where each patient stands first."""
+  places: dict[str, str] = {}
+  for entry in entries:
+    places.setdefault(entry.patient_id, entry.place)
+  return places
+
+
 def _split(options: Options, stacks: Sequence[Examined], warnings: list[str]) -> dict[str, str]:
-  wanted = splits_lib.targets(options.split_sizes or splits_lib.PAPER_FRACTIONS, len(stacks))
+  sizes = options.split_sizes or splits_lib.PAPER_FRACTIONS
+  wanted = splits_lib.targets(sizes, len(stacks))
   obeyed = options.splits.exists()
   if obeyed:
     patient_of = {s.entry.stack_id: s.entry.patient_id for s in stacks}
-    split_of = splits_lib.read(options.splits, patient_of)
+    split_of = splits_lib.read(options.splits, patient_of, warnings, options.columns)
   else:
     split_of = splits_lib.divide([s.for_split for s in stacks], wanted, options.seed)
   got = tuple(list(split_of.values()).count(split) for split in splits_lib.SPLITS)
-  if got == wanted:
-    return split_of
   counts = f"{'/'.join(map(str, got))} stacks instead of {'/'.join(map(str, wanted))}"
-  if not obeyed:
-    warnings.append(f"splits: {counts}: whole patients come no nearer")
-  elif options.split_sizes:
+  if got != wanted and obeyed and options.split_sizes:
     raise UserError(
       f"{options.splits}: {counts} as split_sizes asks for; give no split_sizes to have the file "
       "obeyed, or remove it to have a new one made"
     )
+  empty = [s for s, count, size in zip(splits_lib.SPLITS, got, sizes) if not count and size]
+  if empty:
+    raise UserError(
+      f"{options.splits if obeyed else 'splits'}: no stack is in {' or '.join(empty)}; give "
+      f"--split_sizes={','.join(map(str, got))} if that is meant"
+    )
+  if got != wanted and not obeyed:
+    warnings.append(f"splits: {counts}: whole patients come no nearer")
   return split_of
 
 
@@ -233,6 +260,8 @@ def _at_row(entry: manifest_lib.Entry) -> Iterator[None]:
   """Adds the manifest's row to an error that names no row."""
   try:
     yield
+  except labels_lib.UnknownLabel:
+    raise
   except UserError as error:
     places = [row.place for reading in entry.readings for row in reading.rows]
     if str(error).startswith((entry.place, *places)):
@@ -241,12 +270,9 @@ def _at_row(entry: manifest_lib.Entry) -> Iterator[None]:
 
 
 def _examine(entry: manifest_lib.Entry, *, options: Options, decode: bool) -> Examined | str:
-  """A stack, or the problem with it."""
+  """A stack, or the problem with it, empty if it is told elsewhere."""
   try:
     with _at_row(entry), _open(entry, options.value_range) as reader:
-      merged = labels_lib.merge_readings(
-        entry.place, entry.readings, reader.names, reader.depth_um, options.rules
-      )
       if math.prod(reader.shape) > MAX_PIXELS:
         raise UserError(
           f"{entry.path}: {' x '.join(map(str, reader.shape))} pixels, expected at most "
@@ -255,14 +281,20 @@ def _examine(entry: manifest_lib.Entry, *, options: Options, decode: bool) -> Ex
       if decode:
         for _ in reader:
           pass
+      merged = labels_lib.merge_readings(
+        entry.place, entry.readings, reader.names, reader.depth_um, options.rules
+      )
       return Examined(
         entry=entry,
         shape=reader.shape,
         depth_um=tuple(reader.depth_um.tolist()),
         pixel_um=reader.pixel_um,
         labels=tuple(merged.labels.tolist()),
+        read_again=merged.read_again,
         disagreements=merged.disagreements,
         warnings=merged.warnings,
       )
+  except labels_lib.UnknownLabel:
+    return ""  # `make_plan` tells those of all stacks at once
   except UserError as error:
     return str(error)

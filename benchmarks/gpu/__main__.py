@@ -25,7 +25,7 @@ import jax
 
 from benchmarks import run
 from benchmarks.gpu import parts
-from rcm_jax import sharding
+from rcm_jax.runtime import devices
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   if not options.dry:
     jax.config.update("jax_compilation_cache_dir", str(options.json.parent.absolute() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    sharding.start()
+    devices.start()
     if jax.default_backend() != "gpu":
       sys.exit(
         "benchmarks.gpu: JAX sees no GPU; see docs/gpu.md, or give --dry for a trial on a CPU"

@@ -20,12 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.gpu import programs
-from rcm_jax import decode
-from rcm_jax import members as members_lib
 from rcm_jax.arrays import NUM_STRATA, Features
-from rcm_jax.models import inception, inception_inference
-from rcm_jax.ops import boundaries, feedback, gru, rnn, toeplitz
-from rcm_jax.ops.batch_norm import batch_norm_relu
+from rcm_jax.cnn import folded_inception, inception
+from rcm_jax.cnn.batch_norm import batch_norm_relu
+from rcm_jax.decoding import monotone_model, strata
+from rcm_jax.heads.attention import AttentionSpec
+from rcm_jax.heads.member_parallel import over_members
+from rcm_jax.heads.objective import Member
+from rcm_jax.heads.train_epochs import make_train
+from rcm_jax.ops import feedback, gru, rnn, toeplitz
 
 FILE = pathlib.Path(__file__).with_name("parity.npz")
 # Largest error allowed, as a share of the largest value, at "highest" and at "default".
@@ -84,15 +87,18 @@ def _toeplitz(form: str) -> Any:
 
 def _ordered() -> Any:
   pairs = jnp.array([[3, 9], [0, 4], [1, 3], [0, 1]])
-  run = lambda e: jax.vmap(boundaries.log_likelihood)(e, jnp.asarray(_MASK), pairs)
-  marginals = lambda e: jax.vmap(boundaries.log_marginals)(e, jnp.asarray(_MASK))
+  run = lambda e: jax.vmap(monotone_model.log_likelihood)(e, jnp.asarray(_MASK), pairs)
+  marginals = lambda e: jax.vmap(monotone_model.log_marginals)(e, jnp.asarray(_MASK))
   return _with_gradient(run, _normal(1, B, T, 3)), jnp.exp(marginals(_normal(1, B, T, 3)))
 
 
 def _decoding() -> Any:
   log_probs = jax.nn.log_softmax(4 * _normal(1, B, T, 3))
-  strata, mask = log_probs.argmax(-1), jnp.asarray(_MASK)
-  return jax.vmap(decode.monotone)(log_probs, mask), jax.vmap(decode.median_then_max)(strata, mask)
+  likeliest, mask = log_probs.argmax(-1), jnp.asarray(_MASK)
+  return (
+    jax.vmap(strata.monotone)(log_probs, mask),
+    jax.vmap(strata.median_then_max)(likeliest, mask),
+  )
 
 
 def _batch_norm() -> Any:
@@ -104,7 +110,7 @@ def _network(dtype: jnp.dtype) -> Any:
   network = inception.InceptionV3(NUM_STRATA, width=0.125, dtype=dtype, rngs=nnx.Rngs(0))
   images = np.random.default_rng(1).integers(0, 256, (2, 96, 96, 1), dtype=np.uint8)
   network.eval()
-  return inception_inference.extract_fn(network, dtype)(images)
+  return folded_inception.extract_fn(network, dtype)(images)
 
 
 def _training(**more: Any) -> Any:
@@ -114,18 +120,16 @@ def _training(**more: Any) -> Any:
   values = _normal(3, B, T, F) + jnp.asarray(labels[..., None])
   stacks = Features(values, jnp.asarray(labels), jnp.zeros((B, T)), jnp.asarray(_MASK))
   spec = programs.head_spec(num_features=F, max_slices=T, **more)
-  training = members_lib.make_train(spec, stacks, stacks, batch_size=2, epochs=3, epochs_per_call=3)
-  who = members_lib.Member(
-    jnp.arange(2), jnp.array([1, 1]), *(jnp.full(2, v) for v in (1e-3, 0.05, 0.1, 0.0))
-  )
-  over = lambda f: jax.jit(members_lib.over_members(f))
+  training = make_train(spec, stacks, stacks, batch_size=2, epochs=3, epochs_per_call=3)
+  who = Member(jnp.arange(2), jnp.array([1, 1]), *(jnp.full(2, v) for v in (1e-3, 0.05, 0.1, 0.0)))
+  over = lambda f: jax.jit(over_members(f))
   _, curves = over(training.run)(over(training.init)(who), who, jnp.zeros(2, int))
   return curves[..., 0]
 
 
 def cases() -> dict[str, Callable[[], Any]]:
   """Name → what it computes."""
-  toeplitz_head = {"attention": "toeplitz", "half_width": 1}
+  toeplitz_head = {"attention": AttentionSpec("toeplitz", 1)}
   return {
     "GRU": lambda: _gru("auto"),
     "GRU, unrolled": lambda: _gru("unrolled"),

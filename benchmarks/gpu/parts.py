@@ -13,10 +13,11 @@ import numpy as np
 
 from benchmarks import gru, heads, peer, timing, toeplitz
 from benchmarks.gpu import parity, programs
-from rcm_jax import cnn_step, sharding
 from rcm_jax.arrays import MAX_SLICES, NUM_STRATA
-from rcm_jax.models import inception, inception_inference
-from rcm_jax.models.head import Head
+from rcm_jax.cnn import folded_inception, inception, train_step
+from rcm_jax.heads.attention import AttentionSpec
+from rcm_jax.heads.head import Head
+from rcm_jax.runtime import devices
 
 Row = tuple[str, Callable[[], dict[str, Any]]]
 TRAINED_SLICES = 10_409  # of the paper's 245 stacks, at its mean of 42.5 slices a stack
@@ -117,7 +118,7 @@ def _images(sizes: dict[str, Any], count: int) -> jax.Array:
 
 
 def _extractor(sizes: dict[str, Any]):
-  return inception_inference.extract_fn(_network(sizes), _dtype())
+  return folded_inception.extract_fn(_network(sizes), _dtype())
 
 
 def _dtype() -> jnp.dtype:
@@ -157,8 +158,8 @@ def _toeplitz(sizes: dict[str, Any]) -> list[Row]:
 def _cnn(sizes: dict[str, Any]) -> list[Row]:
   def train(batch: int) -> dict[str, Any]:
     spec = programs.cnn_spec(batch, groups=1, width=sizes["width"])
-    mesh = sharding.device_mesh(1)
-    built = cnn_step.build(spec, 100, mesh)
+    mesh = devices.device_mesh(1)
+    built = train_step.build(spec, 100, mesh)
     state = [jax.device_put(built.start)]
     rows_ = jnp.arange(batch, dtype=jnp.int32)
     images, labels = _images(sizes, batch), jnp.zeros(batch, jnp.int32)
@@ -176,7 +177,7 @@ def _cnn(sizes: dict[str, Any]) -> list[Row]:
 def _predict(sizes: dict[str, Any]) -> list[Row]:
   def latency(slices: int) -> dict[str, Any]:
     see = _extractor(sizes)
-    head = Head(programs.head_spec(attention="toeplitz", half_width=1), nnx.Rngs(0))
+    head = Head(programs.head_spec(attention=AttentionSpec("toeplitz", 1)), nnx.Rngs(0))
     graph, params = nnx.split(head)
     mask = jnp.ones(sizes["stack"], bool)
     images = np.asarray(_images(sizes, slices))

@@ -16,28 +16,34 @@ from benchmarks import gru as gru_benchmark
 from benchmarks import heads as heads_benchmark
 from benchmarks import toeplitz as toeplitz_benchmark
 from configs import base
-from rcm_jax import calibrate, cnn, cnn_step, decode, sharding
-from rcm_jax import members as members_lib
 from rcm_jax.arrays import MAX_SLICES, NUM_STRATA
-from rcm_jax.augment import Augmentation, views
-from rcm_jax.models import inception, inception_inference
-from rcm_jax.models.head import HeadSpec
+from rcm_jax.cnn import folded_inception, inception, train_step
+from rcm_jax.cnn.augmentation import augmentation_of, views
+from rcm_jax.cnn.spec import CnnSpec
+from rcm_jax.decoding import intervals, strata
+from rcm_jax.heads.attention import AttentionSpec
+from rcm_jax.heads.head import HeadSpec
+from rcm_jax.heads.member_parallel import lower_run, over_members
+from rcm_jax.heads.objective import Member
+from rcm_jax.heads.train_epochs import make_train
 from rcm_jax.ops import toeplitz
 from rcm_jax.ops.gru import bidirectional_gru
+from rcm_jax.runtime import devices
 
 STACKS, VALIDATION, BATCH, EPOCHS = 245, 61, 4, 20  # of the paper; epochs a call
 STEPS = -(-STACKS // BATCH)
 SIDE = 299
 MEMBERS = (1, 8, 64, 120)
 CNN_BATCHES = (32, 64, 128, 256)
+TOEPLITZ = AttentionSpec("toeplitz", 7)
 # What `HeadSpec` has besides, by kind of head.
 KINDS = {
   "full sequence": {},
-  "toeplitz": {"attention": "toeplitz", "half_width": 7},
-  "toeplitz, feedback": {"attention": "toeplitz", "half_width": 7, "feedback": "own"},
+  "toeplitz": {"attention": TOEPLITZ},
+  "toeplitz, feedback": {"attention": TOEPLITZ, "feedback": "own"},
   "partial sequence": {"window": 3},
-  "ordered": {"attention": "toeplitz", "half_width": 7, "likelihood": "boundaries"},
-  "global attention": {"attention": "additive", "decoder": "gru", "feedback": "own"},
+  "ordered": {"attention": TOEPLITZ, "likelihood": "boundaries"},
+  "global attention": {"attention": AttentionSpec("additive"), "decoder": "gru", "feedback": "own"},
   "LSTM": {"cell": "lstm"},
   "RNN": {"cell": "rnn"},
   "one direction": {"bidirectional": False},
@@ -111,10 +117,7 @@ def head_spec(**more: Any) -> HeadSpec:
       "cell": "gru",
       "bidirectional": True,
       "window": None,
-      "attention": "none",
-      "half_width": 0,
-      "boundary": "zero",
-      "units": gru_benchmark.HIDDEN,
+      "attention": AttentionSpec(),
       "max_slices": MAX_SLICES,
       "decoder": "dense",
       "feedback": "none",
@@ -125,8 +128,8 @@ def head_spec(**more: Any) -> HeadSpec:
 
 def _lower_head(more: dict[str, Any], count: int, place: Any) -> jax.stages.Lowered:
   del place
-  mesh = sharding.local_mesh()
-  training = members_lib.make_train(
+  mesh = devices.local_mesh()
+  training = make_train(
     head_spec(**more),
     heads_benchmark.features(STACKS, MAX_SLICES),
     heads_benchmark.features(VALIDATION, MAX_SLICES),
@@ -134,12 +137,12 @@ def _lower_head(more: dict[str, Any], count: int, place: Any) -> jax.stages.Lowe
     epochs=EPOCHS,
     epochs_per_call=EPOCHS,
   )
-  who = members_lib.Member(*[np.zeros(count, np.int32)] * 2, *[np.zeros(count, np.float32)] * 4)
-  state = jax.eval_shape(members_lib.over_members(training.init), who)
-  split, whole = sharding.split_leading(mesh), sharding.replicated(mesh)
+  who = Member(*[np.zeros(count, np.int32)] * 2, *[np.zeros(count, np.float32)] * 4)
+  state = jax.eval_shape(over_members(training.init), who)
+  split, whole = devices.split_leading(mesh), devices.replicated(mesh)
   epoch = np.zeros(count, np.int32)
   of_members = _on((state, who, epoch), split)
-  return members_lib.lower_run(training, mesh, *of_members, _on(training.data, whole))
+  return lower_run(training, mesh, *of_members, _on(training.data, whole))
 
 
 def _on(tree: Any, place: Any) -> Any:
@@ -200,12 +203,12 @@ def _lower_toeplitz(
   return _lower(both, place, h, weights, mask, h)
 
 
-def cnn_spec(batch: int, *, groups: int = 8, width: float = 1.0) -> cnn.CnnSpec:
+def cnn_spec(batch: int, *, groups: int = 8, width: float = 1.0) -> CnnSpec:
   """Returns the paper preset's CNN with another batch."""
   config = base.get_config("paper")
-  return cnn.CnnSpec(
+  return CnnSpec(
     **{**config.cnn, "batch_size": batch, "norm_groups": groups, "width": width},
-    augmentation=Augmentation(**config.augmentation),
+    augmentation=augmentation_of(config.augmentation),
   )
 
 
@@ -238,9 +241,9 @@ def _cnn() -> list[Program]:
 def _lower_step(batch: int, groups: int, place: Any) -> jax.stages.Lowered:
   del place
   spec = cnn_spec(batch, groups=groups)
-  mesh = sharding.device_mesh(spec.norm_groups)
-  programs = cnn_step.build(spec, 100, mesh)
-  split, whole = sharding.split_leading(mesh), sharding.replicated(mesh)
+  mesh = devices.device_mesh(spec.norm_groups)
+  programs = train_step.build(spec, 100, mesh)
+  split, whole = devices.split_leading(mesh), devices.replicated(mesh)
   images = np.broadcast_to(np.uint8(0), (batch, SIDE, SIDE, 1))
   rows = np.zeros(batch, np.int32)
   number = np.zeros((), np.int32)
@@ -253,19 +256,19 @@ def _lower_step(batch: int, groups: int, place: Any) -> jax.stages.Lowered:
 
 
 def _lower_hits(place: Any) -> jax.stages.Lowered:
-  programs = cnn_step.build(cnn_spec(32), 100, sharding.device_mesh(1))
+  programs = train_step.build(cnn_spec(32), 100, devices.device_mesh(1))
   images = np.broadcast_to(np.uint8(0), (32, SIDE, SIDE, 1))
   return programs.hits.lower(*_on((programs.start, images, np.zeros(32, np.int32)), place))
 
 
 def _lower_extract(batch: int, place: Any) -> jax.stages.Lowered:
   del place
-  mesh = sharding.local_mesh()
+  mesh = devices.local_mesh()
   network = inception.InceptionV3(NUM_STRATA, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-  params = inception_inference.fold(network, jnp.bfloat16)
+  params = folded_inception.fold(network, jnp.bfloat16)
   images = np.broadcast_to(np.uint8(0), (batch, SIDE, SIDE, 1))
-  return jax.jit(inception_inference.compute_fn(network)).lower(
-    _on(params, sharding.replicated(mesh)), _on(images, sharding.split_leading(mesh))
+  return jax.jit(folded_inception.compute_fn(network)).lower(
+    _on(params, devices.replicated(mesh)), _on(images, devices.split_leading(mesh))
   )
 
 
@@ -280,13 +283,13 @@ def _decoding() -> list[Program]:
   count, length = 198, MAX_SLICES
   values = np.zeros((count, length, NUM_STRATA), np.float32)
   mask, depth = np.ones((count, length), bool), np.zeros((count, length), np.float32)
-  strata = np.zeros((count, length), np.int32)
-  calibration = calibrate.Calibration(1.0, (1.0, 1.0), 0.9)
-  intervals = lambda p, d, m: calibrate.boundary_intervals_um(p, d, m, calibration)
+  likeliest = np.zeros((count, length), np.int32)
+  calibration = intervals.Calibration(1.0, (1.0, 1.0), 0.9)
+  of_stack = lambda p, d, m: intervals.boundary_intervals_um(p, d, m, calibration)
   known: Sequence[tuple[str, Callable, tuple]] = [
-    ("median_then_max", decode.median_then_max, (strata, mask)),
-    ("monotone", decode.monotone, (values, mask)),
-    ("calibrated intervals", intervals, (values, depth, mask)),
+    ("median_then_max", strata.median_then_max, (likeliest, mask)),
+    ("monotone", strata.monotone, (values, mask)),
+    ("calibrated intervals", of_stack, (values, depth, mask)),
   ]
   return [
     Program(

@@ -29,7 +29,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from rcm_jax.arrays import NUM_STRATA, ArrayLike
-from rcm_jax.baselines import textons
+from rcm_jax.textures import textons
 from tfds_rcm.errors import UserError
 
 SUPPORT = 5  # pixels a side

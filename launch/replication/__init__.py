@@ -1,0 +1,1 @@
+"""The replication study's parts: ablations, findings, seeds."""

@@ -1,0 +1,1 @@
+"""How jobs are run: here or through Slurm, and what they cost."""

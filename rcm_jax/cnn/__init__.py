@@ -1,0 +1,1 @@
+"""Inception-V3: its definition, pretrained weights, training and extraction."""

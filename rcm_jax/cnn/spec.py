@@ -1,0 +1,113 @@
+"""The single-slice classifier: its network and optimiser, and its features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import optax
+
+from rcm_jax.arrays import NUM_STRATA
+from rcm_jax.cnn import inception
+from rcm_jax.cnn import pretrained as pretrained_lib
+from rcm_jax.cnn.augmentation import Augmentation
+from rcm_jax.ops.backend import backend
+
+Advance = Callable[[int, int], None]  # (done, total)
+
+
+@dataclasses.dataclass(frozen=True)
+class CnnSpec:
+  """All that determines a trained CNN but its data.
+
+  Attributes:
+    context: slices seen at once; 3 is the paper's IV3-Context.
+    width: factor on the channel counts of Inception-V3.
+    epochs: passes over the training slices.
+    batch_size: slices a step.
+    norm_groups: parts of a batch, of equal size, that are normalised by their own statistics; a
+      number of devices that divides it gives the same training as one device.
+    learning_rate: Adam's peak rate; it rises over the first epoch and falls as a cosine.
+    dropout: share of the 256 units dropped before the classifier.
+    bn_momentum: share of the running statistics that survives a step.
+    pretrained: file of ImageNet weights to start from, or None. Its convolutions keep its
+      batch statistics, as is usual in fine-tuning: a new network's head would spoil them at
+      first, and torchvision's scales are folded into the kernels with them.
+    pretrained_input: what its images were like, see `inception_weights.load`.
+    frozen_epochs: epochs in which only the new layers learn, if pretrained.
+    body_rate: the convolutions' share of the learning rate afterwards, if pretrained; it rises
+      over one epoch.
+    augmentation: ranges of the random views.
+    seed: of initialisation, order and views.
+  """
+
+  context: int
+  width: float
+  epochs: int
+  batch_size: int
+  norm_groups: int
+  learning_rate: float
+  dropout: float
+  bn_momentum: float
+  pretrained: str | None
+  pretrained_input: str
+  frozen_epochs: int
+  body_rate: float
+  augmentation: Augmentation
+  seed: int
+
+  def build(self) -> inception.InceptionV3:
+    """Returns the network, freshly initialised; bfloat16 on an accelerator, float32 on a CPU."""
+    return inception.InceptionV3(
+      NUM_STRATA,
+      in_channels=self.context,
+      width=self.width,
+      dropout=self.dropout,
+      bn_momentum=self.bn_momentum,
+      dtype=_compute_dtype(),
+      rngs=nnx.Rngs(self.seed),
+    )
+
+
+def _compute_dtype() -> jnp.dtype:
+  return jnp.dtype(jnp.float32 if backend() == "cpu" else jnp.bfloat16)
+
+
+def start(spec: CnnSpec) -> inception.InceptionV3:
+  """Returns the network that training begins with.
+
+  Raises:
+    UserError: the file of weights cannot be read or does not fit.
+  """
+  model = spec.build()
+  if spec.pretrained:
+    pretrained_lib.load(model, spec.pretrained, rgb_input=spec.pretrained_input)
+    for block in model.named_blocks().values():
+      block.eval()
+  return model
+
+
+def make_optimizer(spec: CnnSpec, epoch_steps: int) -> optax.GradientTransformation:
+  """Returns Adam with the schedules of `CnnSpec`, for the parameters of `start`."""
+  steps = epoch_steps * spec.epochs
+  adam = optax.adam(
+    optax.warmup_cosine_decay_schedule(0.0, spec.learning_rate, min(epoch_steps, steps // 2), steps)
+  )
+  if not spec.pretrained:
+    return adam
+  share = optax.linear_schedule(0.0, spec.body_rate, epoch_steps, spec.frozen_epochs * epoch_steps)
+
+  def update(updates, state, params=None):
+    del params
+    updates = jax.tree_util.tree_map_with_path(
+      lambda path, leaf: leaf * share(state.count) if path[0].key == "blocks" else leaf, updates
+    )
+    return updates, optax.ScaleByScheduleState(state.count + 1)
+
+  slower = optax.GradientTransformation(
+    lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update
+  )
+  return optax.chain(adam, slower)

@@ -1,0 +1,124 @@
+"""Decoded slices of a split, a memory map, and their arrangement as padded stacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from rcm_jax.arrays import Features
+from rcm_jax.data.scale import Scale
+from tfds_rcm.errors import UserError
+from tfds_rcm.splits import SPLITS
+
+
+@dataclasses.dataclass(frozen=True)
+class Slices:
+  """One split's slices, stack after stack, shallow to deep.
+
+  Attributes:
+    slices: gray levels, a memory map.
+    labels: stratum of each slice (stratum corneum counts as epidermis).
+    depth_um: depth of each slice in µm.
+    stack: index of each slice's stack into `stack_id` and `patient_id`.
+    stack_id: one name a stack.
+    patient_id: one name a stack.
+    field_um: side of the square that every slice shows in µm; None if nobody knows.
+  """
+
+  slices: np.ndarray
+  labels: np.ndarray
+  depth_um: np.ndarray
+  stack: np.ndarray
+  stack_id: tuple[str, ...]
+  patient_id: tuple[str, ...]
+  field_um: float | int | None = None
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  @property
+  def scale(self) -> Scale:
+    """What a slice shows, in pixels and in µm."""
+    return Scale(self.slices.shape[1], self.field_um)
+
+  @property
+  def lengths(self) -> np.ndarray:
+    """Slices in each stack."""
+    return np.bincount(self.stack, minlength=len(self.stack_id))
+
+  def rows(self, stack: int) -> slice:
+    """Where the slices of one stack lie."""
+    start, stop = np.searchsorted(self.stack, (stack, stack + 1))
+    return slice(int(start), int(stop))
+
+  def first(self, stacks: int) -> Slices:
+    """Returns the leading stacks.
+
+    Raises:
+      UserError: there are fewer.
+    """
+    if not 1 <= stacks <= len(self.stack_id):
+      raise UserError(
+        f"config.data.train_stacks: {stacks} is not between 1 and {len(self.stack_id)}, the stacks "
+        "that there are"
+      )
+    rows = slice(0, self.rows(stacks - 1).stop)
+    return Slices(
+      self.slices[rows],
+      self.labels[rows],
+      self.depth_um[rows],
+      self.stack[rows],
+      self.stack_id[:stacks],
+      self.patient_id[:stacks],
+      self.field_um,
+    )
+
+
+def load_slices(directory: pathlib.Path) -> dict[str, Slices]:
+  """Opens what `decode` wrote, by split; the images stay on disk."""
+  splits = {}
+  for split in SPLITS:
+    with np.load(directory / f"{split}.npz", allow_pickle=False) as table:
+      field_um = float(table["field_um"])
+      splits[split] = Slices(
+        slices=np.memmap(directory / f"{split}.u8", np.uint8, "r").reshape(
+          -1, *table["shape"].tolist()
+        ),
+        labels=table["labels"],
+        depth_um=table["depth_um"],
+        stack=table["stack"],
+        stack_id=tuple(table["stack_id"].tolist()),
+        patient_id=tuple(table["patient_id"].tolist()),
+        field_um=None if np.isnan(field_um) else field_um,
+      )
+  return splits
+
+
+def pad(split: Slices, values: np.ndarray, length: int | None = None) -> np.ndarray:
+  """Arranges one row a slice, [n, …], as one row a stack, [N, length, …], zeros behind.
+
+  Args:
+    split: tells which slices make a stack.
+    values: one row a slice.
+    length: cuts or pads to this many slices; None means the longest stack.
+  """
+  length = int(split.lengths.max()) if length is None else length
+  padded = np.zeros((len(split.stack_id), length, *values.shape[1:]), values.dtype)
+  for stack in range(len(split.stack_id)):
+    rows = values[split.rows(stack)][:length]
+    padded[stack, : len(rows)] = rows
+  return padded
+
+
+def features_of(split: Slices, values: np.ndarray, length: int | None = None) -> Features:
+  """Arranges one split's cached slice features [n, F] as padded stacks."""
+  return Features(
+    values=pad(split, values.astype(np.float32), length),
+    labels=pad(split, split.labels.astype(np.int32), length),
+    depth_um=pad(split, split.depth_um, length),
+    mask=pad(split, np.ones(len(split), bool), length),
+    stack_id=split.stack_id,
+    patient_id=split.patient_id,
+  )

@@ -1,0 +1,1 @@
+"""From probabilities of slices to strata, boundaries and intervals."""

@@ -1,0 +1,109 @@
+"""A model's calibrated uncertainty: probabilities by slice, and intervals of both boundaries.
+
+`rcm_jax.evaluation.calibration` learns a `Calibration` on validation stacks.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+import numpy as np
+from scipy import special
+
+from rcm_jax import arrays
+from rcm_jax.decoding import boundaries, monotone_model
+
+_TINY = np.finfo(np.float32).tiny
+
+
+class Calibration(NamedTuple):
+  """What validation stacks teach about a model's uncertainty.
+
+  Attributes:
+    temperature: divides the logarithms of a slice's probabilities.
+    margin_um: by how much each boundary's posterior interval must grow (or may shrink), in µm;
+      infinite with too few validation patients for the coverage.
+    coverage: probability that an interval is meant to cover the true boundary with.
+    boundary_temperature: divides them where boundaries are inferred from a whole stack; None
+      for an ordered head, whose probabilities tell the boundaries by themselves.
+  """
+
+  temperature: float
+  margin_um: tuple[float, float]
+  coverage: float
+  boundary_temperature: float | None = 1.0
+
+
+def boundary_intervals_um(
+  probabilities: Float[arrays.ArrayLike, "T 3"],
+  depth_um: Float[arrays.ArrayLike, "T"],
+  mask: Bool[arrays.ArrayLike, "T"],
+  calibration: Calibration,
+) -> Float[Array, "2 3"]:
+  """Computes lower end, median and upper end of both boundaries of one stack, in µm.
+
+  The median is the depth of a slice: of the first one that lies below the boundary with a
+  probability of one half or more. The ends vary continuously. Traceable and batched by `vmap`.
+  """
+  posterior = monotone_model.posterior_of(probabilities, mask, calibration.boundary_temperature)
+  tail = (1 - calibration.coverage) / 2
+  levels = jnp.array([tail, 1 - tail])
+  low, high = boundary_quantiles_um(posterior.probability, levels, depth_um, mask).T
+  median = boundaries.boundary_depths_um(posterior.median, depth_um, mask)
+  margin = jnp.array(calibration.margin_um)
+  # The median lies in its interval, whatever the margin.
+  return jnp.stack(
+    [jnp.minimum(low - margin, median), median, jnp.maximum(high + margin, median)], axis=-1
+  )
+
+
+def scale(
+  probabilities: Float[np.ndarray, "*batch 3"], temperature: float
+) -> Float[np.ndarray, "*batch 3"]:
+  """Softens (above 1) or sharpens (below 1) probabilities; their order stays."""
+  return special.softmax(log(probabilities) / temperature, axis=-1).astype(probabilities.dtype)
+
+
+def log(probabilities: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch 3"]:
+  """Returns logarithms in float64; zero counts as the least positive float32."""
+  return np.log(np.maximum(probabilities, _TINY).astype(np.float64))
+
+
+def boundary_quantiles_um(
+  probability: Float[arrays.ArrayLike, "2 T1"],
+  levels: Float[arrays.ArrayLike, " Q"],
+  depth_um: Float[arrays.ArrayLike, "T"],
+  mask: Bool[arrays.ArrayLike, "T"],
+) -> Float[Array, "2 Q"]:
+  """Reads depths off the boundaries' distribution.
+
+  A slice's probability is spread evenly over the tissue that it stands for, half a step to
+  either side, so that depths vary continuously and not by slices. "Not in this stack" stands
+  one step past the last slice.
+
+  Args:
+    probability: of a `BoundaryPosterior`.
+    levels: cumulative probabilities, in (0, 1).
+    depth_um: depth of each slice in µm.
+    mask: True on real slices.
+
+  Returns:
+    Depth in µm of both boundaries at every level.
+  """
+  count = jnp.sum(mask)
+  depth = jnp.where(mask, depth_um, 0.0)
+  last = depth[jnp.maximum(count - 1, 0)]
+  step = last - depth[jnp.maximum(count - 2, 0)]
+  places = jnp.where(jnp.asarray(mask), depth, last + step)
+  places = jnp.concatenate([places, (last + step)[None]])
+  between = (places[1:] + places[:-1]) / 2
+  first = places[:1] - (between[:1] - places[:1])
+  edges = jnp.concatenate([first, between, (last + 1.5 * step)[None]])
+  # Behind "not in this stack" no probability is left, and no depth.
+  edges = jnp.where(jnp.arange(len(edges)) > count, last + 1.5 * step, edges)
+  cumulative = jnp.cumsum(jnp.asarray(probability), axis=1)
+  cumulative = jnp.concatenate([jnp.zeros((2, 1)), cumulative], axis=1)
+  return jax.vmap(lambda c: jnp.interp(jnp.asarray(levels), c, edges))(cumulative)

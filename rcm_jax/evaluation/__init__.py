@@ -1,0 +1,1 @@
+"""Predictions of finished runs, scores, intervals over patients, calibration."""

@@ -1,0 +1,102 @@
+"""Any number of finished runs, read back and put together by dataset, method and seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from jaxtyping import Float
+import numpy as np
+
+from rcm_jax.evaluation import attention_file, paper_results
+from rcm_jax.evaluation import predictions as predictions_lib
+from rcm_jax.evaluation.results import PREDICTIONS, RESULTS
+from tfds_rcm import errors
+
+
+@dataclasses.dataclass
+class FinishedRuns:
+  """Runs on one dataset.
+
+  Attributes:
+    dataset: its name.
+    predictions: method → seed → stacks of all splits that the runs kept.
+    maps: (method, seed, stack) → attention map.
+    taps: (method, seed) → Toeplitz weights, shallow to deep.
+  """
+
+  dataset: str
+  predictions: dict[str, dict[int, list[predictions_lib.StackPrediction]]]
+  maps: dict[tuple[str, int, str], Float[np.ndarray, "n n"]]
+  taps: dict[tuple[str, int], Float[np.ndarray, "K"]]
+
+  def of_split(self, method: str, split: str) -> list[list[predictions_lib.StackPrediction]]:
+    """Returns one method's stacks of a split, one list a seed."""
+    runs = self.predictions[method].values()
+    return [[p for p in run if p.split == split] for run in runs]
+
+
+def gather(directory: str | os.PathLike) -> tuple[list[FinishedRuns], list[str]]:
+  """Reads every finished run at or below a directory.
+
+  The tables need predictions.csv alone; results.json names the dataset and each method's input.
+  Where several runs hold the same method and seed (the CNN that many heads share), they count
+  once, from the run written last.
+
+  Args:
+    directory: searched through all its folders.
+
+  Returns:
+    The runs on each dataset, by its name, and a note on each run that was left out.
+
+  Raises:
+    UserError: there is no such directory, or no finished run in it.
+  """
+  directory = pathlib.Path(directory)
+  if not directory.is_dir():
+    raise errors.UserError(f"{directory}: no such directory; --runs is where runs' workdirs lie")
+  folders = {path.parent for name in (RESULTS, PREDICTIONS) for path in directory.rglob(name)}
+  datasets: dict[str, FinishedRuns] = {}
+  notes = []
+  for folder in sorted(folders, key=_written_at):
+    try:
+      _add_run(datasets, folder)
+    except (errors.UserError, OSError, ValueError, KeyError, TypeError) as error:
+      reason = error if isinstance(error, errors.UserError) else "half-written or not a run's"
+      notes.append(f"{folder}: left out ({reason})")
+  if not datasets:
+    seen = f"; {'; '.join(notes)}" if notes else ""
+    raise errors.UserError(
+      f"{directory}: no finished run in it or below ({RESULTS} beside {PREDICTIONS}); run"
+      f" rcm_jax.main first{seen}"
+    )
+  return [datasets[name] for name in sorted(datasets)], notes
+
+
+def _written_at(folder):
+  path = folder / RESULTS
+  return path.stat().st_mtime if path.exists() else 0.0, str(folder)
+
+
+def _add_run(datasets, folder):
+  for name in (RESULTS, PREDICTIONS):
+    if not (folder / name).exists():
+      raise errors.UserError(f"no {name} yet")
+  results: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+  dataset = results["dataset"]["name"]
+  inputs = {name: row.input for name, row in paper_results.METHODS.items()}
+  inputs |= {row["method"]: row["input"] for row in results["rows"]}
+  runs: dict[tuple[str, int], list] = {}
+  ordered = {row["method"] for row in results["rows"] if row.get("ordered")}
+  for p in predictions_lib.read_csv(folder / PREDICTIONS, inputs, ordered):
+    runs.setdefault((p.method, p.seed), []).append(p)
+  maps, taps = attention_file.read(folder / attention_file.ATTENTION)
+  found = datasets.setdefault(dataset, FinishedRuns(dataset, {}, {}, {}))
+  for (method, seed), stacks in runs.items():
+    if any(p.split == "test" for p in stacks):
+      found.predictions.setdefault(method, {})[seed] = stacks
+  found.maps.update(maps)
+  found.taps.update(taps)

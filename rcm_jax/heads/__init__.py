@@ -1,0 +1,1 @@
+"""Sequence heads: encoder, attention, decoder, and their training as one program."""

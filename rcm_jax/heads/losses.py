@@ -1,0 +1,84 @@
+"""What training minimises, by the likelihood that a head gives a batch of stacks' labels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+import optax
+
+from rcm_jax import arrays
+from rcm_jax.decoding import boundaries, monotone_model
+
+
+class Targets(NamedTuple):
+  """Truth about stacks, as training needs it.
+
+  Attributes:
+    labels: one-hot strata.
+    mask: True on real slices.
+    boundaries: a possible pair of `ops.boundaries`; see `targets_of`.
+    shown: whether the stack shows each boundary, so that its error counts.
+    depth_um: depth of each slice.
+  """
+
+  labels: Float[Array, "*batch T 3"]
+  mask: Bool[Array, "*batch T"]
+  boundaries: Int[Array, "*batch 2"]
+  shown: Bool[Array, "*batch 2"]
+  depth_um: Float[Array, "*batch T"]
+
+
+def targets_of(features: arrays.Features) -> Targets:
+  """Returns the truth about all stacks.
+
+  Readers' labels need not be possible. The boundaries are then the ones that errors are measured
+  against (`boundaries.boundary_indices`), not those of the nearest possible labelling. Where they
+  coincide inside a stack, which then lacks the DEJ, its first dermis slice counts as DEJ.
+  """
+  labels, mask = jnp.asarray(features.labels), jnp.asarray(features.mask)
+  found = jax.vmap(boundaries.boundary_indices)(labels, mask)
+  count = mask.sum(1)
+  inside = (found > 0) & (found < count[:, None])
+  skipped = inside[:, 0] & (found[:, 0] == found[:, 1])
+  return Targets(
+    jax.nn.one_hot(labels, arrays.NUM_STRATA),
+    mask,
+    found.at[:, 1].add(skipped),
+    inside,
+    jnp.asarray(features.depth_um),
+  )
+
+
+def of_slices(logits: Float[Array, "B T 3"], targets: Targets) -> Float[Array, ""]:
+  """Mean cross-entropy of the slices."""
+  losses = optax.softmax_cross_entropy(logits, targets.labels)
+  return jnp.where(targets.mask, losses, 0).sum() / jnp.maximum(targets.mask.sum(), 1)
+
+
+def of_boundaries(
+  unary_scores: Float[Array, "B T 3"],
+  targets: Targets,
+  mae_weight: Float[arrays.ArrayLike, ""] | float,
+) -> Float[Array, ""]:
+  """Negative log-likelihood of both boundaries, and their expected error if that weighs anything.
+
+  Args:
+    unary_scores: see `decoding.monotone_model`.
+    targets: of the same stacks.
+    mae_weight: of the mean expected absolute error of a boundary, per µm.
+
+  Returns:
+    Negative log-likelihood by slice, so that it compares with `of_slices`, plus the error's share.
+  """
+  mask = targets.mask
+  log_likelihood = jax.vmap(monotone_model.log_likelihood)(unary_scores, mask, targets.boundaries)
+  log_marginal = jax.vmap(monotone_model.log_marginals)(unary_scores, mask)
+  error_um = jax.vmap(monotone_model.expected_error_um)(
+    log_marginal, targets.boundaries, targets.depth_um, mask
+  )
+  shown = targets.shown
+  mae_um = jnp.where(shown, error_um, 0).sum() / jnp.maximum(shown.sum(), 1)
+  return -log_likelihood.sum() / jnp.maximum(mask.sum(), 1) + mae_weight * mae_um

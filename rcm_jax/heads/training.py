@@ -1,0 +1,235 @@
+"""Trains sequence heads: many members in one program, all data on the device.
+
+A member is one training: its seed and its hyperparameters. `train` maps the programs of
+`rcm_jax.heads.train_epochs` over all members, spreads members over devices (on a CPU, over threads), and talks
+to the host once every few epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+import numpy as np
+
+from rcm_jax.arrays import Features
+from rcm_jax.heads.head import Head, HeadSpec
+from rcm_jax.heads.member_parallel import compile_run, over_members
+from rcm_jax.heads.objective import Member, graph_of
+from rcm_jax.heads.train_epochs import make_train
+from rcm_jax.ops.toeplitz import toeplitz_weights
+from rcm_jax.runtime import checkpoints as checkpoints_lib
+from rcm_jax.runtime import devices, resumable
+from tfds_rcm.errors import UserError
+
+EPOCHS_PER_CALL = 20  # between two visits of the host: progress, checkpoint, a look for NaN
+
+
+class _Progress(NamedTuple):
+  """What is saved: the members' state, [M, …], and their curves [M, epochs, 2] so far."""
+
+  state: Any
+  curves: np.ndarray
+  seconds: np.ndarray
+
+
+def train(
+  spec: HeadSpec,
+  members: Sequence[Member],
+  train_features: Features,
+  validation_features: Features,
+  directory: pathlib.Path,
+  *,
+  epochs: int,
+  batch_size: int,
+  input_dropout: float = 0.0,
+  ema_decay: float = 0.0,
+  advance: Callable[[int, int], None] = lambda done, total: None,
+  scalars: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
+  resumed: Callable[[int], None] = lambda step: None,
+  about: Mapping[str, Any] | None = None,
+) -> None:
+  """Trains all members and keeps each one's best snapshot.
+
+  Args:
+    spec: the architecture.
+    members: what to train; they share nothing but the data.
+    train_features: padded stacks to train on.
+    validation_features: padded stacks to choose each member's snapshot on.
+    directory: gets `heads`, the best parameters with a leading member axis, and
+      `history.json`. An interrupted training goes on after its last finished call.
+    epochs: passes over the training stacks.
+    batch_size: stacks a step.
+    input_dropout: see `make_train`.
+    ema_decay: see `make_train`.
+    advance: called with the epochs done and the epochs in all.
+    scalars: called with each epoch's metrics, mean over members.
+    resumed: called with the first epoch that will be trained.
+    about: what checkpoints carry besides `spec`.
+
+  Raises:
+    UserError: a member's loss is no longer finite; the state before that call is kept.
+    preemption.Preempted: the process was asked to stop, and the state is saved.
+  """
+  if resumable.finished(directory):
+    return
+  per_call = next(n for n in range(min(EPOCHS_PER_CALL, epochs), 0, -1) if epochs % n == 0)
+  training = make_train(
+    spec,
+    train_features,
+    validation_features,
+    batch_size=batch_size,
+    epochs=epochs,
+    epochs_per_call=per_call,
+    input_dropout=input_dropout,
+    ema_decay=ema_decay,
+  )
+  spread, whole = _spread(len(members))
+  stacked = spread(jax.tree.map(lambda *x: np.stack(x), *members))
+  mesh = devices.local_mesh()
+  initial = jax.jit(devices.split_work(over_members(training.init), mesh))(stacked)
+  everyone = lambda epoch: spread(np.full(len(members), epoch, np.int32))
+  run = compile_run(training, initial, stacked, everyone(0))
+
+  def leg(epoch, progress, session):
+    started = time.perf_counter()
+    state, now = run(progress.state, stacked, everyone(epoch))
+    after = epoch + per_call
+    curves = np.array(progress.curves)
+    curves[:, epoch:after] = whole(now)
+    bad = np.argwhere(~np.isfinite(curves[:, epoch:after, 0]))
+    if bad.size:
+      member, when = bad[0]
+      raise UserError(
+        f"training loss of head member {members[member]} is not finite in epoch "
+        f"{epoch + when}; {session.kept()}; lower config.head.learning_rates"
+      )
+    for i in range(epoch, after):
+      loss, accuracy = curves[:, i].mean(0).tolist()
+      scalars(i, {"loss": loss, "validation_accuracy": accuracy})
+    advance(after, epochs)
+    seconds = np.asarray(progress.seconds + time.perf_counter() - started, np.float32)
+    return after, _Progress(state, curves, seconds)
+
+  curves = np.full((len(members), epochs, 2), np.nan, np.float32)
+  rows = lambda leaf: np.zeros((len(members), *leaf.shape[1:]), leaf.dtype)
+  begin = _Progress(initial, curves, np.zeros((), np.float32))
+  progress = resumable.run(
+    leg,
+    directory,
+    begin._replace(state=jax.tree.map(rows, initial)),
+    lambda: begin,
+    name="train_heads",
+    unit="epoch",
+    total=epochs,
+    about={"head": dataclasses.asdict(spec), **(about or {})},
+    resumed=resumed,
+    to_tree=lambda progress: progress._replace(state=whole(progress.state)),
+    from_tree=lambda tree: tree._replace(state=spread(tree.state)),
+  )
+  resumable.finish(
+    directory,
+    {"heads": whole(progress.state.best_params)},
+    lambda: {
+      "members": [dict(zip(Member._fields, map(float, m), strict=True)) for m in members],
+      "loss": progress.curves[..., 0].tolist(),
+      "validation_accuracy": progress.curves[..., 1].tolist(),
+      "seconds": float(progress.seconds) / len(members),
+    },
+  )
+
+
+def _spread(count: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+  """Returns how rows of members get onto this process' devices, and back to whole arrays.
+
+  The last member stands in where devices would have nothing to do, and is then left out again.
+  """
+  more = -count % len(devices.devices())
+  split = devices.split_leading(devices.local_mesh())
+  own = devices.own_rows(count + more)
+
+  def place(rows):
+    filled = np.pad(np.asarray(rows), [(0, more)] + [(0, 0)] * (rows.ndim - 1), mode="edge")
+    return jax.device_put(filled[own], split)
+
+  def whole(rows):
+    if not more and jax.process_count() == 1:
+      return rows
+    return devices.gather(np.asarray(rows))[:count]
+
+  return lambda tree: jax.tree.map(place, tree), lambda tree: jax.tree.map(whole, tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """Members as `train` left them.
+
+  Attributes:
+    spec: the architecture.
+    members: their seeds and hyperparameters.
+    params: best snapshots, leading axis M.
+    history: `history.json`.
+    directory: where all this was read.
+  """
+
+  spec: HeadSpec
+  members: Sequence[Member]
+  params: Any
+  history: dict[str, Any]
+  directory: pathlib.Path
+
+  def probabilities(self, features: Features) -> Float[np.ndarray, "M N T C"]:
+    """Classifies stacks, on padding too, where the values mean nothing."""
+    return self._of_stacks(
+      lambda model, x, mask, half_width: jax.nn.softmax(model(x, mask, half_width=half_width)),
+      features,
+    )
+
+  def toeplitz_taps(self) -> dict[int, Float[np.ndarray, "seeds K"]]:
+    """Learned weights by half-width D, shallow to deep, one row a member of that D."""
+    taps: dict[int, list[np.ndarray]] = {}
+    for member, logits in zip(self.members, self.params["attention"]["logits"][...], strict=True):
+      width = int(member.half_width)
+      middle = np.asarray(toeplitz_weights(jnp.asarray(logits), width))
+      margin = self.spec.attention.half_width - width
+      taps.setdefault(width, []).append(middle[margin : len(middle) - margin])
+    return {width: np.stack(rows) for width, rows in taps.items()}
+
+  def attention_weights(self, features: Features) -> Float[np.ndarray, "M N T T"]:
+    """Attention map of every stack, by member (Figure 4)."""
+    return self._of_stacks(
+      lambda model, x, mask, half_width: model.attention_weights(x, mask, half_width), features
+    )
+
+  def _of_stacks(self, function: Callable[..., Any], features: Features) -> np.ndarray:
+    """Function (model, values, mask, half width) of every stack, by member."""
+    graph = graph_of(self.spec)
+
+    @jax.jit
+    def run(params, half_widths, values, mask):
+      def one(params, half_width):
+        model = nnx.merge(graph, params)
+        return jax.vmap(lambda x, m: function(model, x, m, half_width))(values, mask)
+
+      return over_members(one)(params, half_widths)
+
+    half_widths = jnp.array([m.half_width for m in self.members])
+    return np.asarray(run(self.params, half_widths, features.values, features.mask))
+
+
+def load(spec: HeadSpec, members: Sequence[Member], directory: pathlib.Path) -> Trained:
+  """Reads what `train` left in `directory`."""
+  one = nnx.state(nnx.eval_shape(lambda: Head(spec, nnx.Rngs(0))), nnx.Param)
+  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(members), *x.shape), x.dtype), one)
+  history = json.loads((directory / resumable.HISTORY).read_text())
+  return Trained(
+    spec, members, checkpoints_lib.load_tree(directory / "heads", like), history, directory
+  )

@@ -1,0 +1,1 @@
+"""A finished model beside a microscope: bundle, predictor, interpretation, report."""

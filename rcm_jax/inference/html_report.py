@@ -1,0 +1,129 @@
+"""A stack's prediction as one HTML file that needs nothing else: no network, no other file."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+import html
+import io
+import json
+import pathlib
+import re
+from typing import Any
+
+from jaxtyping import UInt8
+import numpy as np
+from PIL import Image
+
+from rcm_jax.inference.interpretation import DISPLAY_NAMES
+
+TEMPLATE = pathlib.Path(__file__).with_name("report.html")
+SHOWN_PIXELS = 512  # longest side of a slice in the report
+_JPEG_QUALITY = 82
+
+
+def render(result: Mapping[str, Any], slices: UInt8[np.ndarray, "T height width"]) -> str:
+  """Returns the report: slice viewer, strata, probabilities, intervals, attention, plan.
+
+  Every text of `result` is escaped, since names come from files.
+
+  Args:
+    result: as `prediction.schema.json` has it.
+    slices: gray levels, shallow first, as many as `result` has.
+  """
+  images = [_data_uri(image) for image in slices]
+  data = {"result": result, "images": images, "width": slices.shape[2]}
+  coverage = result["model"]["coverage"]
+  parts = {
+    "title": html.escape(result["stack"]["name"]),
+    "facts": html.escape(_facts(result)),
+    "use": html.escape(result["use"]),
+    "warnings": _warnings(result),
+    "boundaries": _boundaries(result),
+    "plan": _plan(result),
+    "interval": "dashed: boundary"
+    + ("" if coverage is None else f"; shaded: its {coverage:.0%} interval"),
+    "data": _script_json(data),
+  }
+  template = TEMPLATE.read_text(encoding="utf-8")
+  # In one go, so that nothing that is filled in is taken for a place to fill.
+  return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
+
+
+def _script_json(data):
+  # Inside a script element only "<" could end the data; the others are for careless parsers.
+  text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+  for character in "<>&":
+    text = text.replace(character, f"\\u{ord(character):04x}")
+  return text
+
+
+def _data_uri(image):
+  picture = Image.fromarray(image)
+  picture.thumbnail((SHOWN_PIXELS, SHOWN_PIXELS), Image.Resampling.LANCZOS)
+  file = io.BytesIO()
+  picture.save(file, "JPEG", quality=_JPEG_QUALITY)
+  return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _facts(result):
+  stack, model = result["stack"], result["model"]
+  count = len(result["slices"])
+  step = "" if stack["step_um"] is None else f", {stack['step_um']:g} µm apart"
+  return (
+    f"{stack['source']} · {count} slices{step} · {model['method']}, {model['members']} "
+    f"member{'s' if model['members'] > 1 else ''}, trained on {model['dataset']}, rcm_jax "
+    f"{model['version']}"
+  )
+
+
+def _warnings(result):
+  if not result["warnings"]:
+    return ""
+  items = "".join(f"<li>{html.escape(w['message'])}</li>" for w in result["warnings"])
+  return (
+    f'<section class="card cautions" role="alert"><h2>Look twice</h2><ul>{items}</ul></section>'
+  )
+
+
+def _um(at):
+  return f"{at['depth_um']:.1f}\N{NO-BREAK SPACE}µm"
+
+
+def _boundaries(result):
+  rows = []
+  for b in result["boundaries"]:
+    by_eye = " – read by eye" if b["read_by_eye"] else ""
+    depth = "not in this stack" if b["depth_um"] is None else f"{_um(b)}{by_eye}"
+    rows.append((DISPLAY_NAMES[b["name"]], depth, _range(b), b["slice"]))
+  return _table(("", "depth", "interval, µm", "slice"), rows)
+
+
+def _plan(result):
+  rows = []
+  for number, mosaic in enumerate(result["plan"], start=1):
+    depth = "–" if mosaic["depth_um"] is None else _um(mosaic)
+    if mosaic["note"]:
+      depth = f"{depth} ({mosaic['note']})" if mosaic["depth_um"] is not None else mosaic["note"]
+    rows.append((f"{number} {mosaic['name']}", depth, _range(mosaic), mosaic["slice"]))
+  return _table(("layer", "depth", "interval, µm", "slice"), rows)
+
+
+def _range(item):
+  low, high = item["low_um"], item["high_um"]
+  return "" if low is None or high is None else f"{low:.0f} – {high:.0f}"
+
+
+def _table(titles: Iterable[str], rows: Iterable[tuple]) -> str:
+  """One line a row; the last cell of each, a slice or None, becomes a button to go there."""
+  head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
+  lines = []
+  for name, depth, interval, index in rows:
+    go = ""
+    if index is not None:
+      go = f'<button data-slice="{index}" aria-label="show slice {index + 1}">{index + 1}</button>'
+    lines.append(
+      f"<tr><td>{html.escape(name)}</td><td>{html.escape(depth)}</td>"
+      f'<td class="number">{html.escape(interval)}</td><td>{go}</td></tr>'
+    )
+  return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"

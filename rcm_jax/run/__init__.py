@@ -1,0 +1,1 @@
+"""One run: its pipeline of stages, and what each method adds to it."""

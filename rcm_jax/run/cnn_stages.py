@@ -1,0 +1,141 @@
+"""The CNN of a configuration: trained, its features extracted, and its own predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rcm_jax.cnn import extraction
+from rcm_jax.cnn import spec as cnn_spec
+from rcm_jax.cnn import training as cnn_training
+from rcm_jax.cnn.augmentation import augmentation_of
+from rcm_jax.data import feature_file
+from rcm_jax.ops.backend import numerics
+from rcm_jax.reporting import plots
+from rcm_jax.run import stages
+from rcm_jax.runtime import files, resumable
+from rcm_jax.runtime.metric_writer import Advance
+
+
+class Classifier(NamedTuple):
+  """A trained CNN, and where it and its features lie; of a file of features, only these."""
+
+  spec: cnn_spec.CnnSpec | None
+  model_dir: pathlib.Path | None
+  features_dir: pathlib.Path
+  test_dir: pathlib.Path
+
+  def load(self, split: str, kind: str) -> np.ndarray:
+    """Returns one row a slice of a split; `kind` is features or probabilities."""
+    folder = self.test_dir if split == "test" else self.features_dir
+    return stages.load_rows(folder / f"{split}_{kind}.npy")
+
+
+def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Result]:
+  """Trains the CNN and extracts features; returns where they are, and the CNN's own result."""
+  config = run.config
+  if config.features.file:
+    return _read_features(run)
+  spec = cnn_spec.CnnSpec(
+    **{**config.cnn, "seed": seed}, augmentation=augmentation_of(config.augmentation)
+  )
+  described = dataclasses.asdict(spec)
+  if spec.pretrained:
+    described["pretrained"] = files.file_digest(pathlib.Path(spec.pretrained))
+  else:  # what follows only from it determines nothing
+    for name in ("pretrained_input", "frozen_epochs", "body_rate"):
+      del described[name]
+  described |= {
+    "source": run.source,
+    "backend": numerics(),
+  }
+  model_dir = stages.stage(
+    run.cache_dir,
+    run.writer,
+    "train_cnn",
+    described,
+    lambda directory, advance: cnn_training.train(
+      spec, run.splits, directory, advance=advance, **stages.hooks(run, "train_cnn")
+    ),
+    everywhere=True,
+  )
+  classifier = extract_features(run, spec, model_dir)
+  history = json.loads((model_dir / resumable.HISTORY).read_text())
+  plots.training_curves(
+    {
+      "loss": history["loss"],
+      "accuracy": history["accuracy"],
+      "validation accuracy": history["validation_accuracy"],
+    },
+    run.workdir / "figures" / "cnn_training.png",
+  )
+  method = config.name if config.pipeline == "cnn" else "inception_v3"
+  result = _result(run, classifier, method, seed, spec.context)
+  return classifier, stages.Result(result.predictions, {(method, seed): sum(history["seconds"])})
+
+
+def _result(
+  run: stages.Run, classifier: Classifier, method: str, seed: int, context: int
+) -> stages.Result:
+  probabilities = {
+    name: stages.cut_up(run.splits[name], classifier.load(name, "probabilities"))
+    for name in stages.EVALUATED
+  }
+  return stages.Result(
+    stages.predictions_by_stack(method, seed, stages.sees(context), run.splits, probabilities)
+  )
+
+
+def _read_features(run: stages.Run) -> tuple[Classifier, stages.Result]:
+  """Unpacks the file of features that the configuration names."""
+  known = feature_file.load(run.config.features.file)
+
+  def unpack(directory: pathlib.Path, advance: Advance) -> None:
+    del advance
+    for (name, kind), values in known.values.items():
+      np.save(directory / f"{name}_{kind}.npy", values)
+
+  folder = stages.stage(run.cache_dir, run.writer, "features", {"source": run.source}, unpack)
+  classifier = Classifier(None, None, folder, folder)
+  return classifier, _result(run, classifier, known.method, known.seed, 1)
+
+
+def _extract(
+  run: stages.Run,
+  spec: cnn_spec.CnnSpec,
+  model_dir: pathlib.Path,
+  splits: Sequence[str],
+  described: Mapping[str, Any],
+) -> pathlib.Path:
+  return stages.stage(
+    run.cache_dir,
+    run.writer,
+    "extract",
+    described,
+    lambda directory, advance: extraction.extract(
+      spec,
+      model_dir,
+      {name: run.splits[name] for name in splits},
+      directory,
+      batch_size=run.config.features.batch_size,
+      dtype=run.config.features.dtype,
+      advance=advance,
+    ),
+    everywhere=True,
+  )
+
+
+def extract_features(
+  run: stages.Run, spec: cnn_spec.CnnSpec, model_dir: pathlib.Path
+) -> Classifier:
+  """Extracts the features of all splits by the CNN in `model_dir`."""
+  # The test split apart: the same model may be tested on other data.
+  described = {"model": model_dir.name, "dtype": run.config.features.dtype}
+  features_dir = _extract(run, spec, model_dir, ("train", "validation"), described)
+  test_dir = _extract(run, spec, model_dir, ("test",), {**described, "tested": run.tested})
+  return Classifier(spec, model_dir, features_dir, test_dir)

@@ -1,0 +1,82 @@
+"""What a configuration's `model` does: from decoded slices to predictions, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from rcm_jax.baselines import hames, kaur
+from rcm_jax.data import feature_file
+from rcm_jax.ops.backend import numerics
+from rcm_jax.run import head_methods, stages
+from rcm_jax.run.cnn_stages import classify_slices
+from rcm_jax.runtime import metric_writer as writer_lib
+
+
+def _cnn(run: stages.Run) -> stages.Result:
+  return sum((classify_slices(run, seed)[1] for seed in run.config.seeds), stages.Result())
+
+
+def _features(run: stages.Run) -> stages.Result:
+  classifier, result = classify_slices(run, run.config.cnn.seed)
+  feature_file.save(
+    run.workdir / feature_file.NAME,
+    run.splits,
+    classifier.load,
+    dataset=stages.dataset_name(run.config.data),
+    method=run.config.name,
+    seed=run.config.cnn.seed,
+  )
+  return result
+
+
+def _baseline(run: stages.Run, module: Any, model_class: Any) -> stages.Result:
+  """Fits a texture classifier once a seed."""
+  name = run.config.pipeline
+  train, validation = run.splits["train"], run.splits["validation"]
+  result = stages.Result()
+  for seed in run.config.seeds:
+
+    def fit(directory: pathlib.Path, advance: writer_lib.Advance, seed: int = seed) -> None:
+      del advance  # the number of candidates is the search's own affair; it says what it tries
+      model = module.fit(
+        train.slices,
+        train.labels,
+        validation.slices,
+        validation.labels,
+        seed=seed,
+        progress=run.writer.console.print,
+      )
+      model.save(directory / "model.npz")
+      for split in stages.EVALUATED:
+        np.save(directory / f"{split}.npy", module.predict_proba(model, run.splits[split].slices))
+
+    spec = {"seed": seed, **run.seen_data(), "backend": numerics()}
+    directory = stages.stage(run.cache_dir, run.writer, name, spec, fit)
+    run.writer.console.print(
+      f"{name}, seed {seed}: {model_class.load(directory / 'model.npz').chosen}"
+    )
+    probabilities = {
+      split: stages.cut_up(run.splits[split], stages.load_rows(directory / f"{split}.npy"))
+      for split in stages.EVALUATED
+    }
+    predictions = stages.predictions_by_stack(
+      run.config.name, seed, stages.sees(1), run.splits, probabilities
+    )
+    result += stages.Result(predictions)
+  return result
+
+
+# A new kind of model is one entry here.
+METHODS: dict[str, Callable[[stages.Run], stages.Result]] = {
+  "head": head_methods.train_head,
+  "views": head_methods.train_views,
+  "end_to_end": head_methods.train_end_to_end,
+  "cnn": _cnn,
+  "features": _features,
+  "hames": lambda run: _baseline(run, hames, hames.Hames),
+  "kaur": lambda run: _baseline(run, kaur, kaur.Kaur),
+}

@@ -1,0 +1,252 @@
+"""One run from sources to tables, each stage from its cache where it was done before.
+
+sources → decode → train_cnn → extract → train_heads → evaluate
+└───────── hames, kaur ─────────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import importlib.metadata
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+import ml_collections
+
+from rcm_jax.data import feature_file, records
+from rcm_jax.data import scale as scale_lib
+from rcm_jax.data import slices as slices_lib
+from rcm_jax.evaluation import results
+from rcm_jax.reporting import console_table, plots
+from rcm_jax.run import methods, renamed, stages
+from rcm_jax.runtime import devices, files, stage_cache
+from rcm_jax.runtime.metric_writer import Writer
+from tfds_rcm import prepare
+from tfds_rcm.errors import UserError, nearest
+
+PRECISIONS = ("highest", "high", "default")  # of float32 products on a GPU
+_PACKAGES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "numpy",
+  "grain",
+  "tensorflow-datasets",
+  "ml-collections",
+)
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pathlib.Path) -> None:
+  """Trains and evaluates one configuration, or goes on where it was interrupted.
+
+  Args:
+    config: see `configs/base.py`.
+    workdir: gets results.json, predictions.csv, figures and metrics.
+    cache_dir: holds the stages' results for all runs that share them.
+
+  Raises:
+    UserError: the configuration, the data or a directory cannot be worked with.
+  """
+  if config.pipeline not in methods.METHODS:
+    raise UserError(
+      f"config.pipeline: '{config.pipeline}' is none of {', '.join(methods.METHODS)}"
+      f"{nearest(config.pipeline, methods.METHODS)}"
+    )
+  if config.precision not in PRECISIONS:
+    raise UserError(
+      f"config.precision: '{config.precision}' is none of {', '.join(PRECISIONS)}"
+      f"{nearest(str(config.precision), PRECISIONS)}"
+    )
+  jax.config.update("jax_default_matmul_precision", config.precision)
+  if not devices.is_first():  # it computes with the first one, and leaves the results to it
+    with tempfile.TemporaryDirectory() as elsewhere:
+      _run(config, pathlib.Path(elsewhere), cache_dir)
+    return
+  with stage_cache.locked(workdir, wait=False):
+    _run(config, workdir, cache_dir)
+
+
+def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pathlib.Path) -> None:
+  about = _claim(workdir, config)
+  try:
+    cache_dir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f"{cache_dir}: cannot be written ({error.strerror}); choose another --cache_dir"
+    ) from error
+  jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  if jax.process_count() > 1:
+    compilation_cache.reset_cache()  # they have compiled before, when there was none
+  writer = Writer(workdir)
+  try:
+    if config.features.file:
+      name, source, splits = _from_file(config)
+      tested = source
+    else:
+      name = stages.dataset_name(config.data)
+      source, tested, splits = _decode_all(config.data, workdir, cache_dir, writer)
+    this = stages.Run(config, workdir, cache_dir, writer, source, tested, splits, about)
+    result = methods.METHODS[config.pipeline](this)
+  finally:
+    writer.close()
+  dataset = {
+    "name": name,
+    "stacks": {name: len(split.stack_id) for name, split in splits.items()},
+    "slices": {name: len(split) for name, split in splits.items()},
+    "image_size": splits["test"].scale.image_size or None,  # a file of features has no images
+    "field_um": splits["test"].scale.field_um,
+  }
+  rows = results.write_run(
+    workdir, dataset, result.predictions, versions=_versions(), train_seconds=result.seconds
+  )
+  plots.boundary_error_histograms(result.predictions, workdir / "figures/boundary_errors.png")
+  plots.strata_ribbon(result.predictions, workdir / "figures/strata.png")
+  if not devices.is_first():
+    return
+  title = f"{dataset['stacks']['test']} test stacks of {dataset['name']}"
+  console_table.print_table(rows, title)
+  writer.console.print(f"results.json, predictions.csv and figures are in {workdir}")
+
+
+def _from_file(config: ml_collections.ConfigDict) -> tuple[str, str, dict[str, slices_lib.Slices]]:
+  """Returns the dataset's name, a name for its content, and its splits, from a file of features."""
+  path = config.features.file
+  if config.pipeline != "head":
+    raise UserError(
+      f"config.features.file: {path}: the model '{config.pipeline}' needs images; leave the file out"
+    )
+  if config.data.test_sources or config.data.train_stacks is not None:
+    raise UserError(
+      f"config.features.file: {path}: it has its own stacks; leave out config.data.test_sources and "
+      "config.data.train_stacks"
+    )
+  known = feature_file.load(path)
+  return known.dataset, f"features-{files.file_digest(pathlib.Path(path))[:12]}", known.splits
+
+
+def _decode_all(
+  wanted: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  cache_dir: pathlib.Path,
+  writer: Writer,
+) -> tuple[str, str, dict[str, slices_lib.Slices]]:
+  """Returns names of the decoded data for training and for testing, and its splits."""
+  decoded = _decode(wanted.sources, wanted, workdir, cache_dir, writer)
+  splits = slices_lib.load_slices(decoded)
+  source = tested = decoded.name
+  if wanted.train_stacks is not None:
+    splits["train"] = splits["train"].first(wanted.train_stacks)
+    source = f"{source}, {wanted.train_stacks} stacks"
+  if wanted.test_sources:
+    other = _decode(wanted.test_sources, wanted, workdir, cache_dir, writer)
+    tested, splits["test"] = other.name, slices_lib.load_slices(other)["test"]
+    expected, size = (splits[name].slices.shape[1:] for name in ("train", "test"))
+    if size != expected:
+      raise UserError(
+        f"config.data.test_sources: slices of {size} pixels, those of the training data have "
+        f"{expected}; set config.data.image_size to bring all to one size"
+      )
+    trained, seen = (splits[name].field_um for name in ("train", "test"))
+    if (trained is None) != (seen is None) or (seen and not scale_lib.same_field(seen, trained)):
+      raise UserError(
+        f"config.data.test_sources: a field of {seen} µm, that of the training data is {trained} µm; "
+        "set config.data.field_um and image_size to bring both to one scale"
+      )
+  return source, tested, splits
+
+
+def _decode(
+  sources: Sequence[str],
+  wanted: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  cache_dir: pathlib.Path,
+  writer: Writer,
+) -> pathlib.Path:
+  for source in sources:
+    name, _, preset = source.partition("/")
+    if name == "rcm_phantom" and devices.is_first():  # the embedded default makes itself
+      with writer.progress(source) as advance:
+        prepare.prepare_phantom(preset or "demo", wanted.data_dir, progress=advance)
+  devices.wait_for_all("datasets are prepared")
+  builders = [records.open_builder(source, wanted.data_dir) for source in sources]
+  for builder in builders:  # who was in which split belongs to the results
+    divided = pathlib.Path(builder.data_dir) / "splits.csv"
+    if divided.exists():
+      shutil.copyfile(divided, workdir / f"splits_{builder.name}.csv")
+  spec = {
+    "sources": [records.fingerprint(builder) for builder in builders],
+    "image_size": wanted.image_size,
+    "field_um": wanted.field_um,
+    "train_tiles": wanted.train_tiles,
+  }
+  return stages.stage(
+    cache_dir,
+    writer,
+    "decode",
+    spec,
+    lambda directory, advance: records.decode(
+      builders,
+      directory,
+      image_size=wanted.image_size,
+      field_um=wanted.field_um,
+      train_tiles=wanted.train_tiles,
+      advance=advance,
+    ),
+  )
+
+
+def _claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Writes config.json, or refuses a directory that has metrics or results of another one."""
+  path = workdir / "config.json"
+  mine = json.loads(config.to_json_best_effort())
+  used = any((workdir / name).exists() for name in ("metrics.jsonl", "results.json"))
+  if used and path.exists():
+    try:
+      theirs = ml_collections.ConfigDict(json.loads(path.read_text())["config"])
+      renamed.modernize(theirs)
+      theirs = json.loads(theirs.to_json_best_effort())
+    except (ValueError, KeyError, TypeError) as error:
+      raise UserError(
+        f"{path}: not a run's configuration ({error}); choose another --workdir"
+      ) from error
+    for key, (old, new) in _differences(theirs, mine).items():
+      raise UserError(
+        f"{workdir}: holds a run with config.{key} = {old}, not {new}; choose another --workdir"
+      )
+  written = {"config": mine, "versions": _versions(), "git_revision": _git_revision()}
+  files.write_text(path, json.dumps(written, indent=2))
+  return written
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+  if isinstance(old, dict) and isinstance(new, dict):
+    found = {}
+    for key in sorted(old.keys() | new.keys()):
+      found |= _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+    return found
+  return {} if old == new else {prefix: (old, new)}
+
+
+def _versions() -> dict[str, str]:
+  versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  return {"python": sys.version.split()[0], **versions}
+
+
+def _git_revision() -> str | None:
+  command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+  here = pathlib.Path(__file__).parent
+  try:
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return done.stdout.strip()

@@ -1,0 +1,1 @@
+"""What every stage runs on: files, cache, checkpoints, devices, requests to stop, metrics."""

@@ -1,0 +1,40 @@
+"""Files that appear whole or not at all, and digests that name what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+
+def digest(spec: Mapping[str, Any]) -> str:
+  """Returns twelve hexadecimal digits that name a JSON-serialisable description."""
+  text = json.dumps(spec, sort_keys=True, default=list)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def file_digest(path: pathlib.Path, limit: int | None = None) -> str:
+  """Returns the SHA-256 of a file, or of its first `limit` bytes."""
+  sha = hashlib.sha256()
+  with path.open("rb") as file:
+    remaining = limit if limit is not None else path.stat().st_size
+    while remaining > 0 and (block := file.read(min(1 << 20, remaining))):
+      sha.update(block)
+      remaining -= len(block)
+  return sha.hexdigest()
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file that is either whole or absent, also after a power cut."""
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  try:
+    with temporary.open("w", encoding="utf-8") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)

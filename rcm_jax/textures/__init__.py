@@ -1,0 +1,1 @@
+"""Textures of a slice: patch dictionaries and textons, learned without labels."""
