@@ -13,7 +13,7 @@ from importlib import metadata
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import AbstractMesh, SingleDeviceSharding
+from jax.sharding import SingleDeviceSharding
 
 from rcm_jax.ops.backend import tracing_for
 
@@ -61,11 +61,7 @@ def devices(card: str = "h100", count: int = 1) -> list[jax.Device]:
 @contextlib.contextmanager
 def compiling_for(found: list[jax.Device]) -> Iterator[SingleDeviceSharding]:
   """Has our code trace for these devices; gives the sharding of arrays on the first one."""
-  kind = jax.sharding.AbstractDevice(found[0].device_kind, _CORES, "cuda")
-  with (
-    tracing_for("gpu", found),
-    jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=kind)),
-  ):
+  with tracing_for("gpu", found):
     yield SingleDeviceSharding(found[0])
 
 
