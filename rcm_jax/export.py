@@ -27,6 +27,7 @@ from rcm_jax.cnn import folded_inception
 from rcm_jax.inference import bundle as bundle_lib
 from rcm_jax.inference import interpretation as reading_lib
 from rcm_jax.inference import model_card
+from rcm_jax.ops.backend import tracing_for
 from rcm_jax.runtime import files
 from tfds_rcm.errors import UserError
 
@@ -100,7 +101,8 @@ def stablehlo(bundle: bundle_lib.Bundle) -> bytes:
     jax.ShapeDtypeStruct((stacks, slices), jnp.bool_),
   )
   # Without this a GPU rounds products to fewer digits than the CPU that the model was tested on.
-  with jax.default_matmul_precision("float32"):
+  # Nor may it write its own kernels into what a CPU is to run.
+  with jax.default_matmul_precision("float32"), tracing_for("cpu", jax.devices()):
     exported = jax.export.export(jax.jit(serving_fn(bundle)), platforms=PLATFORMS)(*arguments)
   return bytes(exported.serialize())
 

@@ -31,6 +31,12 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "Number of these processes.")
 _PROCESS = flags.DEFINE_integer("process", None, "Number of this one, from 0.")
+_GPUS = flags.DEFINE_list(
+  "gpus",
+  None,
+  "With --coordinator: numbers of this machine's GPUs that this process takes, such as 0,1; "
+  "default: of several, one by the process' number.",
+)
 _CACHE_DIR = flags.DEFINE_string(
   "cache_dir",
   None,
@@ -48,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
   threading.excepthook = _ignore_full_disk
   preemption.install()
   try:
-    devices.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    devices.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _gpus(_GPUS.value))
   except UserError as error:
     _fail(str(error))
   workdir = pathlib.Path(_WORKDIR.value)
@@ -75,6 +81,13 @@ def main(argv: Sequence[str]) -> None:
       flush=True,
     )
     os._exit(1)  # whatever else flushes at exit would fail in the same way, at length
+
+
+def _gpus(numbers: Sequence[str] | None) -> list[int] | None:
+  wrong = [number for number in numbers or () if not number.isdecimal()]
+  if wrong:
+    raise UserError(f"--gpus: '{wrong[0]}' is no number; give numbers from 0, such as --gpus=0,1")
+  return None if numbers is None else [int(number) for number in numbers]
 
 
 def _is_disks_fault(error: BaseException | None) -> bool:

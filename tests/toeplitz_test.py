@@ -13,7 +13,7 @@ import pytest
 
 from rcm_jax.ops import toeplitz
 
-FAST = ("auto", "shift", "band", "conv", "pallas")
+FAST = ("auto", "shift", "band", "conv")
 MASKS = {
   "full": [1] * 12,
   "padded": [1] * 7 + [0] * 5,

@@ -49,23 +49,28 @@ def extract(
     advance: called with the slices done and the slices in all.
   """
   mesh = devices.local_mesh()
-  count = len(devices.devices())
-  batch_size = -(-batch_size // count) * count
+  everyone = len(devices.devices())
+  batch_size = -(-batch_size // everyone) * everyone
   own = devices.own_rows(batch_size)
   see = folded_inception.extract_fn(load(spec, model_directory), _compute_dtype())
   total = sum(len(split) for split in splits.values())
   done = 0
-  for name, split in splits.items():
-    features, probabilities = [], []
+
+  def seen(split):
+    """Features and probabilities of each batch, on the devices; computed while the host goes on."""
     for images, rows in sequential_batches(
       split, batch_size=batch_size, context=spec.context, own=own
     ):
       values, logits = see(jax.device_put(images, devices.split_leading(mesh)))
-      shares = np.asarray(values), np.asarray(jax.nn.softmax(logits.astype(jnp.float32)))
-      values, classes = (devices.gather(share)[: len(rows)] for share in shares)
+      yield (values, jax.nn.softmax(logits.astype(jnp.float32))), len(rows)
+
+  for name, split in splits.items():
+    features, probabilities = [], []
+    for shares, count in devices.ahead(seen(split)):
+      values, classes = (devices.gather(np.asarray(share))[:count] for share in shares)
       features.append(values.astype(dtype))
       probabilities.append(classes)
-      done += len(rows)
+      done += count
       advance(done, total)
     if devices.is_first():
       np.save(directory / f"{name}_features.npy", np.concatenate(features))

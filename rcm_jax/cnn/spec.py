@@ -14,6 +14,7 @@ from rcm_jax.arrays import NUM_STRATA
 from rcm_jax.cnn import inception
 from rcm_jax.cnn import pretrained as pretrained_lib
 from rcm_jax.cnn.augmentation import Augmentation
+from rcm_jax.ops.backend import backend
 
 Advance = Callable[[int, int], None]  # (done, total)
 
@@ -72,7 +73,7 @@ class CnnSpec:
 
 
 def _compute_dtype() -> jnp.dtype:
-  return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+  return jnp.dtype(jnp.float32 if backend() == "cpu" else jnp.bfloat16)
 
 
 def start(spec: CnnSpec) -> inception.InceptionV3:

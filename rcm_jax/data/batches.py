@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
 
 from rcm_jax.data.slices import Slices
+from tfds_rcm.staging import num_cores
+
+_MOST_THREADS = 16  # of the loader; more only wait for the same memory
 
 
 def with_context(split: Slices, rows: np.ndarray, context: int) -> np.ndarray:
@@ -21,10 +24,22 @@ def with_context(split: Slices, rows: np.ndarray, context: int) -> np.ndarray:
   """
   if context == 1:
     return split.slices[rows][..., None]
+  seen = neighbour_rows(split, rows, context)
+  return np.stack([split.slices[column] for column in seen.T], axis=-1)
+
+
+def neighbour_rows(split: Slices, rows: np.ndarray, context: int) -> np.ndarray:
+  """Returns which slices `with_context` shows for each row, [len(rows), context]."""
   first = np.searchsorted(split.stack, split.stack[rows], side="left")
   last = np.searchsorted(split.stack, split.stack[rows], side="right") - 1
-  offsets = range(-(context // 2), context // 2 + 1)
-  return np.stack([split.slices[np.clip(rows + k, first, last)] for k in offsets], axis=-1)
+  offsets = np.arange(-(context // 2), context // 2 + 1)
+  return np.clip(rows[:, None] + offsets, first[:, None], last[:, None]).astype(np.int32)
+
+
+def _reading() -> grain.ReadOptions:
+  """A thread a core, for a GPU that wants thousands of slices a second, and batches ahead for each."""
+  threads = min(max(2, num_cores()), _MOST_THREADS)
+  return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(8, 2 * threads))
 
 
 def training_rows(split: Slices, *, batch_size: int, seed: int) -> grain.MapDataset:
@@ -45,19 +60,21 @@ def training_batches(
   start: int,
   stop: int,
   own: slice = slice(None),
+  pick: Callable[[Slices, np.ndarray, int], np.ndarray] = with_context,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields batches number `start` to `stop` of `training_rows`, or of each the rows in `own`.
 
   Yields:
-    uint8 slices [batch, height, width, context] and labels [batch].
+    uint8 slices [batch, height, width, context], or whatever else `pick` takes for rows and context;
+    and labels [batch].
   """
   batches = training_rows(split, batch_size=batch_size, seed=seed)[start:stop].map(
     lambda batch: (
-      with_context(split, batch[own], context),
+      pick(split, batch[own], context),
       split.labels[batch[own]].astype(np.int32),
     )
   )
-  yield from batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
+  yield from batches.to_iter_dataset(_reading())
 
 
 def sequential_batches(
@@ -77,6 +94,4 @@ def sequential_batches(
     return with_context(split, filled[own], context), rows
 
   starts = grain.MapDataset.range(0, count, batch_size)
-  yield from starts.map(batch).to_iter_dataset(
-    grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-  )
+  yield from starts.map(batch).to_iter_dataset(_reading())

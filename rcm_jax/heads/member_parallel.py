@@ -13,6 +13,7 @@ import numpy as np
 
 from rcm_jax.heads.objective import Member
 from rcm_jax.heads.train_epochs import Training
+from rcm_jax.ops.backend import backend
 from rcm_jax.runtime import devices
 from tfds_rcm.cores import num_cores
 
@@ -23,9 +24,23 @@ def over_members(function: Callable) -> Callable:
   On a CPU members run one after the other: XLA turns a product batched over members
   into many small ones, which is slower than as many single programs in a row.
   """
-  if jax.default_backend() == "cpu":
+  if backend() == "cpu":
     return lambda *args: jax.lax.map(lambda one: function(*one), args)
   return jax.vmap(function)
+
+
+def lower_run(training: Training, mesh: Mesh, *args: Any) -> jax.stages.Lowered:
+  """Lowers `training.program` over members, which a mesh's devices share among them.
+
+  Args:
+    training: what one member does.
+    mesh: of the devices, which have nothing to tell each other.
+    args: state, member and first epoch, each with a member axis, and the data; arrays, or what
+      describes them. On a GPU the state's memory is given to the state after.
+  """
+  on_members = lambda *args: over_members(lambda *own: training.program(*own, args[-1]))(*args[:-1])
+  run = devices.split_work(on_members, mesh, (False, False, False, True))
+  return jax.jit(run, donate_argnums=0 if backend() == "gpu" else ()).lower(*args)
 
 
 def compile_run(training: Training, *args: Any) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
@@ -38,16 +53,19 @@ def compile_run(training: Training, *args: Any) -> Callable[[Any, Any, Any], tup
   one member only, each direction of its encoder has a core.
   """
   mesh = devices.local_mesh()
-  if jax.default_backend() != "cpu" or mesh.size > 1:
-    run = devices.split_work(over_members(training.run), mesh)
-    return jax.jit(run).lower(*args).compile()
+  if backend() != "cpu" or mesh.size > 1:
+    data = jax.device_put(training.data, devices.replicated(mesh))
+    together = lower_run(training, mesh, *args, data).compile()
+    return lambda *args: together(*args, data)
   count = len(jax.tree.leaves(args)[0])
   one = lambda args, i: jax.tree.map(lambda leaf: leaf[i], args)
   first, pair = one(jax.device_get(args), 0), devices.core_pair()
   if count == 1 and training.splits and pair is not None:
     program = compile_split(training, pair, *first)
   else:
-    program = jax.jit(training.run).lower(*first).compile()
+    data = jax.device_put(training.data, mesh.devices.flat[0])
+    compiled = jax.jit(training.program).lower(*first, data).compile()
+    program = lambda *args: compiled(*args, data)
 
   def run(*args):
     args = jax.device_get(args)
@@ -78,9 +96,12 @@ def compile_split(
     return half if of_encoder and np.ndim(leaf) > 2 else whole
 
   placed = jax.tree_util.tree_map_with_path(place, state)
-  run = jax.jit(training.run, in_shardings=(placed, whole, whole), out_shardings=(placed, whole))
-  program = run.lower(state, member, first_epoch).compile()
+  run = jax.jit(
+    training.program, in_shardings=(placed, whole, whole, whole), out_shardings=(placed, whole)
+  )
   on_both = functools.partial(jax.device_put, device=whole)
+  data = on_both(training.data)
+  program = run.lower(state, member, first_epoch, data).compile()
   return lambda state, member, epoch: program(
-    jax.device_put(state, placed), on_both(member), on_both(epoch)
+    jax.device_put(state, placed), on_both(member), on_both(epoch), data
   )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -24,19 +25,34 @@ class _State(NamedTuple):
   best_score: Any
 
 
+class _Data(NamedTuple):
+  """What all members are trained and judged on: an argument of the program, however large it is."""
+
+  values: Any
+  targets: losses.Targets
+  validation: Features
+  judged: losses.Targets
+
+
 class Training(NamedTuple):
   """Functions of one member, to be jitted and mapped by the caller.
 
   Attributes:
     init: member → state.
-    run: (state, member, first epoch) → (state, curves [epochs a call, 2]: training
+    program: (state, member, first epoch, data) → (state, curves [epochs a call, 2]: training
       loss and validation accuracy).
     splits: whether two devices train one member faster than one does, see `member_parallel.compile_split`.
+    data: all members'.
   """
 
   init: Callable[[Member], Any]
-  run: Callable[[Any, Member, Any], tuple[Any, Any]]
+  program: Callable[[Any, Member, Any, Any], tuple[Any, Any]]
   splits: bool
+  data: Any
+
+  def run(self, state: Any, member: Member, first_epoch: Any) -> tuple[Any, Any]:
+    """The program with its data."""
+    return self.program(state, member, first_epoch, self.data)
 
 
 def make_train(
@@ -70,23 +86,26 @@ def make_train(
   steps = -(-count // batch_size)
   adam = optax.scale_by_adam()
   averaging = optax.ema(ema_decay) if ema_decay else optax.identity()
-  judged = losses.targets_of(validation)
   # One all-masked stack stands in where an epoch's last batch has no more stacks.
   values, targets = jax.tree.map(
     lambda x: jnp.concatenate([x, jnp.zeros((1, *x.shape[1:]), x.dtype)]),
     (train.values, losses.targets_of(train)),
   )
 
-  def loss_fn(params, member, rows, draws):
-    truth = jax.tree.map(lambda known: known[rows], targets)
-    return loss(spec, params, member, values[rows], truth, draws)
+  validation = dataclasses.replace(validation, stack_id=(), patient_id=())
+  all_data = _Data(values, targets, validation, losses.targets_of(validation))
+  mask_shape = (batch_size, values.shape[1])
+
+  def loss_fn(params, member, data, rows, draws):
+    truth = jax.tree.map(lambda known: known[rows], data.targets)
+    return loss(spec, params, member, data.values[rows], truth, draws)
 
   def init(member: Member) -> _State:
     params = nnx.state(Head(spec, nnx.Rngs(params=jax.random.key(member.seed))), nnx.Param)
     average = averaging.init(params)
     return _State(params, adam.init(params), average, params, jnp.float32(-jnp.inf))
 
-  def run(state: _State, member: Member, first_epoch: Any) -> tuple[_State, Any]:
+  def program(state: _State, member: Member, first_epoch: Any, data: _Data) -> tuple[_State, Any]:
     base = jax.random.key(member.seed)
 
     def epoch(state, number):
@@ -96,13 +115,15 @@ def make_train(
       )
       forcing = 1.0 if spec.feedback == "teacher" else 1 - number / max(epochs - 1, 1)
       # All steps' at once, so that the loop draws no random numbers.
-      draws = jax.vmap(
-        lambda key: draw(spec, member, key, (batch_size, values.shape[1]), forcing, input_dropout)
-      )(jax.random.split(step_key, steps))
+      draws = jax.vmap(lambda key: draw(spec, member, key, mask_shape, forcing, input_dropout))(
+        jax.random.split(step_key, steps)
+      )
 
       def step(carry, inputs):
         params, opt_state, average = carry
-        (_, of_data), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, member, *inputs)
+        (_, of_data), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+          params, member, data, *inputs
+        )
         updates, opt_state = adam.update(grads, opt_state)
         params = jax.tree.map(lambda p, u: p - member.learning_rate * u, params, updates)
         _, average = averaging.update(params, average)
@@ -117,8 +138,10 @@ def make_train(
       if ema_decay:
         kept = optax.tree.bias_correction(average.ema, ema_decay, average.count)
       if spec.ordered:
-        kept, likelihood = fit_and_fold_temperature(spec, kept, member, validation, judged)
-      now = accuracy(spec, kept, member, validation)
+        kept, likelihood = fit_and_fold_temperature(
+          spec, kept, member, data.validation, data.judged
+        )
+      now = accuracy(spec, kept, member, data.validation)
       score = likelihood if spec.ordered else now
       best = jax.tree.map(
         lambda new, old: jnp.where(score > state.best_score, new, old),
@@ -131,4 +154,5 @@ def make_train(
 
   # Measured: other cells and decoders exchange too much.
   splits = spec.bidirectional and spec.cell == "gru" and spec.decoder == "dense"
-  return Training(init, run, splits and spec.attention.kind in ("none", "toeplitz"))
+  splits = splits and spec.attention.kind in ("none", "toeplitz")
+  return Training(init, program, splits, all_data)

@@ -188,17 +188,10 @@ class Trained:
 
   def probabilities(self, features: Features) -> Float[np.ndarray, "M N T C"]:
     """Classifies stacks, on padding too, where the values mean nothing."""
-    graph = graph_of(self.spec)
-
-    def one(params, half_width):
-      model = nnx.merge(graph, params)
-      logits = jax.vmap(lambda x, m: model(x, m, half_width=half_width))(
-        jnp.asarray(features.values), jnp.asarray(features.mask)
-      )
-      return jax.nn.softmax(logits)
-
-    half_widths = jnp.array([m.half_width for m in self.members])
-    return np.asarray(jax.jit(over_members(one))(self.params, half_widths))
+    return self._of_stacks(
+      lambda model, x, mask, half_width: jax.nn.softmax(model(x, mask, half_width=half_width)),
+      features,
+    )
 
   def toeplitz_taps(self) -> dict[int, Float[np.ndarray, "seeds K"]]:
     """Learned weights by half-width D, shallow to deep, one row a member of that D."""
@@ -212,16 +205,24 @@ class Trained:
 
   def attention_weights(self, features: Features) -> Float[np.ndarray, "M N T T"]:
     """Attention map of every stack, by member (Figure 4)."""
+    return self._of_stacks(
+      lambda model, x, mask, half_width: model.attention_weights(x, mask, half_width), features
+    )
+
+  def _of_stacks(self, function: Callable[..., Any], features: Features) -> np.ndarray:
+    """Function (model, values, mask, half width) of every stack, by member."""
     graph = graph_of(self.spec)
 
-    def one(params, half_width):
-      model = nnx.merge(graph, params)
-      return jax.vmap(lambda x, m: model.attention_weights(x, m, half_width))(
-        jnp.asarray(features.values), jnp.asarray(features.mask)
-      )
+    @jax.jit
+    def run(params, half_widths, values, mask):
+      def one(params, half_width):
+        model = nnx.merge(graph, params)
+        return jax.vmap(lambda x, m: function(model, x, m, half_width))(values, mask)
+
+      return over_members(one)(params, half_widths)
 
     half_widths = jnp.array([m.half_width for m in self.members])
-    return np.asarray(jax.jit(over_members(one))(self.params, half_widths))
+    return np.asarray(run(self.params, half_widths, features.values, features.mask))
 
 
 def load(spec: HeadSpec, members: Sequence[Member], directory: pathlib.Path) -> Trained:

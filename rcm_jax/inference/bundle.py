@@ -25,6 +25,7 @@ from rcm_jax import arrays
 from rcm_jax.cnn import folded_inception, inception
 from rcm_jax.heads.head import Head, HeadSpec
 from rcm_jax.inference.model_card import Description
+from rcm_jax.ops.backend import backend
 from rcm_jax.runtime import checkpoints, stage_cache
 from rcm_jax.textures import encoder as texture_encoder
 from tfds_rcm.errors import UserError
@@ -147,7 +148,8 @@ class Bundle:
         nnx.merge(graph, member[0]), x, member[1]
       )
       # One after the other: batched over members, the small products would be slower on a CPU.
-      found.append(jax.lax.map(one, (params, jnp.array(self.description.half_widths))).mean(0))
+      over = jax.lax.map if backend() == "cpu" else lambda one, xs: jax.vmap(one)(xs)
+      found.append(over(one, (params, jnp.array(self.description.half_widths))).mean(0))
     return sum(found) / len(found)
 
   def padded_length(self, count: int) -> int:
@@ -310,7 +312,7 @@ def build_network(description: Description) -> inception.InceptionV3:
     arrays.NUM_STRATA,
     in_channels=description.cnn["context"],
     width=description.cnn["width"],
-    dtype=jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16,
+    dtype=jnp.float32 if backend() == "cpu" else jnp.bfloat16,
     rngs=nnx.Rngs(0),
   )
 

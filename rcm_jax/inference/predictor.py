@@ -50,6 +50,7 @@ class Predictor:
     self.bundle = bundle
     self._has_attention = bundle.description.head.attention.kind != "none"
 
+    @jax.default_matmul_precision("highest")  # as heads are trained; a GPU would take TF32
     def read(features, depth_um, mask):
       reading = reading_lib.read(
         bundle.class_probabilities(features, mask), depth_um, mask, bundle.description.calibration

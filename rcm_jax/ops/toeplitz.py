@@ -14,10 +14,8 @@ from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rcm_jax.ops import toeplitz_pallas
-
 EdgeMode = Literal["zero", "renormalize"]
-Implementation = Literal["auto", "reference", "shift", "band", "conv", "pallas"]
+Implementation = Literal["auto", "reference", "shift", "band", "conv"]
 
 _ROWS = 32  # rows of a block of the "band" form: blocks of 32 × (32 + 2 D), not T × T
 
@@ -63,9 +61,8 @@ def toeplitz_attention(
       map); "renormalize" divides by the sum of the weights that fall on real slices.
     implementation: "reference" is the plain T × T band matrix. The others compute the same: "shift" as
       2 D + 1 shifted multiply-adds, which XLA fuses into one pass and into its neighbors; "band" as
-      blocks of the band matrix; "conv" as XLA's convolution; "pallas" as one kernel whose backward
-      pass reads everything once. "auto" is "shift", and "reference" for kernels of more than a third
-      of the stack's slices, whose gradient costs less as a dense product.
+      blocks of the band matrix; "conv" as XLA's convolution. "auto" is "shift", and "reference" for
+      kernels of more than a third of the stack's slices, whose gradient costs less as a dense product.
 
   Returns:
     Context vectors [T, H], zero on padding.
@@ -217,5 +214,4 @@ _IMPLEMENTATIONS = {
   "shift": _shift,
   "band": _band,
   "conv": _conv,
-  "pallas": toeplitz_pallas.apply,
 }

@@ -8,7 +8,6 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from rcm_jax.cnn import extraction
@@ -16,6 +15,7 @@ from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.cnn import training as cnn_training
 from rcm_jax.cnn.augmentation import augmentation_of
 from rcm_jax.data import feature_file
+from rcm_jax.ops.backend import numerics
 from rcm_jax.reporting import plots
 from rcm_jax.run import stages
 from rcm_jax.runtime import files, resumable
@@ -52,7 +52,7 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
       del described[name]
   described |= {
     "source": run.source,
-    "backend": jax.default_backend(),
+    "backend": numerics(),
   }
   model_dir = stages.stage(
     run.cache_dir,

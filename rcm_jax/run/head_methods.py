@@ -17,6 +17,7 @@ from rcm_jax.evaluation import attention_file
 from rcm_jax.heads import training as head_training
 from rcm_jax.heads.head import HeadSpec
 from rcm_jax.heads.objective import Member
+from rcm_jax.ops.backend import numerics
 from rcm_jax.reporting import plots
 from rcm_jax.run import end_to_end, head_config, stages
 from rcm_jax.run.cnn_stages import classify_slices, extract_features
@@ -100,7 +101,7 @@ def _extract_textures(run: stages.Run, spec: texture_encoder.TextureSpec) -> pat
     run.cache_dir,
     run.writer,
     "textures",
-    {**dataclasses.asdict(spec), **run.seen_data(), "backend": jax.default_backend()},
+    {**dataclasses.asdict(spec), **run.seen_data(), "backend": numerics()},
     lambda directory, advance: texture_learning.extract(spec, run.splits, directory, advance),
   )
 
@@ -132,7 +133,7 @@ def train_end_to_end(run: stages.Run) -> stages.Result:
     **dataclasses.asdict(tuning),
     "model": two_stage.model_dir.name,
     "heads": before.directory.name,
-    "backend": jax.default_backend(),
+    "backend": numerics(),
   }
   directory = stages.stage(
     run.cache_dir,
@@ -184,7 +185,7 @@ def _train_heads(
     "members": [member._asdict() for member in members],
     **recipe,
     "features": source,
-    "backend": jax.default_backend(),
+    "backend": numerics(),
   }
   train, validation = (features[name].cut(spec.max_slices) for name in ("train", "validation"))
   directory = stages.stage(

@@ -6,11 +6,11 @@ from collections.abc import Callable
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 
 from rcm_jax.baselines import hames, kaur
 from rcm_jax.data import feature_file
+from rcm_jax.ops.backend import numerics
 from rcm_jax.run import head_methods, stages
 from rcm_jax.run.cnn_stages import classify_slices
 from rcm_jax.runtime import metric_writer as writer_lib
@@ -54,7 +54,7 @@ def _baseline(run: stages.Run, module: Any, model_class: Any) -> stages.Result:
       for split in stages.EVALUATED:
         np.save(directory / f"{split}.npy", module.predict_proba(model, run.splits[split].slices))
 
-    spec = {"seed": seed, **run.seen_data(), "backend": jax.default_backend()}
+    spec = {"seed": seed, **run.seen_data(), "backend": numerics()}
     directory = stages.stage(run.cache_dir, run.writer, name, spec, fit)
     run.writer.console.print(
       f"{name}, seed {seed}: {model_class.load(directory / 'model.npz').chosen}"

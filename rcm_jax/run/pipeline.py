@@ -31,6 +31,7 @@ from rcm_jax.runtime.metric_writer import Writer
 from tfds_rcm import prepare
 from tfds_rcm.errors import UserError, nearest
 
+PRECISIONS = ("highest", "high", "default")  # of float32 products on a GPU
 _PACKAGES = (
   "jax",
   "jaxlib",
@@ -60,6 +61,12 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pat
       f"config.pipeline: '{config.pipeline}' is none of {', '.join(methods.METHODS)}"
       f"{nearest(config.pipeline, methods.METHODS)}"
     )
+  if config.precision not in PRECISIONS:
+    raise UserError(
+      f"config.precision: '{config.precision}' is none of {', '.join(PRECISIONS)}"
+      f"{nearest(str(config.precision), PRECISIONS)}"
+    )
+  jax.config.update("jax_default_matmul_precision", config.precision)
   if not devices.is_first():  # it computes with the first one, and leaves the results to it
     with tempfile.TemporaryDirectory() as elsewhere:
       _run(config, pathlib.Path(elsewhere), cache_dir)
