@@ -8,7 +8,7 @@ import grain
 import numpy as np
 
 from rcm_jax.data.slices import Slices
-from tfds_rcm.staging import num_cores
+from tfds_rcm.cores import num_cores
 
 _MOST_THREADS = 16  # of the loader; more only wait for the same memory
 
