@@ -16,7 +16,8 @@ import pytest
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.evaluation.predictions import StackPrediction
 from rcm_jax.heads.head import Head
-from rcm_jax.inference import bundle, model_card
+from rcm_jax.inference import bundle, describe, model_card
+from rcm_jax.inference.description import Description
 from rcm_jax.textures import encoder as texture_encoder
 from tfds_rcm.errors import UserError
 
@@ -96,7 +97,7 @@ def test_views_of_textures_are_members_as_good_as_those_on_the_cnn():
 def test_a_description_without_textures_is_one_of_a_model_without():
   fields = json.loads(bundles.DESCRIPTION.to_json())
   del fields["textures"], fields["views"]
-  assert model_card.Description.from_json(json.dumps(fields)) == bundles.DESCRIPTION
+  assert Description.from_json(json.dumps(fields)) == bundles.DESCRIPTION
 
 
 @pytest.mark.parametrize("on_textures", [False, True])
@@ -136,7 +137,7 @@ def _rewrite(**changes):
     path = directory / bundle.DESCRIPTION
     fields = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({k: v for k, v in fields.items() if v is not None}))
-    bundle.cache.seal(directory)
+    bundle.stage_cache.seal(directory)
 
   return change
 
@@ -201,7 +202,7 @@ def _predictions(patients):
 
 @pytest.mark.parametrize(("patients", "coverage"), [(9, 0.9), (3, 0.7), (1, 0.5)])
 def test_intervals_promise_what_the_validation_patients_suffice_for(patients, coverage):
-  calibration, wide_um = model_card.calibration_of(_predictions(patients))
+  calibration, wide_um = describe.calibration_of(_predictions(patients))
   assert calibration.coverage == coverage
   assert np.isfinite(calibration.margin_um).all()
   assert all(width >= 0 for width in wide_um)
@@ -211,7 +212,7 @@ def test_a_model_without_intervals_stays_one(tmp_path):
   stacks = [
     dataclasses.replace(p, labels=np.zeros(12, np.int32)) for p in _predictions(2)
   ]  # no stack shows a boundary
-  calibration, wide_um = model_card.calibration_of(stacks)
+  calibration, wide_um = describe.calibration_of(stacks)
   assert wide_um is None
   description = dataclasses.replace(
     bundles.DESCRIPTION,
@@ -219,7 +220,7 @@ def test_a_model_without_intervals_stays_one(tmp_path):
     training=dataclasses.replace(bundles.TRAINING, wide_um=wide_um),
   )
   text = description.to_json()
-  assert model_card.Description.from_json(text) == description
+  assert Description.from_json(text) == description
   assert "too few validation patients" in model_card.markdown(description)
 
 
@@ -233,7 +234,7 @@ def test_training_is_measured(tmp_path):
     stack_id=("a", "b"),
     patient_id=("p", "p"),
   )
-  training = model_card.training_of("d", {"train": split}, None)
+  training = describe.training_of("d", {"train": split}, None)
   assert training.step_um == (3.0, 3.0, 5.0)
   assert training.gray_mean == (40.0, 90.0)
   assert (training.stacks, training.patients, training.slices) == (

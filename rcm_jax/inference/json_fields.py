@@ -110,7 +110,9 @@ def fields(checks: Mapping[str, Check], may_miss: frozenset[str] = frozenset()) 
       raise ValueError(f"{prefix}{name} is missing")
     for name in value.keys() - checks.keys():
       raise ValueError(f"{prefix}{name} is unknown here")
-    return {name: check(prefix + name, value[name]) for name, check in checks.items() if name in value}
+    return {
+      name: check(prefix + name, value[name]) for name, check in checks.items() if name in value
+    }
 
   return check_all
 
