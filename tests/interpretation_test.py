@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import decision_rule
 import jax
 import numpy as np
 import pytest
 
-from rcm_jax.arrays import STRATA
 from rcm_jax.decoding import boundaries as boundaries_lib
 from rcm_jax.decoding import intervals, monotone_model
 from rcm_jax.decoding.intervals import Calibration
 from rcm_jax.inference import interpretation
-from rcm_jax.inference.interpretation import LAYERS, MOSAICS
+from rcm_jax.inference.interpretation import LAYERS
 
 CALIBRATION = Calibration(1.3, (2.0, 3.0), 0.9, 2.0)
 LENGTH = 24  # one for all, so that one program is compiled
@@ -45,36 +45,6 @@ def interpret(strata, calibration=CALIBRATION, step=3.0):
   return found, named, depth
 
 
-def assert_follows_from_two_depths(found, named, plan, depth):
-  """What every output of one stack must agree on."""
-  count = len(depth)
-  assert set(np.diff(found.strata).tolist()) <= {0, 1}
-  inner = [b for b in named if b.shown]
-  for number, b in enumerate(named, start=1):
-    deeper = found.strata >= number
-    assert b.shown == (0 < deeper.sum() < count)
-    if not b.shown:
-      assert b.probability_shown <= 0.5
-      assert (b.depth_um, b.low_um, b.high_um, b.slice) == (None,) * 4
-      continue
-    np.testing.assert_array_equal(deeper, depth >= b.depth_um)  # strata change at the boundary
-    assert b.slice == np.flatnonzero(depth >= b.depth_um)[0]
-    assert b.low_um <= b.depth_um <= b.high_um
-  depths = [b.depth_um for b in inner]
-  assert depths == sorted(set(depths))
-  assert [m.name for m in plan] == list(MOSAICS)
-  planned = [m.depth_um for m in plan if m.depth_um is not None]
-  assert planned == sorted(planned)
-  for mosaic, layer in zip(plan, LAYERS, strict=True):
-    if mosaic.slice is None:
-      assert mosaic.note
-      continue
-    assert STRATA[found.strata[mosaic.slice]] == layer.stratum
-    nearest = int(np.abs(depth - mosaic.depth_um).argmin())
-    assert mosaic.slice == nearest or "nearest slice of" in mosaic.note
-    assert mosaic.low_um <= mosaic.depth_um <= mosaic.high_um
-
-
 @pytest.mark.parametrize("ordered", [False, True])
 def test_all_follows_from_two_depths_whatever_the_probabilities(ordered):
   rng = np.random.default_rng(0)
@@ -100,7 +70,7 @@ def test_all_follows_from_two_depths_whatever_the_probabilities(ordered):
     found = interpret_probabilities(p, depth, calibration)
     named = interpretation.named_boundaries(found, depth)
     plan = interpretation.depth_plan(named, depth, found.strata)
-    assert_follows_from_two_depths(found, named, plan, depth)
+    decision_rule.assert_holds(found, named, plan, depth)
     assert set(np.diff(found.most_probable_strata).tolist()) <= {0, 1}
     shown += sum(b.shown for b in named)
   assert shown > 150
@@ -159,7 +129,7 @@ def test_boundaries_and_mosaics_lie_where_the_strata_change():
 def test_what_the_stack_does_not_show_is_not_planned(strata):
   found, named, depth = interpret(strata)
   plan = interpretation.depth_plan(named, depth, found.strata)
-  assert_follows_from_two_depths(found, named, plan, depth)
+  decision_rule.assert_holds(found, named, plan, depth)
   for mosaic, layer in zip(plan, LAYERS, strict=True):
     needs = [b.shown for b, weight in zip(named, layer.weights, strict=True) if weight]
     assert (mosaic.depth_um is None) == (not all(needs))

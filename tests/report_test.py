@@ -156,7 +156,8 @@ window.addEventListener("load", () => {
   const scale = document.querySelector(".scale").textContent;
   const starts = [...document.querySelectorAll("#chart rect[data-stratum]")].map(r => Number(r.getAttribute("x")));
   const lines = [...document.querySelectorAll("#chart line[data-boundary]")].map(r => Number(r.getAttribute("x1")));
-  document.body.dataset.seen = JSON.stringify({ log, ribbon: starts, boundaries: lines, faults: window.faults, wide, page, scale,
+  document.body.dataset.seen = JSON.stringify({ log, ribbon: starts, boundaries: lines,
+    faults: window.faults, wide, page, scale,
     natural: id("image").naturalWidth });
 });
 </script>"""
