@@ -14,7 +14,8 @@ import numpy as np
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.decoding import monotone_model
 from rcm_jax.inference import bundle as bundle_lib
-from rcm_jax.inference import describe, given_arrays, interpretation
+from rcm_jax.inference import given_arrays, interpretation
+from rcm_jax.inference.description import gray_levels
 from rcm_jax.inference.stack_warnings import StackWarning, stack_warnings
 from tfds_rcm import stack_io
 from tfds_rcm.errors import UserError
@@ -106,7 +107,7 @@ class Predictor:
     depths = given_arrays.depths_um(depth_um, len(gray))
     length = self.bundle.padded_length(len(gray))  # refuses before the long work
     prepared = np.stack([self.prepare(image) for image in gray])
-    levels = np.array([describe.gray_levels(image) for image in prepared])
+    levels = np.array([gray_levels(image) for image in prepared])
     return self.conclude(self.bundle.features(prepared, advance), depths, levels, length)
 
   def conclude(
@@ -205,7 +206,7 @@ class StreamingPredictor:
   def _extend(self, prepared: UInt8[np.ndarray, "h w"], depth: float) -> Prediction:
     bundle = self._predictor.bundle
     self._slices.append(prepared)
-    self._gray.append(describe.gray_levels(prepared))
+    self._gray.append(gray_levels(prepared))
     self._depth_um.append(depth)
     count = len(self._slices)
     if count > self._length:
