@@ -159,7 +159,7 @@ def test_the_most_probable_labelling_is_there_by_its_name():
   p = np.full((9, 3), 1 / 3)
   p[0] = sure_of([0])
   p[-1] = sure_of([2])
-  p[2] = [0.30, 0.35, 0.35]
+  p[2] = [0.32, 0.345, 0.335]  # half of all labellings are in the DEJ by then, nearly
   found = interpret_probabilities(
     p, 3.0 * np.arange(9), CALIBRATION._replace(boundary_temperature=1.0)
   )

@@ -113,7 +113,7 @@ def _boundaries(result):
     depth = "not in this stack" if b["depth_um"] is None else f"{_um(b)}{by_eye}"
     sure = f"{b['probability_shown']:.0%}"
     rows.append((DISPLAY_NAMES[b["name"]], depth, _range(b), sure, b["slice"]))
-  return _table(("", "depth", "interval, µm", "in this stack", "first slice"), rows)
+  return _table(("", "depth", "interval, µm", "in stack", "first slice"), rows)
 
 
 def _plan(result):
