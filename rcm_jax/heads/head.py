@@ -97,18 +97,21 @@ class HeadSpec:
     return self.max_slices if self.attention.kind == "location" else None
 
 
-def spec_of(fields: Mapping[str, Any]) -> HeadSpec:
-  """Returns the architecture of what `dataclasses.asdict` made of it, in version 0.1 too."""
+def current_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the fields of a `HeadSpec`, as `dataclasses.asdict` has them, of those of any version."""
   fields = dict(fields)
-  if not isinstance(fields["attention"], Mapping):  # version 0.1 had attention's fields here
+  if not isinstance(fields.get("attention"), Mapping):  # version 0.1 had attention's fields here
     for name in ("input_dropout", "average"):
       fields.pop(name, None)
-    fields["attention"] = {
-      "kind": fields["attention"],
-      "half_width": fields.pop("half_width"),
-      "edge_mode": fields.pop("boundary"),
-      "units": fields.pop("units"),
-    }
+    old = {"half_width": "half_width", "edge_mode": "boundary", "units": "units"}
+    given = {name: fields.pop(of, None) for name, of in old.items()}
+    fields["attention"] = {"kind": fields.get("attention"), **given}
+  return fields
+
+
+def spec_of(fields: Mapping[str, Any]) -> HeadSpec:
+  """Returns the architecture that has these fields, of any version."""
+  fields = current_fields(fields)
   return HeadSpec(**{**fields, "attention": AttentionSpec(**fields["attention"])})
 
 

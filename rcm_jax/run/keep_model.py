@@ -14,7 +14,7 @@ from rcm_jax.data import pca
 from rcm_jax.evaluation.predictions import StackPrediction
 from rcm_jax.heads import fold_pca
 from rcm_jax.heads import training as head_training
-from rcm_jax.inference import bundle, model_card
+from rcm_jax.inference import bundle, describe
 from rcm_jax.run import head_config, stages
 from rcm_jax.run.cnn_stages import Classifier
 from rcm_jax.textures import encoder as texture_encoder
@@ -51,7 +51,7 @@ def keep_model(
   head, params = trained.spec, chosen(trained)
   if of_features is not None:
     head, params = fold_pca.unfold(head, params, of_features)
-  description = model_card.describe(
+  description = describe.describe(
     [p for p in predictions if p.method == method],
     run.splits,
     dataset=stages.dataset_name(run.config.data),
