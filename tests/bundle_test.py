@@ -16,6 +16,7 @@ import pytest
 
 from rcm_jax.data import batches
 from rcm_jax.data import slices as slices_lib
+from rcm_jax.evaluation import calibration as calibration_lib
 from rcm_jax.evaluation.predictions import StackPrediction
 from rcm_jax.heads.attention import AttentionSpec
 from rcm_jax.heads.head import Head
@@ -317,12 +318,17 @@ def _predictions(patients):
   ]
 
 
-@pytest.mark.parametrize(("patients", "coverage"), [(9, 0.9), (3, 0.7), (1, 0.5)])
+@pytest.mark.parametrize(("patients", "coverage"), [(9, 0.9), (7, 0.8), (5, 0.8)])
 def test_intervals_promise_what_the_validation_patients_suffice_for(patients, coverage):
   calibration, wide_um = describe.calibration_of(_predictions(patients))
   assert calibration.coverage == coverage
   assert np.isfinite(calibration.margin_um).all()
   assert all(width >= 0 for width in wide_um)
+
+
+def test_few_validation_patients_give_no_interval():
+  _, wide_um = describe.calibration_of(_predictions(calibration_lib.MIN_PATIENTS - 1))
+  assert wide_um is None
 
 
 def test_figures_are_those_of_what_predict_shows():
