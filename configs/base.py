@@ -36,6 +36,9 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.cnn.context = 1  # slices seen at once; 3 in IV3-Context
   config.cnn.width = 0.25 if small else 1.0  # factor on Inception-V3's channels
   config.cnn.pretrained = config_dict.placeholder(str)  # file of ImageNet weights
+  # Whether average pooling counts the zeros around the image; None: as the library of that file
+  # does (torchvision does; Keras, TensorFlow and a new network do not). pytorch-fid's file: False.
+  config.cnn.count_include_pad = config_dict.placeholder(bool)
   # Only with such a file, for fine-tuning:
   config.cnn.pretrained_input = "symmetric"  # its images: [−1, 1], or imagenet (mean, deviation)
   config.cnn.frozen_epochs = 1  # in which only the new layers learn

@@ -62,7 +62,8 @@ class Description:
   Attributes:
     method: name of the method, as in the tables.
     image_shape: height and width of the slices that the CNN sees.
-    cnn: the fields of its `CnnSpec`; "context" and "width" determine the network.
+    cnn: the fields of its `CnnSpec`; "context", "width" and "count_include_pad" determine the
+      network.
     head: architecture of the sequence heads.
     seeds: of the members.
     half_widths: D of each member.

@@ -9,8 +9,10 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
+import ml_collections
 import numpy as np
 
+from rcm_jax.cnn import pretrained
 from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.cnn import training as cnn_training
 from rcm_jax.cnn.augmentation import Augmentation
@@ -41,9 +43,12 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
   if config.features.file:
     return _read_features(run)
   spec = cnn_spec.CnnSpec(
-    **{**config.cnn, "seed": seed}, augmentation=Augmentation(**config.augmentation)
+    **{**config.cnn, "seed": seed, "count_include_pad": _counts_padding(config.cnn)},
+    augmentation=Augmentation(**config.augmentation),
   )
   described = dataclasses.asdict(spec)
+  if not spec.count_include_pad:  # as every cache that was written before there was a choice
+    del described["count_include_pad"]
   if spec.pretrained:
     described["pretrained"] = stage_cache.file_digest(pathlib.Path(spec.pretrained))
   else:  # what follows only from it determines nothing
@@ -76,6 +81,12 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
   method = config.method if config.model == "cnn" else "inception_v3"
   result = _result(run, classifier, method, seed, spec.context)
   return classifier, stages.Result(result.predictions, {(method, seed): sum(history["seconds"])})
+
+
+def _counts_padding(wanted: ml_collections.ConfigDict) -> bool:
+  if wanted.count_include_pad is not None:
+    return wanted.count_include_pad
+  return bool(wanted.pretrained) and pretrained.counts_padding(wanted.pretrained)
 
 
 def _result(
