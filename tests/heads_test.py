@@ -110,6 +110,18 @@ def test_snapshot_is_the_best_epochs(together):
   np.testing.assert_allclose(accuracy, history.max(1), atol=1e-6)
 
 
+def test_each_architecture_is_compiled_once(together):
+  for compiled, call in (
+    (head_training._probabilities, together.probabilities),
+    (head_training._attention_weights, together.attention_weights),
+  ):
+    first = call(VALIDATION)
+    count = compiled(SPEC)._cache_size()
+    np.testing.assert_array_equal(call(VALIDATION), first)
+    call(dataclasses.replace(VALIDATION, values=2 * VALIDATION.values))
+    assert compiled(SPEC)._cache_size() == count
+
+
 def test_a_running_average_of_the_weights_is_judged_and_kept():
   """One step an epoch, so that every step's weights are seen."""
   decay, epochs, member = 0.8, 5, MEMBERS[0]

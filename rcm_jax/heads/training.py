@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -182,17 +183,7 @@ class Trained:
 
   def probabilities(self, features: Features) -> Float[np.ndarray, "M N T C"]:
     """Classifies stacks, on padding too, where the values mean nothing."""
-    graph = graph_of(self.spec)
-
-    def one(params, half_width):
-      model = nnx.merge(graph, params)
-      logits = jax.vmap(lambda x, m: model(x, m, half_width=half_width))(
-        jnp.asarray(features.values), jnp.asarray(features.mask)
-      )
-      return jax.nn.softmax(logits)
-
-    half_widths = jnp.array([m.half_width for m in self.members])
-    return np.asarray(jax.jit(over_members(one))(self.params, half_widths))
+    return self._of_members(_probabilities, features)
 
   def toeplitz_taps(self) -> dict[int, Float[np.ndarray, "seeds K"]]:
     """Learned weights by half-width D, shallow to deep, one row a member of that D."""
@@ -206,16 +197,40 @@ class Trained:
 
   def attention_weights(self, features: Features) -> Float[np.ndarray, "M N T T"]:
     """Attention map of every stack, by member (Figure 4)."""
-    graph = graph_of(self.spec)
+    return self._of_members(_attention_weights, features)
 
+  def _of_members(self, compiled: Callable, features: Features) -> np.ndarray:
+    half_widths = jnp.array([m.half_width for m in self.members])
+    function = compiled(self.spec)
+    return np.asarray(function(self.params, half_widths, features.values, features.mask))
+
+
+# One program an architecture, for all splits of one shape and all calls.
+@functools.cache
+def _probabilities(spec: HeadSpec) -> Callable:
+  return _over_members_and_stacks(
+    spec, lambda model, x, m, width: jax.nn.softmax(model(x, m, half_width=width))
+  )
+
+
+@functools.cache
+def _attention_weights(spec: HeadSpec) -> Callable:
+  return _over_members_and_stacks(spec, lambda model, *rest: model.attention_weights(*rest))
+
+
+def _over_members_and_stacks(spec: HeadSpec, function: Callable) -> Callable:
+  """Compiles function(head, a stack's features, its mask, half-width) for members and stacks."""
+  graph = graph_of(spec)
+
+  @jax.jit
+  def every(params, half_widths, values, mask):
     def one(params, half_width):
       model = nnx.merge(graph, params)
-      return jax.vmap(lambda x, m: model.attention_weights(x, m, half_width))(
-        jnp.asarray(features.values), jnp.asarray(features.mask)
-      )
+      return jax.vmap(lambda x, m: function(model, x, m, half_width))(values, mask)
 
-    half_widths = jnp.array([m.half_width for m in self.members])
-    return np.asarray(jax.jit(over_members(one))(self.params, half_widths))
+    return over_members(one)(params, half_widths)
+
+  return every
 
 
 def load(spec: HeadSpec, members: Sequence[Member], directory: pathlib.Path) -> Trained:
