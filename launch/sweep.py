@@ -13,6 +13,11 @@ rate, L1, dropout) become one job; the rest become separate jobs. On the command
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+  from tfds_rcm import interrupts
+
+  interrupts.install("launch.sweep")
+
 import argparse
 import ast
 import builtins

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+  from tfds_rcm import interrupts
+
+  interrupts.install("rcm_jax")
+
 from collections.abc import Sequence
 import errno
 import os
@@ -46,7 +51,6 @@ def main(argv: Sequence[str]) -> None:
     _fail("both --config=configs/METHOD.py and --workdir=DIR are needed")
   logging.set_verbosity(logging.FATAL)  # TFDS and Orbax advise much
   threading.excepthook = _ignore_full_disk
-  preemption.install()
   try:
     devices.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   except UserError as error:
@@ -58,12 +62,10 @@ def main(argv: Sequence[str]) -> None:
   except UserError as error:
     _fail(str(error))
   except preemption.Preempted as stopped:
-    print(
-      f"rcm_jax: stopped on request {stopped.where}; the same command goes on from there",
-      file=sys.stderr,
-      flush=True,
-    )
-    raise
+    stopped.tell()
+    if jax.distributed.is_initialized():
+      raise  # the others wait for an orderly exit
+    stopped.end()
   except Exception as error:  # Orbax tells of a full disk by a ValueError
     if not _is_disks_fault(error):
       raise

@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-import os
 import signal
 
 from flax import nnx
+import interrupted
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,12 +112,8 @@ def assert_equal_trainings(first, second):
 @pytest.fixture
 def asked_to_stop():
   """Sends this process a signal, as Slurm does, and tidies up."""
-  before = {number: signal.getsignal(number) for number in preemption.SIGNALS}
-  preemption.install()
-  yield os.kill
-  for number, handler in before.items():
-    signal.signal(number, handler)
-  preemption.clear()
+  with interrupted.handled():
+    yield interrupted.send
 
 
 def test_stopped_within_an_epoch_it_goes_on_at_the_next_step(trained, tmp_path, asked_to_stop):
@@ -127,7 +123,7 @@ def test_stopped_within_an_epoch_it_goes_on_at_the_next_step(trained, tmp_path, 
   def stop(done, total):
     steps.append(done)
     if done == 5:  # the second of three steps in the second of three epochs
-      asked_to_stop(os.getpid(), signal.SIGTERM)
+      asked_to_stop(signal.SIGTERM)
 
   with pytest.raises(preemption.Preempted, match="75") as stopped:
     cnn_training.train(SPEC, SPLITS, tmp_path, advance=stop, about={"git_revision": "abc"})
@@ -141,12 +137,6 @@ def test_stopped_within_an_epoch_it_goes_on_at_the_next_step(trained, tmp_path, 
   cnn_training.train(SPEC, SPLITS, tmp_path, advance=lambda done, total: steps.append(done))
   assert steps == list(range(1, 10))  # not one step twice
   assert_equal_trainings(tmp_path, whole)
-
-
-@pytest.mark.parametrize("number", preemption.SIGNALS)
-def test_outside_of_a_training_a_run_stops_at_once(asked_to_stop, number):
-  with pytest.raises(preemption.Preempted):
-    asked_to_stop(os.getpid(), number)
 
 
 def test_extraction_equals_the_network_slice_by_slice(trained, tmp_path):

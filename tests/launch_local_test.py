@@ -126,21 +126,28 @@ def test_an_interrupted_sweep_lets_its_jobs_save(how, args):
     import argparse, signal, sys
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     sys.path[:0] = [{os.getcwd()!r}, {os.path.dirname(__file__)!r}]
+    from tfds_rcm import interrupts
+    interrupts.install("a sweep")
     from launch.runners import job
     from launch_local_test import stand
     args = argparse.Namespace(**{{**{vars(args)!r}, "at_once": 2, "dry_run": False}})
-    job.launch([stand(name, {code!r}) for name in "ab"], args)
+    with job.told_in_one_line("a sweep"):
+      job.launch([stand(name, {code!r}) for name in "ab"], args)
   """)
   process = subprocess.Popen(
-    [sys.executable, "-c", program], stderr=subprocess.DEVNULL, start_new_session=True
+    [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, start_new_session=True
   )
   deadline = time.monotonic() + 60
   while not os.path.exists(args.events) or len(events(args)) < 2:
     assert process.poll() is None
     assert time.monotonic() < deadline
     time.sleep(0.05)
-  process.send_signal(how)
-  assert process.wait(60) != 0
+  os.killpg(process.pid, how)  # as a terminal does; the jobs are asked by the sweep alone
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == (130 if how == signal.SIGINT else 75)
+  assert errors == (
+    "a sweep: stopped on request after 0 of 2 jobs; the same command goes on from there\n"
+  )
   assert sorted(events(args)) == ["ready", "ready", "saved", "saved"]
 
 

@@ -6,6 +6,11 @@ does the same and needs TensorFlow.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+  from tfds_rcm import interrupts
+
+  interrupts.install("tfds_rcm.prepare")
+
 import argparse
 from collections.abc import Callable, Sequence
 import importlib
@@ -14,6 +19,7 @@ import pathlib
 import sys
 
 from tfds_rcm.errors import UserError
+from tfds_rcm.interrupts import Preempted
 
 # Dataset → module with `add_arguments(parser, name)` and `run(name, args, data_dir)`. Imported when
 # asked for: each brings its own libraries.
@@ -74,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   try:
     importlib.import_module(COMMANDS[args.name]).run(args.name, args, args.data_dir.expanduser())
+  except Preempted as stopped:
+    stopped.tell()
+    raise
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 1

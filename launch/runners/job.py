@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
 import os
 from pathlib import Path
 import shlex
@@ -21,7 +22,7 @@ from tfds_rcm.errors import UserError
 from tfds_rcm.staging import num_cores
 
 _POLL_SECONDS = 0.1
-_PREEMPTED = preemption.EXIT_CODE
+_PREEMPTED = (preemption.EXIT_CODE, preemption.CTRL_C_CODE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +90,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def told_in_one_line(program: str) -> Iterator[None]:
-  """Turns a UserError into one line and exit code 1."""
+  """Turns a UserError into one line and exit code 1, and tells of a request to stop."""
   try:
     yield
+  except preemption.Preempted as stopped:
+    stopped.tell()
+    raise
   except UserError as error:
     print(f"{program}: {error}", file=sys.stderr)
     raise SystemExit(1) from None
@@ -114,10 +118,8 @@ def launch(jobs: Sequence[Job], args: argparse.Namespace) -> None:
 
     slurm.submit(jobs, args)
   else:
-    signal.signal(
-      signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # not without `finally`
-    run_local(jobs, args, gpus)
+    with preemption.at_safe_points():
+      run_local(jobs, args, gpus)
 
 
 def _gpus() -> list[str]:
@@ -150,6 +152,8 @@ def run_local(jobs: Sequence[Job], args: argparse.Namespace, gpus: Sequence[str]
   waiting, running, ended, failed = list(jobs), {}, set(), []
   try:
     while waiting or running:
+      if preemption.asked():
+        raise preemption.Preempted(f"after {len(ended)} of {len(jobs)} jobs")
       for slot in [i for i in range(slots) if i not in running]:
         job = next((j for j in waiting if j.after is None or j.after in ended), None)
         if job is None:
@@ -169,7 +173,7 @@ def run_local(jobs: Sequence[Job], args: argparse.Namespace, gpus: Sequence[str]
         if process.returncode:
           failed.append(job)
         state = f"failed, exit code {process.returncode}" if process.returncode else "done"
-        if process.returncode == _PREEMPTED:
+        if process.returncode in _PREEMPTED:
           state = "stopped on request, and saved"
         print(
           f"{job.name}: {state} after {time.monotonic() - started:.0f} s "
@@ -193,11 +197,13 @@ def _start(command: list[str], gpu: str | None, log: Path | None) -> subprocess.
   environment = dict(os.environ)
   if gpu is not None:
     environment["CUDA_VISIBLE_DEVICES"] = gpu
+  # A group of its own: a terminal's Ctrl-C comes to us alone, and each job is asked once.
+  start = functools.partial(subprocess.Popen, command, env=environment, process_group=0)
   if log is None:
-    return subprocess.Popen(command, env=environment)
+    return start()
   log.parent.mkdir(parents=True, exist_ok=True)
   with log.open("a") as file:
-    return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    return start(stdout=file, stderr=subprocess.STDOUT)
 
 
 def _share_cores(process: subprocess.Popen, slot: int, slots: int) -> None:
