@@ -34,6 +34,7 @@ from ml_collections import ConfigDict
 
 from launch.runners import cost
 from launch.runners import job as job_lib
+from rcm_jax.run import methods
 from tfds_rcm.errors import UserError, nearest
 
 Point = dict[str, Any]
@@ -48,7 +49,6 @@ FOLDED = {
   "head.dropouts": "dropout",
   "head.mae_weights": "mae_weight",
 }
-UPSTREAM = ("data.", "cnn.", "augmentation.", "features.")  # what determines a head's features
 
 
 def grid(fields: Mapping[str, Iterable[Any]]) -> Sweep:
@@ -195,7 +195,9 @@ def _job(point: Point, box: dict[str, tuple]) -> job_lib.Job:
     config=config,
     overrides=changed,
     fields=fields,
-    members=math.prod(map(len, box.values())) if fields["model"] in cost.HEADS else 1,
+    members=math.prod(map(len, box.values()))
+    if methods.METHODS[fields["model"]].trains_members
+    else 1,
   )
 
 
@@ -217,14 +219,13 @@ def _in_order(found: Sequence[job_lib.Job]) -> list[job_lib.Job]:
   """
 
   def features(job):
-    uses = job.fields["model"] in cost.ON_CNN
+    shared = methods.METHODS[job.fields["model"]].shared
     return (
-      repr([v for name, v in job.fields.items() if name.startswith(UPSTREAM)]) if uses else None
+      repr([v for name, v in job.fields.items() if name.startswith(shared)]) if shared else None
     )
 
-  def work(job):  # what it does besides; several CNNs take longer than any heads
-    is_head = job.fields["model"] in cost.HEADS
-    return job.members * job.fields["head.epochs"] if is_head else math.inf
+  def work(job):  # what it does besides
+    return cost.seconds(dataclasses.replace(job, after="another"), "cpu")
 
   leaders: dict[str, job_lib.Job] = {}
   for job in found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+from pathlib import Path
 import signal
 import subprocess
 import sys
@@ -13,11 +14,13 @@ import time
 
 import pytest
 
+from launch import sweep
 from launch.runners import cost, job
 from tfds_rcm.errors import UserError
 
 FIELDS = {
   "model": "head",
+  "seeds": (0,),
   "data.sources": ("rcm_phantom/demo",),
   "data.image_size": None,
   "cnn.width": 0.25,
@@ -156,6 +159,26 @@ def test_cost_counts_shared_features_once():
   second = dataclasses.replace(first, after="a")
   assert cost.seconds(second, "cpu") < cost.seconds(first, "cpu")
   assert cost.line([first, second], "cpu").startswith("2 jobs, 2 trainings, at most 1 in one")
+
+
+@pytest.mark.parametrize("file", sorted(p.stem for p in Path("configs").glob("[a-z]*_*.py")))
+def test_every_method_costs_what_it_does_besides_the_cnn(file):
+  """Above all `end_to_end`, which trains for minutes what others read from the cache."""
+  (found,) = sweep.fold([{"config": f"configs/{file}.py", "seeds": (0, 1, 2)}])
+  shared = dataclasses.replace(found, after="another")
+  start = cost.seconds(
+    dataclasses.replace(shared, fields={**found.fields, "model": "features"}), "cpu"
+  )
+  assert cost.seconds(shared, "cpu") > start + 1
+  assert cost.seconds(found, "cpu") >= cost.seconds(shared, "cpu")
+  if file == "end_to_end":
+    assert found.members == 3
+    (heads,) = sweep.fold(
+      [{"config": "configs/toeplitz_d1.py", "head.half_widths": 1, "seeds": (0, 1, 2)}]
+    )
+    assert cost.seconds(shared, "cpu") > 30 + cost.seconds(
+      dataclasses.replace(heads, after="another"), "cpu"
+    )
 
 
 @pytest.mark.parametrize("model", ["head", "cnn", "hames", "kaur"])

@@ -19,7 +19,7 @@ from rcm_jax.cnn.augmentation import Augmentation
 from rcm_jax.data import feature_file
 from rcm_jax.reporting import plots
 from rcm_jax.run import stages
-from rcm_jax.runtime import stage_cache
+from rcm_jax.runtime import devices, stage_cache
 from rcm_jax.runtime.metric_writer import Advance
 
 
@@ -70,14 +70,12 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
   )
   classifier = extract_features(run, spec, model_dir)
   history = json.loads((model_dir / "history.json").read_text())
-  plots.training_curves(
-    {
-      "loss": history["loss"],
-      "accuracy": history["accuracy"],
-      "validation accuracy": history["validation_accuracy"],
-    },
-    run.workdir / "figures" / "cnn_training.png",
-  )
+  if devices.is_first():
+    curves = ("loss", "accuracy", "validation_accuracy")
+    plots.training_curves(
+      {name.replace("_", " "): history[name] for name in curves},
+      run.workdir / "figures" / "cnn_training.png",
+    )
   method = config.method if config.model == "cnn" else "inception_v3"
   result = _result(run, classifier, method, seed, spec.context)
   return classifier, stages.Result(result.predictions, {(method, seed): sum(history["seconds"])})

@@ -23,8 +23,10 @@ from rcm_jax.heads.head import HeadSpec
 from rcm_jax.heads.train_epochs import Member
 from rcm_jax.inference import bundle, model_card
 from rcm_jax.reporting import plots
-from rcm_jax.run import end_to_end, head_config, stages
+from rcm_jax.run import end_to_end, head_config, stages, work
 from rcm_jax.run.cnn_stages import Classifier, classify_slices, extract_features
+from rcm_jax.run.work import Method
+from rcm_jax.runtime import devices
 from rcm_jax.runtime import metric_writer as writer_lib
 from rcm_jax.textures import encoder as texture_encoder
 from rcm_jax.textures import learning as texture_learning
@@ -39,14 +41,15 @@ def _cnn(run: stages.Run) -> stages.Result:
 
 def _features(run: stages.Run) -> stages.Result:
   classifier, result = classify_slices(run, run.config.cnn.seed)
-  feature_file.save(
-    run.workdir / feature_file.NAME,
-    run.splits,
-    classifier.load,
-    dataset=stages.dataset_name(run.config.data),
-    method=run.config.method,
-    seed=run.config.cnn.seed,
-  )
+  if devices.is_first():
+    feature_file.save(
+      run.workdir / feature_file.NAME,
+      run.splits,
+      classifier.load,
+      dataset=stages.dataset_name(run.config.data),
+      method=run.config.method,
+      seed=run.config.cnn.seed,
+    )
   return result
 
 
@@ -314,6 +317,8 @@ def _keep_model(
 
 def _show_heads(run: stages.Run, trained: head_training.Trained, test: Features) -> None:
   """Draws what was learned, and keeps the attention for figures over several runs."""
+  if not devices.is_first():
+    return
   folder = run.workdir / "figures"
   history = trained.history
   names = [head_config.method(run.config, member) for member in trained.members]
@@ -376,12 +381,12 @@ def _baseline(run: stages.Run, module: Any, model_class: Any) -> stages.Result:
 
 
 # A new kind of model is one entry here.
-METHODS: dict[str, Callable[[stages.Run], stages.Result]] = {
-  "head": _head,
-  "views": _views,
-  "end_to_end": _end_to_end,
-  "cnn": _cnn,
-  "features": _features,
-  "hames": lambda run: _baseline(run, hames, hames.Hames),
-  "kaur": lambda run: _baseline(run, kaur, kaur.Kaur),
+METHODS: dict[str, Method] = {
+  "head": Method(_head, work.of_heads, True, work.ON_CNN),
+  "views": Method(_views, work.of_views, True, work.ON_CNN),
+  "end_to_end": Method(_end_to_end, work.of_end_to_end, True, work.ON_CNN),
+  "cnn": Method(_cnn, work.of_cnns, shared=work.ON_CNN),
+  "features": Method(_features, work.of_nothing, shared=work.ON_CNN),
+  "hames": Method(lambda run: _baseline(run, hames, hames.Hames), work.of_encodings),
+  "kaur": Method(lambda run: _baseline(run, kaur, kaur.Kaur), work.of_encodings),
 }
