@@ -42,6 +42,9 @@ class HeadSpec:
       from all of them.
     average: decay a step of the running average of the weights, which is judged and kept; 0
       takes the weights themselves.
+    l1_reduction: what the L1 penalty of training is made of: the "mean" of a direction's absolute
+      recurrent weights, or their "sum", as in Keras.
+    forget_bias: what the bias of an LSTM's forget gates starts at; 1 in Keras.
   """
 
   num_features: int
@@ -59,6 +62,8 @@ class HeadSpec:
   likelihood: str = "slices"
   input_dropout: float = 0.0
   average: float = 0.0
+  l1_reduction: str = "mean"
+  forget_bias: float = 0.0
 
   def __post_init__(self):
     choices = {
@@ -68,6 +73,7 @@ class HeadSpec:
       "decoder": tuple(DECODERS),
       "feedback": ("none", "own", "teacher", "scheduled"),
       "likelihood": ("slices", "boundaries"),
+      "l1_reduction": ("mean", "sum"),
     }
     for name, allowed in choices.items():
       if getattr(self, name) not in allowed:
@@ -147,7 +153,12 @@ class Head(nnx.Module):
   def __init__(self, spec: HeadSpec, rngs: nnx.Rngs):
     self.spec = spec
     self.encoder = RecurrentEncoder(
-      spec.num_features, spec.hidden, cell=spec.cell, bidirectional=spec.bidirectional, rngs=rngs
+      spec.num_features,
+      spec.hidden,
+      cell=spec.cell,
+      bidirectional=spec.bidirectional,
+      forget_bias=spec.forget_bias,
+      rngs=rngs,
     )
     self.attention = ATTENTIONS[spec.attention](spec, self.encoder.size, rngs)
     self.decoder = DECODERS[spec.decoder](spec, self.encoder.size, rngs)

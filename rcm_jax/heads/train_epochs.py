@@ -77,17 +77,22 @@ def graph_of(spec: HeadSpec) -> nnx.GraphDef:
   return nnx.split(nnx.eval_shape(lambda: Head(spec, nnx.Rngs(0))))[0]
 
 
-def recurrent_penalty(params: Any) -> Float[Array, ""]:
-  """Sum over the recurrent matrices of their mean absolute weight.
+def recurrent_penalty(params: Any, reduction: str = "mean") -> Float[Array, ""]:
+  """Absolute recurrent weights, summed over the recurrent matrices, one a direction.
 
-  The paper gives the coefficient, 0.05, but not the reduction; the mean is our reading. Keras
-  would add up all 12,288 weights of a direction. On the demo phantom that shrinks the weights
-  of the kept snapshots to a third (mean 0.056 to 0.019) and leaves accuracy as it is (0.872 to
-  0.873) or lowers it (0.854 to 0.834), by the CNN that the features come from.
+  The paper gives the coefficient, 0.05, but not the reduction. The mean is our reading. Keras'
+  regulariser adds up all weights of a matrix, 12,288 at the paper's size, and so weighs that many
+  times more: at the paper's scale it shrinks the recurrent weights of the kept snapshots to 0.0001
+  and leaves accuracy about as it is (88.2 against 88.4 %, two seeds).
+
+  Args:
+    params: of a head.
+    reduction: of a matrix: "mean" or "sum".
   """
+  reduce = {"mean": jnp.mean, "sum": jnp.sum}[reduction]
   leaves = jax.tree_util.tree_leaves_with_path(params)
   return sum(
-    jnp.abs(leaf).mean() * (leaf.shape[0] if leaf.ndim == 3 else 1)
+    reduce(jnp.abs(leaf), axis=(-2, -1)).sum()
     for path, leaf in leaves
     if "recurrent_kernel" in jax.tree_util.keystr(path)
   )
@@ -175,7 +180,7 @@ def loss(
     of_data = losses.of_boundaries(evidence, truth, member.mae_weight)
   else:
     of_data = losses.of_slices(evidence, truth)
-  return of_data + member.l1 * recurrent_penalty(params), of_data
+  return of_data + member.l1 * recurrent_penalty(params, spec.l1_reduction), of_data
 
 
 def accuracy(spec: HeadSpec, params: Any, member: Member, features: Features) -> Float[Array, ""]:

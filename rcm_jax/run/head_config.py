@@ -76,6 +76,8 @@ def spec(config: ml_collections.ConfigDict, splits: Mapping[str, Slices]) -> Hea
     likelihood=head.likelihood,
     input_dropout=head.input_dropout,
     average=head.average,
+    l1_reduction=head.l1_reduction,
+    forget_bias=head.forget_bias,
   )
 
 

@@ -42,6 +42,9 @@ _PACKAGES = (
   "ml-collections",
 )
 
+# What runs did before there was a choice. (None need not be listed.)
+_LATER_KEYS = {"head.l1_reduction": "mean", "head.forget_bias": 0.0}
+
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pathlib.Path) -> None:
   """Trains and evaluates one configuration, or goes on where it was interrupted.
@@ -90,6 +93,8 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
     result = methods.METHODS[config.model](this)
   finally:
     writer.close()
+  if not devices.is_first():
+    return
   dataset = {
     "name": name,
     "stacks": {name: len(split.stack_id) for name, split in splits.items()},
@@ -100,8 +105,6 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
   )
   plots.boundary_error_histograms(result.predictions, workdir / "figures/boundary_errors.png")
   plots.strata_ribbon(result.predictions, workdir / "figures/strata.png")
-  if not devices.is_first():
-    return
   evaluate.print_table(rows, title=f"{dataset['stacks']['test']} test stacks of {dataset['name']}")
   writer.console.print(f"results.json, predictions.csv and figures are in {workdir}")
 
@@ -192,6 +195,9 @@ def _claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str
       raise UserError(
         f"{path}: not a run's configuration ({error}); choose another --workdir"
       ) from error
+    for key, value in _LATER_KEYS.items():
+      group, _, name = key.partition(".")
+      theirs.get(group, {}).setdefault(name, value)
     for key, (old, new) in _differences(theirs, mine).items():
       raise UserError(
         f"{workdir}: holds a run with config.{key} = {old}, not {new}; choose another --workdir"
