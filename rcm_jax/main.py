@@ -8,6 +8,7 @@ if __name__ == "__main__":  # before what takes seconds to import
   interrupts.install("rcm_jax")
 
 from collections.abc import Sequence
+import contextlib
 import errno
 import os
 import pathlib
@@ -70,11 +71,9 @@ def main(argv: Sequence[str]) -> None:
     if not _is_disks_fault(error):
       raise
     where = getattr(error, "filename", None) or f"{workdir} or {cache_dir}"
-    print(
-      f"rcm_jax: {where}: cannot be written (disk full, or no permission); make room or choose "
-      "another directory, then run the same command again: it goes on where it stopped",
-      file=sys.stderr,
-      flush=True,
+    _tell(
+      f"{where}: cannot be written (disk full, or no permission); make room or choose another "
+      "directory, then run the same command again: it goes on where it stopped"
     )
     os._exit(1)  # whatever else flushes at exit would fail in the same way, at length
 
@@ -131,8 +130,13 @@ def _unknown_key(argv: Sequence[str], text: str) -> str | None:
   return None
 
 
+def _tell(message: str) -> None:
+  with contextlib.suppress(OSError):  # a log may lie on the full disk, too
+    print(f"rcm_jax: {message}", file=sys.stderr, flush=True)
+
+
 def _fail(message: str) -> NoReturn:
-  print(f"rcm_jax: {message}", file=sys.stderr, flush=True)
+  _tell(message)
   if jax.distributed.is_initialized():
     os._exit(1)  # an orderly exit would wait for processes that wait for this one
   raise SystemExit(1)

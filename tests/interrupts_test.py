@@ -91,6 +91,18 @@ def test_whoever_starts_a_process_may_let_it_ignore_a_signal():
     signal.signal(signal.SIGHUP, before)
 
 
+def test_a_process_that_others_need_ends_after_them(monkeypatch, capfd):
+  done = []
+  monkeypatch.setattr(interrupts, "_linger", 0.0)
+  monkeypatch.setattr(interrupts, "_code", 75)
+  monkeypatch.setattr(interrupts.time, "sleep", lambda seconds: done.append(("sleep", seconds)))
+  monkeypatch.setattr(interrupts.os, "_exit", lambda code: done.append(("exit", code)))
+  interrupts.end_after_others(2.0)
+  interrupts._leave("a line")
+  assert done == [("sleep", 2.0), ("exit", 75)]
+  assert capfd.readouterr().err == "a line\n"
+
+
 def square(number: int) -> int:
   return number * number
 

@@ -34,6 +34,7 @@ _asked = threading.Event()
 _code = EXIT_CODE
 _when = 0.0
 _patient = 0  # depth of `at_safe_points`
+_linger = 0.0  # seconds
 _program: str | None = None  # that signals end; None where they are not handled
 _pipe: tuple[int, int] | None = None
 
@@ -76,6 +77,12 @@ def install(program: str) -> None:
     if signal.getsignal(number) is not signal.SIG_IGN:
       signal.signal(number, _leave_it_to_the_thread)
       signal.siginterrupt(number, False)  # system calls of libraries go on
+
+
+def end_after_others(seconds: float) -> None:
+  """Has this process end some time after its line, so that those that need it have ended before."""
+  global _linger
+  _linger = seconds
 
 
 def request() -> None:
@@ -156,6 +163,7 @@ def _end() -> None:
 def _leave(line: str) -> NoReturn:
   """Ends the process without unwinding anything."""
   _write(line)
+  time.sleep(_linger)
   os._exit(_code)
 
 

@@ -10,6 +10,7 @@ import functools
 import os
 from pathlib import Path
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from tfds_rcm.errors import UserError
 from tfds_rcm.staging import num_cores
 
 _POLL_SECONDS = 0.1
+_FULL = 1 << 20  # bytes that are left of a full disk
 _PREEMPTED = (preemption.EXIT_CODE, preemption.CTRL_C_CODE)
 
 
@@ -90,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def told_in_one_line(program: str) -> Iterator[None]:
-  """Turns a UserError into one line and exit code 1, and tells of a request to stop."""
+  """Turns a UserError or OSError into one line and exit code 1, and tells of a request to stop."""
   try:
     yield
   except preemption.Preempted as stopped:
@@ -98,6 +100,13 @@ def told_in_one_line(program: str) -> Iterator[None]:
     raise
   except UserError as error:
     print(f"{program}: {error}", file=sys.stderr)
+    raise SystemExit(1) from None
+  except OSError as error:
+    print(
+      f"{program}: {error.filename or 'output'}: {error.strerror or error}; mend this, then run the "
+      "same command again: it goes on where it stopped",
+      file=sys.stderr,
+    )
     raise SystemExit(1) from None
 
 
@@ -187,9 +196,12 @@ def run_local(jobs: Sequence[Job], args: argparse.Namespace, gpus: Sequence[str]
     for _, _, process in running.values():
       process.wait()
   if failed:
+    reason = f"see {logs or 'above'}"
+    if shutil.disk_usage(args.workdir).free < _FULL:  # then a log may lack its last line
+      reason = f"the disk of {args.workdir} is full; make room"
     raise UserError(
       f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(j.name for j in failed)}; "
-      f"see {logs or 'above'}, then run the same command again: it goes on where it stopped"
+      f"{reason}, then run the same command again: it goes on where it stopped"
     )
 
 

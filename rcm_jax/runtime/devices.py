@@ -21,10 +21,12 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 import numpy as np
 
+from tfds_rcm import interrupts
 from tfds_rcm.errors import UserError
 from tfds_rcm.staging import num_cores
 
 SECONDS_OF_SILENCE = 300  # after which a process that does not answer ends the others
+SECONDS_OF_LEAVE = 2.0  # that the first process stays when all are asked to stop
 
 _AXIS = "data"
 _UNSET = -1  # JAX's number of CPU devices where nobody chose one
@@ -87,6 +89,8 @@ def core_pair() -> Mesh | None:
 def _initialize(*args: Any) -> None:
   jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
   jax.distributed.initialize(*args, heartbeat_timeout_seconds=SECONDS_OF_SILENCE)
+  if is_first():  # it serves the others, which abort when it is gone
+    interrupts.end_after_others(SECONDS_OF_LEAVE)
   # On CPUs, devices that first talk to each other must do so within 30 s; later they wait. Now all
   # have just started; at their first step one may still compile when the others have done so.
   wait_for_all("start")
