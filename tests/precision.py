@@ -4,10 +4,11 @@ A processor, its number of threads and the compiler's fusion choose the order of
 programs differ by what rounding does to them, and no figure that one machine printed says by how
 much. The rule compares with the same formula in float64, and measures rounding where the formula is:
 
-    |got − exact| ≤ FACTOR · max(|plain − exact|, eps · |exact|)      (largest entry of each array)
+    |got − exact| ≤ FACTOR · max(|plain − exact|, eps · scale)      (largest entry of each array)
 
 `exact` is the formula in float64, `plain` the same formula in float32 as one writes it down. Without
-`plain` (the formula is a handful of operations) only the second term is left. FACTOR covers other
+`plain` (the formula is a handful of operations) only the second term is left. `scale` is the size of
+`exact`, or where terms cancel, which can be told of none but the formula, that of the terms. FACTOR covers other
 orders of the same sums; a wrong term is off by orders of magnitude more.
 """
 
@@ -35,7 +36,13 @@ def _wide(leaf: Any) -> Any:
 
 
 def assert_close(
-  got: Any, exact: Any, plain: Any = None, *, factor: float = FACTOR, name: str = ""
+  got: Any,
+  exact: Any,
+  plain: Any = None,
+  *,
+  factor: float = FACTOR,
+  scale: float = 0.0,
+  name: str = "",
 ) -> None:
   """Holds trees of arrays to the rule above, array by array.
 
@@ -44,6 +51,7 @@ def assert_close(
     exact: the same from float64.
     plain: the same from the formula as one writes it down, in the precision of `got`.
     factor: multiple of rounding's error that is allowed.
+    scale: of terms that may cancel.
     name: of what is compared, for the message.
   """
   tree = jax.tree.structure(got)
@@ -56,7 +64,8 @@ def assert_close(
     true = np.asarray(true, np.float64)
     assert one.shape == true.shape, (one.shape, true.shape)
     assert np.isfinite(true).all()
-    rounding = max(_largest(np.asarray(rounded, np.float64) - true), float(eps) * _largest(true))
+    size = max(_largest(true), scale)
+    rounding = max(_largest(np.asarray(rounded, np.float64) - true), float(eps) * size)
     error = _largest(one.astype(np.float64) - true)
     assert error <= factor * rounding, (
       f"{name or 'array'} {number}: off by {error:.3g}, {error / max(rounding, 1e-300):.3g} times "

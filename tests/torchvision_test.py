@@ -22,6 +22,7 @@ from rcm_jax.exporters.onnx import graph as onnx_graph
 from rcm_jax.inference import bundle, model_card
 from rcm_jax.run import cnn_stages
 
+ROUNDING = 94 * float(jnp.finfo(jnp.float32).eps)  # a rounding a layer
 MEAN, STD = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
 
 
@@ -93,7 +94,7 @@ def test_every_form_of_the_network_pools_in_the_same_way(count_include_pad):
   images = gray_levels()
   as_trained = model.features(inception.from_uint8(jnp.asarray(images)))
   folded = folded_inception.extract_fn(model)(images)[0]
-  assert _distance(folded, as_trained) < 1e-5
+  assert _distance(folded, as_trained) < ROUNDING
   graph = onnx_graph.Graph()
   values = onnx_cnn.features(model, graph.input("slices"))
   shape = ("slices", *images.shape[1:3])
@@ -102,7 +103,7 @@ def test_every_form_of_the_network_pools_in_the_same_way(count_include_pad):
   )
   session = ort.InferenceSession(exported.SerializeToString(), providers=["CPUExecutionProvider"])
   exported = session.run(None, {"slices": images[..., 0]})[0]
-  assert _distance(exported, as_trained) < 1e-5
+  assert _distance(exported, as_trained) < ROUNDING
   model.pool(count_include_pad=not count_include_pad)
   assert _distance(folded_inception.extract_fn(model)(images)[0], as_trained) > 1e-3
 
