@@ -148,11 +148,12 @@ def test_extraction_equals_the_network_slice_by_slice(trained, tmp_path):
     images = inception.from_uint8(jnp.asarray(split.slices[..., None]))
     features = np.load(tmp_path / f"{name}_features.npy")
     probabilities = np.load(tmp_path / f"{name}_probabilities.npy")
-    expected = model.features(images), jax.nn.softmax(model(images))
+    logits = model(images)
     layers = 94  # both round after each, in other places
-    precision.assert_close(
-      (features, probabilities), jax.tree.map(np.float64, expected), factor=layers
-    )
+    precision.assert_close(features, np.float64(model.features(images)), factor=layers)
+    # A probability moves by at most what the logits do.
+    expected, size = np.float64(jax.nn.softmax(logits)), float(jnp.abs(logits).max())
+    precision.assert_close(probabilities, expected, factor=layers, scale=size)
 
 
 def test_seeds_share_one_program_and_learn_differently():
