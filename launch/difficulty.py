@@ -9,6 +9,11 @@ stack: Inception-V3 and Hames should come near what the paper reports on its tes
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+  from tfds_rcm import interrupts
+
+  interrupts.install("launch.difficulty")
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

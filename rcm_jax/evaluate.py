@@ -8,6 +8,11 @@ LaTeX, and the figures.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+  from tfds_rcm import interrupts
+
+  interrupts.install("rcm_jax.evaluate")
+
 import argparse
 from collections.abc import Sequence
 import pathlib

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 
@@ -15,10 +16,14 @@ from rcm_jax import main
 from rcm_jax.cnn import extraction
 from rcm_jax.cnn import training as cnn_training
 from rcm_jax.data import slices as slices_lib
+from rcm_jax.evaluation import attention_file
+from rcm_jax.evaluation import results as results_lib
 from rcm_jax.evaluation.predictions import COLUMNS
 from rcm_jax.heads import training as head_training
 from rcm_jax.inference import bundle, predictor
+from rcm_jax.reporting import plots
 from rcm_jax.run import pipeline
+from rcm_jax.runtime import devices
 from tfds_rcm.errors import UserError
 
 
@@ -99,6 +104,26 @@ def test_a_second_run_answers_from_its_caches(home, monkeypatch):
   config.data.data_dir = str(home / "data")
   pipeline.run(config, home / "run", home / "cache")
   assert results(home / "run") == before
+
+
+def test_only_the_first_process_draws_and_writes_results(home, monkeypatch, tmp_path):
+  def fail(*args, **kwargs):
+    raise AssertionError("drawn, or written, by another process")
+
+  for module, names in (
+    (plots, ("training_curves", "head_training", "strata_ribbon", "boundary_error_histograms")),
+    (results_lib, ("write_run",)),
+    (attention_file, ("write",)),
+  ):
+    for name in names:
+      monkeypatch.setattr(module, name, fail)
+  config = small(toeplitz_d1)
+  config.data.data_dir = str(home / "data")
+  with pytest.raises(AssertionError, match="by another process"):
+    pipeline.run(config, tmp_path / "first", home / "cache")
+  monkeypatch.setattr(devices, "is_first", lambda: False)
+  pipeline.run(config, tmp_path / "other", home / "cache")
+  assert not (tmp_path / "other").exists()
 
 
 def test_another_head_trains_no_cnn(home, monkeypatch, tmp_path):
@@ -283,6 +308,21 @@ def test_a_workdir_of_another_configuration_is_refused(home):
   config.head.hidden = 9
   with pytest.raises(UserError, match=r"holds a run with config.head.hidden = 8, not 9"):
     pipeline.run(config, home / "run", home / "cache")
+
+
+def test_a_run_from_before_a_key_was_there_is_the_run_of_its_default(home, tmp_path):
+  config = small(toeplitz_d1)
+  shutil.copytree(home / "run", tmp_path / "run")
+  path = tmp_path / "run" / "config.json"
+  written = json.loads(path.read_text())
+  del written["config"]["head"]["l1_reduction"], written["config"]["cnn"]["count_include_pad"]
+  path.write_text(json.dumps(written))
+  config.data.data_dir = str(home / "data")
+  pipeline._claim(tmp_path / "run", config)
+  path.write_text(json.dumps(written))
+  config.head.l1_reduction = "sum"
+  with pytest.raises(UserError, match=r"holds a run with config.head.l1_reduction = mean, not sum"):
+    pipeline._claim(tmp_path / "run", config)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ class Builder(tfds.core.ShardBasedBuilder):
     return pathlib.Path(self._data_dir_root) / self.name / "staging" / self.builder_config.name
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
+    return record_lib.LocalInfo(
       builder=self,
       description=(
         "Simulated stacks of reflectance confocal microscopy images of skin, with a stratum for "
