@@ -1,4 +1,4 @@
-"""A sequence head as an ONNX graph: features of one whole stack → evidence for each slice's stratum.
+"""A sequence head as an ONNX graph: features of one whole stack → scores of every stratum.
 
 There is no padding, so there is no mask. Gates and weights are those of `ops.gru`, `ops.rnn` and
 `ops.feedback`, in ONNX's order.
@@ -19,7 +19,7 @@ from rcm_jax.ops import toeplitz
 Params = Mapping[str, Any]  # one member's, as the head nests them
 
 
-def evidence(spec: HeadSpec, params: Params, half_width: int, features: Value) -> Value:
+def unary_scores(spec: HeadSpec, params: Params, half_width: int, features: Value) -> Value:
   """Adds one member of the ensemble.
 
   Args:
@@ -29,7 +29,7 @@ def evidence(spec: HeadSpec, params: Params, half_width: int, features: Value) -
     features: float32 [T, F].
 
   Returns:
-    float32 [T, 3]: logits, or evidence in the monotone model.
+    float32 [T, 3]: logits, or unary scores of the monotone model.
   """
   encode = _encode if spec.window is None else _encode_windows
   h = encode(spec, params["encoder"], features)
