@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 
+import decision_rule
 from main_runs import ROOT, SMALL, Runs, command, results
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from rcm_jax.cnn import training as cnn_training
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.evaluation.predictions import COLUMNS
 from rcm_jax.heads import training as head_training
-from rcm_jax.inference import bundle
+from rcm_jax.inference import bundle, predictor
 from rcm_jax.run import pipeline
 from tfds_rcm.errors import UserError
 
@@ -359,3 +360,13 @@ def test_killed_and_asked_to_stop_the_same_command_ends_in_the_same_results(home
   assert not (runs.workdir / "results.json").exists()
   runs.finish()
   assert runs.results() == results(home / "run")
+
+
+def test_every_test_stack_gets_one_answer(home):
+  said = predictor.Predictor(bundle.load(home / "run"))
+  [decoded] = (home / "cache").glob("decode-*")
+  test = slices_lib.load_slices(decoded)["test"]
+  for stack in range(len(test.stack_id)):
+    rows = test.rows(stack)
+    found = said.predict(test.slices[rows], test.depth_um[rows])
+    decision_rule.assert_holds(found.interpretation, found.boundaries, found.plan, found.depth_um)

@@ -141,6 +141,17 @@ def boundary_posterior(
   return BoundaryPosterior(probability, _possible(median, jnp.sum(mask)))
 
 
+def order_log_odds(unary_scores: Float[Array, "T 3"], mask: Bool[Array, "T"]) -> Float[Array, ""]:
+  """Log-odds that a stack's slices stand in their order and not in the opposite one.
+
+  Args:
+    unary_scores: as for `log_likelihood`, of slices that were judged without their neighbours.
+    mask: True on real slices.
+  """
+  upwards = jnp.maximum(jnp.sum(mask) - 1 - jnp.arange(len(mask)), 0)
+  return _sum_up(unary_scores, mask).total - _sum_up(unary_scores[upwards], mask).total
+
+
 def marginal_posterior(
   marginals: Float[arrays.ArrayLike, "T 3"], mask: Bool[arrays.ArrayLike, "T"]
 ) -> BoundaryPosterior:

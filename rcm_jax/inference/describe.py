@@ -15,7 +15,7 @@ from rcm_jax.evaluation import calibration as calibration_lib
 from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.heads.head import HeadSpec
 from rcm_jax.inference import interpretation
-from rcm_jax.inference.description import Description, Training
+from rcm_jax.inference.description import Description, Training, gray_levels
 from rcm_jax.textures.encoder import TextureSpec
 
 COVERAGES = (0.9, 0.8, 0.7, 0.6, 0.5)  # the first that the validation patients suffice for
@@ -94,12 +94,6 @@ def training_of(
     wide_um=wide_um,
     first_um=(min(first), max(first)),
   )
-
-
-def gray_levels(image: np.ndarray) -> tuple[float, float]:
-  """Returns mean and standard deviation of a slice's gray levels, from every fourth pixel."""
-  sample = image[::2, ::2]
-  return float(sample.mean()), float(sample.std())
 
 
 def calibration_of(

@@ -7,6 +7,8 @@ import json
 import math
 from typing import Any
 
+import numpy as np
+
 from rcm_jax import __version__, arrays
 from rcm_jax.cnn import inception
 from rcm_jax.decoding import boundaries
@@ -51,6 +53,12 @@ class Training:
   gray_spread: tuple[float, float]
   wide_um: tuple[float, ...] | None
   first_um: tuple[float, float] = (0.0, 0.0)
+
+
+def gray_levels(image: np.ndarray) -> tuple[float, float]:
+  """Returns mean and standard deviation of a slice's gray levels, from every fourth pixel."""
+  sample = image[::2, ::2]
+  return float(sample.mean()), float(sample.std())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +144,9 @@ def _check_parts(description: Description) -> None:
     raise ValueError("calibration.boundary_temperature: only an ordered head has none")
   if any(place >= textures for view in description.views for place in view):
     raise ValueError(f"views: names another texture than the {textures} that there are")
-  if description.training.wide_um and not all(map(math.isfinite, description.calibration.margin_um)):
+  if description.training.wide_um and not all(
+    map(math.isfinite, description.calibration.margin_um)
+  ):
     raise ValueError("calibration.margin_um: intervals need two margins")
 
 
@@ -148,14 +158,15 @@ def _record(kind: type, checks: dict[str, json_fields.Check], **may_miss: Any) -
 
 # By a field's annotation. What is no size or share, the specification itself checks.
 _BY_ANNOTATION = {
-  "int": whole(0, _MOST_UNITS),
+  "int": whole(1, _MOST_UNITS),
   "int | None": optional(whole(1, _MOST_UNITS)),
   "float": number(0, _MOST_UNITS),
   "bool": flag,
 }
 _HEAD_FIELDS = {f.name: f for f in dataclasses.fields(HeadSpec)}
 _HEAD = json_fields.fields(
-  {name: _BY_ANNOTATION.get(str(f.type), text) for name, f in _HEAD_FIELDS.items()},
+  {name: _BY_ANNOTATION.get(str(f.type), text) for name, f in _HEAD_FIELDS.items()}
+  | {"half_width": whole(0, _MOST_UNITS)},
   frozenset(n for n, f in _HEAD_FIELDS.items() if f.default is not dataclasses.MISSING),
 )
 # Names of earlier releases, where the head no longer has them.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import json
-import math
 from typing import Any
 
 Check = Callable[[str, Any], Any]
@@ -33,7 +32,7 @@ def _fail(place: str, value: Any, expected: str) -> None:
   raise ValueError(f"{place}: {shown} is not {expected}")
 
 
-def number(low: float, high: float) -> Check:
+def number(low: float | int, high: float | int) -> Check:
   """A finite number from `low` to `high`."""
 
   def check(place, value):
@@ -110,11 +109,8 @@ def fields(checks: Mapping[str, Check], may_miss: frozenset[str] = frozenset()) 
       raise ValueError(f"{prefix}{name} is missing")
     for name in value.keys() - checks.keys():
       raise ValueError(f"{prefix}{name} is unknown here")
-    return {name: check(prefix + name, value[name]) for name, check in checks.items() if name in value}
+    return {
+      name: check(prefix + name, value[name]) for name, check in checks.items() if name in value
+    }
 
   return check_all
-
-
-def is_finite(value: Any) -> bool:
-  """Whether a value is a number and neither infinite nor NaN."""
-  return isinstance(value, int | float) and math.isfinite(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rcm_jax import arrays
+from rcm_jax.decoding import boundaries
 from rcm_jax.inference.description import RESEARCH_USE, Description
 from rcm_jax.inference.interpretation import DISPLAY_NAMES
 from rcm_jax.textures.encoder import TextureSpec
@@ -20,11 +21,6 @@ def markdown(card: Description) -> str:
     for name, x in card.figures.items()
   )
   height, width = card.image_shape
-  intervals = (
-    f"meant to cover the true boundary for {calibration.coverage:.0%} of patients"
-    if training.wide_um
-    else "without bounds: there were too few validation patients"
-  )
   views = ""
   if card.views:
     listed = "".join(
@@ -49,8 +45,11 @@ Inception-V3 of width {card.cnn["width"]:g}, after Bozkurt et al. 2021.
 
 8-bit gray slices, shallow first, {height} x {width} pixels, and their depths in µm. Out come, by
 slice, the probabilities of {", ".join(arrays.STRATA)} (temperature {calibration.temperature:.3g})
-and the most probable labelling that an intact skin allows; by boundary, the median depth and an
-interval {intervals}.
+and the stratum; by boundary, the depth of the first slice below it and an interval
+{_intervals(card)}.
+
+A boundary lies at the slice that is the median of its distribution over all labellings that an
+intact skin allows, and the strata lie between the boundaries.
 
 ## Data
 
@@ -69,7 +68,8 @@ Distance between slices {training.step_um[0]:g} to {training.step_um[2]:g} µm (
 |---|---|
 {figures}
 
-Accuracies and coverages are fractions. Boundaries are scored where the labels have them.
+Accuracies and coverages are fractions. `accuracy` and the boundaries' errors are those of what
+`rcm_jax.predict` shows. Boundaries are scored where the labels have them.
 
 ## Limits
 
@@ -79,6 +79,19 @@ Accuracies and coverages are fractions. Boundaries are scored where the labels h
 - Stacks are read shallow to deep, in equal lateral position. Motion between slices is not seen.
 - It does not look for disease, and a plan of depths is a suggestion to be checked by eye.
 """
+
+
+def _intervals(card: Description) -> str:
+  if not card.training.wide_um:
+    return "without bounds: there were too few validation patients"
+  promised = f"meant to cover the true boundary for {card.calibration.coverage:.0%} of patients"
+  measured = ", ".join(
+    f"{DISPLAY_NAMES[name]} {'–' if covered is None else f'{covered:.0%}'}"
+    for name, covered in zip(boundaries.BOUNDARIES, card.measured_coverage, strict=True)
+  )
+  return (
+    f"{promised}\n(measured on {card.training.patients.get('test', 0)} test patients: {measured})"
+  )
 
 
 def _textures(spec: TextureSpec) -> str:

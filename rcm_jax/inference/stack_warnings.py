@@ -21,7 +21,7 @@ from rcm_jax.inference.interpretation import (
 STEP_FACTOR = 1.5  # by how much a step may leave the range of training
 FIRST_SLICE_UM = 10.0  # by how much the first slice may
 OUTSIDE_SHARE = 0.2  # of a stack's slices that may be darker, brighter or flatter than in training
-UPSIDE_DOWN = 3.0  # log-odds of the opposite order, about 20 to 1
+UPSIDE_DOWN = 2.0  # log-odds of the opposite order, about 7 to 1
 
 
 class StackWarning(NamedTuple):
@@ -107,7 +107,10 @@ def _of_strata(
   found: Interpretation, named: Sequence[Boundary], upright: float
 ) -> Iterator[tuple[str, str]]:
   if upright < -UPSIDE_DOWN:
-    yield "upside_down", "read upwards the slices fit better: the stack may run from deep to shallow"
+    yield (
+      "upside_down",
+      "read upwards the slices fit better: the stack may run from deep to shallow",
+    )
   for stratum, name in enumerate(arrays.STRATA):
     if not (found.strata == stratum).any():
       yield (
@@ -123,9 +126,7 @@ def _of_strata(
       )
 
 
-def _of_intervals(
-  named: Sequence[Boundary], description: Description
-) -> Iterator[tuple[str, str]]:
+def _of_intervals(named: Sequence[Boundary], description: Description) -> Iterator[tuple[str, str]]:
   training, promised = description.training, description.calibration.coverage
   if training.wide_um is None:
     yield (
@@ -133,7 +134,9 @@ def _of_intervals(
       "the model has no intervals: it was trained with too few validation patients",
     )
     return
-  for b, limit, measured in zip(named, training.wide_um, description.measured_coverage, strict=True):
+  for b, limit, measured in zip(
+    named, training.wide_um, description.measured_coverage, strict=True
+  ):
     if is_wide(b, limit):
       yield (
         "wide_interval",

@@ -21,7 +21,7 @@ from rcm_jax.heads import fold_pca
 from rcm_jax.heads import training as head_training
 from rcm_jax.heads.head import HeadSpec
 from rcm_jax.heads.train_epochs import Member
-from rcm_jax.inference import bundle, model_card
+from rcm_jax.inference import bundle, describe
 from rcm_jax.reporting import plots
 from rcm_jax.run import end_to_end, head_config, stages
 from rcm_jax.run.cnn_stages import Classifier, classify_slices, extract_features
@@ -295,7 +295,7 @@ def _keep_model(
   head, params = trained.spec, chosen(trained)
   if of_features is not None:
     head, params = fold_pca.unfold(head, params, of_features)
-  description = model_card.describe(
+  description = describe.describe(
     [p for p in predictions if p.method == method],
     run.splits,
     dataset=stages.dataset_name(run.config.data),

@@ -89,9 +89,9 @@ def is_sealed(directory: pathlib.Path) -> bool:
   """Returns whether a stage's result is whole: sealed, and every file as it was then."""
   try:
     files = json.loads((directory / SEAL).read_text())["files"]
-  except (OSError, ValueError, KeyError):
+    return all(_matches(directory / name, *entry) for name, entry in files.items())
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the seal is no seal
     return False
-  return all(_matches(directory / name, *entry) for name, entry in files.items())
 
 
 def _matches(path: pathlib.Path, size: int, checksum: str | None) -> bool:
