@@ -13,6 +13,7 @@ import sys
 import bundles
 from flax import nnx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnxruntime
@@ -150,7 +151,9 @@ def exact_scores(spec, params, x, count, trials=8, multiple=16.0):
   nudged = lambda leaf: wide(leaf) * (1 + eps * rng.choice([-1.0, 1.0], size=np.shape(leaf)))
   with jax.enable_x64(True):
     score = jax.jit(
-      lambda p, x: bundles.head_of(spec, p).evidence(x, np.arange(20) < count, half_width=1)[:count]
+      lambda p, x: bundles.head_of(spec, p).evidence(x, jnp.arange(20) < count, half_width=1)[
+        :count
+      ]
     )
     exact = np.asarray(score(jax.tree.map(wide, params), wide(x)))
     assert exact.dtype == np.float64
