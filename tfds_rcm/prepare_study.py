@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
   add("--source", type=pathlib.Path, required=True, help="the study's folder, or a zip of it")
   add("--check", action="store_true", help="decode everything, report, write no dataset")
   add("--manifest", type=pathlib.Path, help="CSV of the stacks (default: manifest.csv in source)")
-  add("--labels", type=pathlib.Path, help="CSV of the labels (default: labels.csv beside it)")
+  add("--labels", type=pathlib.Path, help="CSV of the labels, or a folder of them (default: labels.csv or labels/ beside it)")
   add("--label_map", default="", help="what labels mean, such as 1=epidermis,2=dej,3=dermis")
   add("--readers", default="", help="readers by seniority, such as ann,bob: ties go to the first")
   add("--first_slice", type=int, choices=(0, 1), default=0, help="number of the shallowest slice")
@@ -62,8 +62,10 @@ def run(name: str, args: argparse.Namespace, data_dir: pathlib.Path) -> None:
   if table is None:
     table = manifest.find_manifest(folder)
     folder = table.parent
-  if labels_csv is None and (table.parent / manifest.LABELS).is_file():
-    labels_csv = table.parent / manifest.LABELS
+  if labels_csv is None:
+    labels_csv = manifest.find_labels(table.parent)
+  if args.first_slice and labels_csv is not None and labels_csv.is_dir():
+    raise UserError(f"--first_slice={args.first_slice}: {labels_csv} counts slices from 0")
   options = study.Options(
     folder=folder,
     manifest=table,

@@ -36,7 +36,7 @@ class Options:
   Attributes:
     folder: where relative paths start from.
     manifest: the CSV of the stacks, see `manifest`.
-    labels: the CSV of the labels, None if the manifest tells them.
+    labels: the CSV of the labels or a folder of them, None if the manifest tells them.
     splits: the CSV of the splits; written if it is not there, obeyed if it is.
     split_sizes: stacks in train, validation and test, as counts or fractions; the
       paper's fractions if None.
@@ -183,9 +183,12 @@ def make_plan(options: Options, *, decode: bool = False, workers: int | None = N
       stack is among the plan's problems.
   """
   problems: list[str] = []
-  entries = manifest_lib.read_manifest(options.manifest, options.folder, options.labels, problems)
+  warnings: list[str] = []
+  entries = manifest_lib.read_manifest(
+    options.manifest, options.folder, options.labels, problems, warnings
+  )
   examine = functools.partial(_examine, options=options, decode=decode)
-  stacks, warnings = [], []
+  stacks = []
   # Opening takes less time than starting processes does; decoding does not.
   for found in staging.in_parallel(examine, entries, workers=workers if decode else 1):
     if isinstance(found, str):
@@ -244,8 +247,9 @@ def _examine(entry: manifest_lib.Entry, *, options: Options, decode: bool) -> Ex
   """A stack, or the problem with it."""
   try:
     with _at_row(entry), _open(entry, options.value_range) as reader:
+      readings = (entry.adjudicated,) if entry.adjudicated else entry.readings
       merged = labels_lib.merge_readings(
-        entry.place, entry.readings, reader.names, reader.depth_um, options.rules
+        entry.place, readings, reader.names, reader.depth_um, options.rules
       )
       if math.prod(reader.shape) > MAX_PIXELS:
         raise UserError(
