@@ -120,7 +120,8 @@ class Bar {
     // Handles at one place stand above each other.
     const same = app.movable.filter((j) => app.answer.starts[j] === start);
     const rank = same.indexOf(i);
-    if (start >= app.count) button.style.marginTop = `${-36 * (same.length - 1 - rank)}px`;
+    const unset = app.movable.filter((j) => app.answer.starts[j] === null).length;
+    if (start >= app.count) button.style.marginTop = `${-38 * (unset + same.length - 1 - rank)}px`;
     else if (same.length > 1) button.style.marginTop = `${36 * rank}px`;
     button.classList.toggle("low", start >= app.count);
     button.classList.toggle("high", start === 0);

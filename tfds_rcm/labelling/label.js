@@ -5,10 +5,10 @@ const KEYS = [
   ["↑ ↓ ← →", "one slice"], ["Page ↑ ↓", "five slices"], ["Home End", "first, last slice"],
   ["C E J D", "corneum, epidermis, DEJ, dermis begins at the slice in view; slice by slice: this slice is it, and go one deeper"],
   ["Shift J D", "stratum is not reached in this stack"], ["Enter", "done, next unlabelled stack"],
-  ["N", "next unlabelled stack"], ["B", "back to the stack before"], ["U, Ctrl Z", "undo"],
+  ["N", "next unlabelled stack"], ["B", "back to the stack before"], ["U", "undo (or Ctrl Z)"],
   ["S", "slice by slice, on and off"], ["X", "cannot be read"], ["T", "note; Esc leaves it"],
   ["P", "model’s answer (that you saw it is noted)"], ["A", "auto contrast"], ["+ − 0", "zoom, reset picture"],
-  ["L", "light or dark room"], ["? or H", "these keys"],
+  ["L", "light or dark room"], ["? H", "these keys"],
 ];
 const LETTERS = ["C", "E", "J", "D"];
 const STATES = { new: "not labelled yet", draft: "begun", done: "done", unreadable: "cannot be read" };
@@ -230,7 +230,7 @@ function renderStrata() {
     const swatch = document.createElement("i");
     swatch.style.background = `var(--s${stratum})`;
     const name = element("b", `${NAMES[app.strata[stratum]]} `);
-    name.append(element("kbd", LETTERS[stratum]));
+    if (answer.labels || app.movable.includes(stratum - 1)) name.append(element("kbd", LETTERS[stratum]));
     const value = element("span", "", { className: "value" });
     const buttons = element("div", "", { className: "buttons" });
     const add = (text, label, pressed, act) => {
