@@ -145,7 +145,9 @@ class Page:
   def wait(self, expression: str, seconds: float = 15) -> None:
     """Waits until an expression is true; one that fails is not true yet."""
     end = time.monotonic() + seconds
-    while not self.value(f"(() => {{ try {{ return Boolean({expression}) }} catch {{ return false }} }})()"):
+    while not self.value(
+      f"(() => {{ try {{ return Boolean({expression}) }} catch {{ return false }} }})()"
+    ):
       if time.monotonic() > end:
         raise TimeoutError(f"{expression} is not true; errors: {self._browser.errors}")
       time.sleep(0.02)
@@ -157,7 +159,9 @@ class Page:
     code = _KEYS.get(key) or ord(key.upper())
     named = {"key": key.upper() if shift and len(key) == 1 else key, "windowsVirtualKeyCode": code}
     named["modifiers"] = _SHIFT if shift else 0
-    text = {"text": "\r" if key == "Enter" else named["key"]} if len(key) == 1 or key == "Enter" else {}
+    text = (
+      {"text": "\r" if key == "Enter" else named["key"]} if len(key) == 1 or key == "Enter" else {}
+    )
     self.send("Input.dispatchKeyEvent", type="keyDown", **named, **text)
     self.send("Input.dispatchKeyEvent", type="keyUp", **named)
 
@@ -188,8 +192,12 @@ class Page:
       self.mouse("mouseMoved", *at, buttons=1)
     self.mouse("mouseReleased", *end)
 
-  def touch_drag(self, start: tuple[float, float], end: tuple[float, float], steps: int = 4) -> None:
-    self.send("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": start[0], "y": start[1]}])
+  def touch_drag(
+    self, start: tuple[float, float], end: tuple[float, float], steps: int = 4
+  ) -> None:
+    self.send(
+      "Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": start[0], "y": start[1]}]
+    )
     for k in range(1, steps + 1):
       x, y = (a + (b - a) * k / steps for a, b in zip(start, end))
       self.send("Input.dispatchTouchEvent", type="touchMove", touchPoints=[{"x": x, "y": y}])

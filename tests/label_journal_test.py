@@ -70,7 +70,11 @@ def test_what_is_no_answer_is_refused(wrong):
 
 
 def test_an_answer_goes_through_json():
-  for answer in (DONE, answers.Answer("unreadable", reason="bubble"), answers.Answer(labels=(1,) * 6)):
+  for answer in (
+    DONE,
+    answers.Answer("unreadable", reason="bubble"),
+    answers.Answer(labels=(1,) * 6),
+  ):
     assert answers.parse(json.loads(json.dumps(answer.as_json())), 6, "answer") == answer
 
 
@@ -253,7 +257,7 @@ def test_a_study_without_a_manifest_has_its_stacks_and_a_draft(tmp_path):
   study = studies.write_study(tmp_path / "study")
   (study / "manifest.csv").unlink()
   found = stacks.find(study, step_um=3.0)
-  assert [stack.stack_id for stack in found][0] == "p0/arm/VivaStack #0"
+  assert found[0].stack_id == "p0/arm/VivaStack #0"
   draft = table(study / "manifest.draft.csv")
   assert [row["path"] for row in draft] == [stack.stack_id for stack in found]
   assert {row["step_um"] for row in draft} == {"3.0"}

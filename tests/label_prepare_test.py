@@ -56,7 +56,9 @@ def test_what_cannot_be_read_is_left_out_and_told(study, tmp_path):
   label(study, "bob", {"s1": answers.Answer("unreadable", reason="blurred")})
   out = studies.succeed("rcm_clinical", study, tmp_path / "data", "--check")
   assert "stacks      5 of" in out
-  assert "row 3: stack s1 is left out, it cannot be read (ann: bubble; no contact, bob: blurred)" in out
+  assert (
+    "row 3: stack s1 is left out, it cannot be read (ann: bubble; no contact, bob: blurred)" in out
+  )
   assert "row 4: stack s2 could not be read by all (ann: bubble; no contact)" in out
   label(study, "cy", {"s3": bad}, "labels/adjudicated")
   out = studies.succeed("rcm_clinical", study, tmp_path / "data", "--check")

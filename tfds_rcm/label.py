@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   add = parser.add_argument
   add("--source", type=pathlib.Path, required=True, help="the study's folder")
   add("--reader", required=True, help="who labels; the file is called so")
-  add("--predictions", type=pathlib.Path, help="folder that rcm_jax.predict wrote; shown on request")
+  add(
+    "--predictions", type=pathlib.Path, help="folder that rcm_jax.predict wrote; shown on request"
+  )
   add(
     "--order",
     choices=("shuffled", "uncertain"),

@@ -21,7 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
   add("--source", type=pathlib.Path, required=True, help="the study's folder, or a zip of it")
   add("--check", action="store_true", help="decode everything, report, write no dataset")
   add("--manifest", type=pathlib.Path, help="CSV of the stacks (default: manifest.csv in source)")
-  add("--labels", type=pathlib.Path, help="CSV of the labels, or a folder of them (default: labels.csv or labels/ beside it)")
+  add(
+    "--labels",
+    type=pathlib.Path,
+    help="CSV of the labels, or a folder of them (default: labels.csv or labels/ beside it)",
+  )
   add("--label_map", default="", help="what labels mean, such as 1=epidermis,2=dej,3=dermis")
   add("--readers", default="", help="readers by seniority, such as ann,bob: ties go to the first")
   add("--first_slice", type=int, choices=(0, 1), default=0, help="number of the shallowest slice")

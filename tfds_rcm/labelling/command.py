@@ -88,10 +88,10 @@ def _differing(args: argparse.Namespace) -> dict[str, list]:
   read = readings.read_study(
     manifest, manifest_lib.find_labels(manifest.parent), labels_lib.Rules(), []
   )
-  read = [stack for stack in read if len(stack.by_reader) > 1 and readings.disagreement(stack)]
+  read = [stack for stack in read if len(stack.by_reader) > 1 and stack.differing]
   if not read:
     raise UserError(f"{args.source}: no stack on which two readers differ; nothing to adjudicate")
-  read.sort(key=lambda stack: (-readings.disagreement(stack), stack.stack_id))
+  read.sort(key=lambda stack: (-stack.differing, stack.stack_id))
   for stack in read:
     if args.reader in stack.by_reader:
       raise UserError(

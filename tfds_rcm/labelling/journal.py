@@ -53,7 +53,7 @@ class Entry:
     time: of the last change, ISO 8601; empty before the first.
   """
 
-  answer: answers.Answer = answers.Answer()
+  answer: answers.Answer = dataclasses.field(default_factory=answers.Answer)
   count: int = 0
   revision: int = 0
   predictions: str = NO
@@ -167,9 +167,7 @@ class Journal:
       self._log = files.Log(folder / f"{reader}{LOG_SUFFIX}")
       self._cleanup.callback(self._log.close)
       self._rows = {
-        key[0]: rows(key[0], reader, entry)
-        for key, entry in self._state.items()
-        if key[1] == FIRST
+        key[0]: rows(key[0], reader, entry) for key, entry in self._state.items() if key[1] == FIRST
       }
       files.write_whole(self.path, to_csv(self._state, reader))
     except BaseException:

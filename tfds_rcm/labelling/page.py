@@ -1,7 +1,8 @@
-"""The page: one HTML file with its styles and its program inside, which asks nobody else for anything."""
+"""Pages of one HTML file each, with styles and programs inside: they ask nobody else for anything."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import functools
 import pathlib
 import re
@@ -17,6 +18,6 @@ def _template(name: str) -> str:
   )
 
 
-def label_page(nonce: str) -> str:
-  """The label page, whose styles and program carry a nonce for the content security policy."""
-  return _template("label").replace("{{nonce}}", nonce)
+def fill(name: str, parts: Mapping[str, str]) -> str:
+  """A page with every {{place}} filled, in one go: what is filled in is no place to fill."""
+  return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _template(name))

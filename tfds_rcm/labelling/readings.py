@@ -27,6 +27,7 @@ class ReadStack:
     depth_um: depth of each of T slices in µm.
     by_reader: index into labels.STRATA of each slice, by reader.
     adjudicated: the labels of a reader who had seen the others', None if nobody decided.
+    consensus: what `tfds_rcm.prepare` makes of them: adjudicated, else the majority.
   """
 
   stack_id: str
@@ -34,7 +35,14 @@ class ReadStack:
   site: str
   depth_um: Float[np.ndarray, " T"]
   by_reader: Mapping[str, Int[np.ndarray, " T"]]
-  adjudicated: Int[np.ndarray, " T"] | None = None
+  adjudicated: Int[np.ndarray, " T"] | None
+  consensus: Int[np.ndarray, " T"]
+
+  @property
+  def differing(self) -> float:
+    """Share of the slices on which its readers differ, corneum counted as epidermis."""
+    votes = merged_classes(np.stack(list(self.by_reader.values())))
+    return float((votes != votes[0]).any(0).mean())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,19 +94,20 @@ def read_study(
 def _read(entry: manifest_lib.Entry, rules: labels_lib.Rules) -> ReadStack:
   with stack_io.open_stack(entry.path, step_um=entry.step_um, pixel_um=entry.pixel_um) as reader:
 
-    def said(reading):
-      merged = labels_lib.merge_readings(
-        entry.place, [reading], reader.names, reader.depth_um, rules
-      )
-      return merged.labels
+    def merged(readings):
+      return labels_lib.merge_readings(
+        entry.place, readings, reader.names, reader.depth_um, rules
+      ).labels
 
+    decided = [entry.adjudicated] if entry.adjudicated else []
     return ReadStack(
       stack_id=entry.stack_id,
       patient_id=entry.patient_id,
       site=entry.site,
       depth_um=reader.depth_um,
-      by_reader={r.reader or "(unnamed)": said(r) for r in entry.readings},
-      adjudicated=said(entry.adjudicated) if entry.adjudicated else None,
+      by_reader={r.reader or "(unnamed)": merged([r]) for r in entry.readings},
+      adjudicated=merged(decided) if decided else None,
+      consensus=merged(decided or entry.readings),
     )
 
 
@@ -131,12 +140,6 @@ def read_journals(folder: pathlib.Path) -> Journals:
     found.repeated[reader], found.predictions[reader] = repeated, seen
     found.unreadable[reader], found.open[reader] = unreadable, drafts
   return found
-
-
-def disagreement(stack: ReadStack) -> float:
-  """Share of a stack's slices on which its readers differ, corneum counted as epidermis."""
-  votes = merged_classes(np.stack(list(stack.by_reader.values())))
-  return float((votes != votes[0]).any(0).mean())
 
 
 def merged_classes(labels: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:

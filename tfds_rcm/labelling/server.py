@@ -43,6 +43,7 @@ def listen(port: int = 0) -> socket.socket:
   server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
   try:
     server.bind((HOST, port))
+    server.listen()  # who comes before the server is ready waits
   except (OSError, OverflowError) as error:
     server.close()
     raise UserError(f"--port={port}: cannot be used ({error}); leave it out") from error
@@ -132,7 +133,7 @@ def _page(request: Request) -> Response:
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
   )
   headers = {**_HEADERS, "content-security-policy": policy}
-  return HTMLResponse(page.label_page(nonce), headers=headers)
+  return HTMLResponse(page.fill("label", {"nonce": nonce}), headers=headers)
 
 
 def _get(session: Session, answer: Callable[[Session, Request], Any]) -> Callable:
