@@ -34,18 +34,16 @@ class Browser:
     to_browser, self._out = os.pipe()
     self._in, from_browser = os.pipe()
 
-    def as_3_and_4():
-      os.dup2(os.dup(from_browser), 100)  # in case one of the two is 3 or 4 itself
-      os.dup2(to_browser, 3)
-      os.dup2(100, 4)
-
+    # The pipe's two ends must be 3 and 4, which a shell can arrange without a fork of this process.
     self._process = subprocess.Popen(
-      [PATH, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
+      [
+        "bash", "-c", f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}',
+        PATH, *_FLAGS, f"--user-data-dir={profile}", "about:blank",
+      ],
       stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,
-      preexec_fn=as_3_and_4,
-      close_fds=False,
-    )
+      pass_fds=(to_browser, from_browser),
+    )  # fmt: skip
     os.close(to_browser)
     os.close(from_browser)
     self._ids = itertools.count(1)
@@ -100,7 +98,7 @@ class Browser:
   def open(self, url: str, size: tuple[int, int] = (1440, 900)) -> Page:
     target = self.send("Target.createTarget", url="about:blank")["targetId"]
     session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-    page = Page(self, session)
+    page = Page(self, session, target)
     for domain in ("Page", "Runtime", "Log", "Network"):
       page.send(f"{domain}.enable")
     page.resize(*size)
@@ -111,9 +109,13 @@ class Browser:
 class Page:
   """One window."""
 
-  def __init__(self, browser: Browser, session: str):
+  def __init__(self, browser: Browser, session: str, target: str):
     self._browser = browser
     self._session = session
+    self._target = target
+
+  def close(self) -> None:
+    self._browser.send("Target.closeTarget", targetId=self._target)
 
   def send(self, method: str, **params: Any) -> dict[str, Any]:
     return self._browser.send(method, self._session, **params)

@@ -79,7 +79,23 @@ def chromium(tmp_path_factory):
   with browser.Browser(tmp_path_factory.mktemp("profile")) as opened:
     yield opened
     # What a killed server does not answer is no fault of the page.
-    assert [e for e in opened.errors if "ERR_CONNECTION" not in e and "409" not in e] == []
+    assert [e for e in opened.errors if "net::ERR_" not in e and "409" not in e] == []
+
+
+@pytest.fixture
+def show(chromium):
+  """Opens windows, and closes them after the test."""
+  pages = []
+
+  def opened(address):
+    pages.append(chromium.open(address))
+    # Windows beside each other, none of them hidden.
+    pages[-1].send("Emulation.setFocusEmulationEnabled", enabled=True)
+    return pages[-1]
+
+  yield opened
+  for page in pages:
+    page.close()
 
 
 @pytest.fixture
@@ -154,10 +170,10 @@ def label_by_dragging(page, labels, drag):
     drag(page.middle(f'.handle[data-i="{i}"]'), at(page, edge, len(labels)))
 
 
-def test_ten_stacks_by_keys_and_by_dragging_through_a_kill(study, chromium, serve):
+def test_ten_stacks_by_keys_and_by_dragging_through_a_kill(study, show, serve):
   folder, truth = study
   server = serve("ann", "--repeats=0")
-  page = chromium.open(server.address)
+  page = show(server.address)
   path, log = folder / "labels" / "ann.csv", folder / "labels" / "ann.log.jsonl"
   ways = [label_by_keys] * 4 + [lambda p, v: label_by_dragging(p, v, p.drag)] * 4
   ways += [lambda p, v: label_by_dragging(p, v, p.touch_drag)] * 2
@@ -197,12 +213,12 @@ def test_ten_stacks_by_keys_and_by_dragging_through_a_kill(study, chromium, serv
   assert f"stacks      {STACKS} of" in out
 
 
-def test_what_the_page_can_do_besides(study, chromium, serve, tmp_path):
+def test_what_the_page_can_do_besides(study, show, serve, tmp_path):
   folder, truth = study
   for name, labels in truth.items():
     prediction(tmp_path / "read" / f"{name}.json", "", "".join("_edm"[label] for label in labels))
   server = serve("bob", "--repeats=0.2", f"--predictions={tmp_path / 'read'}")
-  page = chromium.open(server.address)
+  page = show(server.address)
   log = folder / "labels" / "bob.log.jsonl"
   ready(page)
   assert page.text("#title") == "Stack 1 of 12"
@@ -288,18 +304,16 @@ def test_what_the_page_can_do_besides(study, chromium, serve, tmp_path):
   server.kill(signal.SIGTERM)
 
 
-def test_two_windows_and_a_server_that_ends(study, chromium, serve):
+def test_two_windows_and_a_server_that_ends(study, show, serve):
   folder, _ = study
   server = serve("cy", "--repeats=0")
   log = folder / "labels" / "cy.log.jsonl"
-  first, second = chromium.open(server.address), chromium.open(server.address)
+  first, second = show(server.address), show(server.address)
   ready(first)
   ready(second)
-  first.send("Page.bringToFront")
   go_to(first, 4)
   first.key("j")
   first.wait(SAVED)
-  second.send("Emulation.setFocusEmulationEnabled", enabled=True)
   go_to(second, 7)
   second.key("j")
   second.wait("document.querySelector('#conflict').open")

@@ -15,6 +15,7 @@ from scipy import special
 
 WEIGHTS = ("none", "linear", "quadratic")
 RESAMPLES = 2000
+MIN_PATIENTS = 5  # with fewer, too few different draws exist for a 95 % interval; a choice
 LEVEL = 0.95
 
 
@@ -109,7 +110,8 @@ def estimate(
   """A measure with its 95 % interval over patients.
 
   The interval is the bias-corrected and accelerated bootstrap's (Efron 1987), whose ends are
-  moved by the skewness that leaving out one patient after another shows.
+  moved by the skewness that leaving out one patient after another shows. Fewer than `MIN_PATIENTS`
+  patients have none.
 
   Args:
     statistic: the measure for R weightings of P patients: how often each was drawn.
@@ -117,7 +119,7 @@ def estimate(
     seed: of the draws.
   """
   value = float(statistic(np.ones((1, patients)))[0])
-  if patients < 2 or not np.isfinite(value):
+  if patients < MIN_PATIENTS or not np.isfinite(value):
     return Estimate(value, np.nan, np.nan)
   draws = np.random.default_rng(seed).multinomial(
     patients, np.full(patients, 1 / patients), size=RESAMPLES

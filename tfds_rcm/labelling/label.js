@@ -156,7 +156,10 @@ function element(kind, text, properties = {}) {
 }
 
 async function load(number, keepSlice = false) {
-  const task = await call(`task/${number}`);
+  show(number, await call(`task/${number}`), keepSlice);
+}
+
+function show(number, task, keepSlice) {
   const again = number === app.number;
   Object.assign(app, {
     task, number, count: task.count, answer: task.answer, revision: task.revision, before: undefined, painted: undefined,
@@ -173,6 +176,13 @@ async function load(number, keepSlice = false) {
   history.replaceState(null, "", `#${number + 1}`);
   app.move(keepSlice && again ? app.slice : 0);
   $("stage").focus({ preventScroll: true });
+}
+
+async function refresh() {
+  const { number, revision } = app;
+  const task = await call(`task/${number}`);
+  const untouched = number === app.number && revision === app.revision && !app.saving && !app.waiting && !app.before;
+  if (untouched && task.revision !== revision) show(number, task, true);
 }
 
 function showPrediction(prediction) {
@@ -490,7 +500,7 @@ function listen() {
   });
   // Whoever comes back to this window sees what another one may have changed.
   document.addEventListener("visibilitychange", () => {
-    if (document.visibilityState === "visible" && app.task && !app.saving && !app.waiting) load(app.number, true).catch(() => {});
+    if (document.visibilityState === "visible" && app.task) refresh().catch(() => {});
   });
   window.addEventListener("hashchange", openAddressed);
 }

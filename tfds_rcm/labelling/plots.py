@@ -13,7 +13,7 @@ from tfds_rcm.labelling.comparison import Differences
 
 def bland_altman(differences: Differences, title: str) -> str:
   """A Bland–Altman plot as SVG: difference over mean depth, bias and limits as lines."""
-  width, height, left, bottom, top, right = 460, 300, 52, 40, 14, 84
+  width, height, left, bottom, top, right = 480, 300, 52, 40, 14, 112
   d = differences
   low, high = d.limits
   reach = max(abs(low), abs(high), *map(abs, d.difference_um.tolist()), 1.0) * 1.08

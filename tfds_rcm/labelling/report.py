@@ -13,11 +13,12 @@ import pathlib
 from typing import Any
 
 from tfds_rcm.labelling import files, journal, kappa, page, plots
-from tfds_rcm.labelling.comparison import BOUNDARIES, CLASSES, Agreement, Comparison
+from tfds_rcm.labelling.comparison import BOUNDARIES, Agreement, Comparison
 from tfds_rcm.labelling.kappa import Estimate
 from tfds_rcm.labels import STRATA
 
 BOUNDARY_NAMES = {"epidermis_dej": "epidermis–DEJ", "dej_dermis": "DEJ–dermis"}
+_CLASS_NAMES = ("epidermis", "DEJ", "dermis")
 SCHEMA = "tfds_rcm.agreement/1"
 _WORST = 20
 
@@ -92,11 +93,11 @@ def tables(agreement: Agreement) -> list[Table]:
     Table(
       "confusion",
       "What one reader calls what the other calls otherwise, slices",
-      ("readers", "first says", *CLASSES),
+      ("readers", "first says", *_CLASS_NAMES),
       [
         (f"{c.first} – {c.second}", name, *map(int, row))
         for c in a.pairs
-        for name, row in zip(CLASSES, c.confusion)
+        for name, row in zip(_CLASS_NAMES, c.confusion)
       ],
     ),
     Table("seen", "What readers had seen of a model", _SEEN, _seen(a)),
