@@ -222,13 +222,20 @@ def prediction(path, source, strata="eeddmm", sure=0.9):
   for t, letter in enumerate(strata):
     p = dict.fromkeys(name.values(), (1 - sure) / 2) | {name[letter]: sure}
     rows.append({"slice": t, "stratum": name[letter], "depth_um": 3.0 * t, "probabilities": p})
-  boundary = {"name": "epidermis_dej", "depth_um": 6.0, "low_um": 5.0, "high_um": 8.0, "slice": 2}
+  boundaries = []
+  for boundary, below in (("epidermis_dej", "dm"), ("dej_dermis", "m")):
+    t = sum(letter not in below for letter in strata)
+    depth = None if t == len(strata) else 3.0 * t - 1.5
+    ends = (None, None) if depth is None else (depth - 4, depth + 6)
+    boundaries.append(
+      {"name": boundary, "depth_um": depth, "low_um": ends[0], "high_um": ends[1], "slice": t}
+    )
   values = {
     "schema": "rcm_jax.prediction/1",
     "stack": {"name": path.stem, "source": str(source)},
     "model": {"method": "ordered"},
     "slices": rows,
-    "boundaries": [boundary, boundary | {"name": "dej_dermis"}],
+    "boundaries": boundaries,
     "warnings": [],
   }
   path.parent.mkdir(exist_ok=True)

@@ -26,10 +26,10 @@ def bland_altman(differences: Differences, title: str) -> str:
   for um in _ticks(-reach, reach):
     parts.append(
       f"<line class=grid x1={left} x2={width - right} y1={y(um):.1f} y2={y(um):.1f} />"
-      f"<text x={left - 6} y={y(um) + 4:.1f} text-anchor=end>{um:g}</text>"
+      f"<text x={left - 6} y={y(um) + 4:.1f} text-anchor=end>{_number(um)}</text>"
     )
   for um in _ticks(x_low, x_high):
-    parts.append(f"<text x={x(um):.1f} y={height - bottom + 16} text-anchor=middle>{um:g}</text>")
+    parts.append(f"<text x={x(um):.1f} y={height - bottom + 16} text-anchor=middle>{_number(um)}</text>")
   for um, name in ((d.bias.value, "bias"), (low, "−1.96 SD"), (high, "+1.96 SD")):
     kind = "bias" if name == "bias" else "limit"
     value = f"{um:+.1f}".replace("-", "−")
@@ -51,6 +51,10 @@ def bland_altman(differences: Differences, title: str) -> str:
     f'<text transform="translate(14 {(top + height - bottom) / 2}) rotate(-90)" '
     "text-anchor=middle>difference, µm</text></svg></figure>"
   )
+
+
+def _number(um: float) -> str:
+  return f"{um:g}".replace("-", "−")
 
 
 def _ticks(low: float, high: float) -> list[float]:

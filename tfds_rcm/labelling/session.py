@@ -77,7 +77,7 @@ class Session:
       "can_predict": key[0] in self.predictions,
       "prediction": self._prediction(key) if self.journal[key].predictions != journal.NO else None,
       "others": [
-        {"name": f"Reader {letter}", "labels": labels.tolist()}
+        {"name": letter, "labels": labels.tolist()}
         for letter, labels in zip(string.ascii_uppercase, others)
       ],
     }
