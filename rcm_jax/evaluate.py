@@ -29,7 +29,7 @@ from rcm_jax.evaluation import calibration as calibration_lib
 from rcm_jax.evaluation import finished_runs as study_lib
 from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.evaluation import scores as scores_lib
-from rcm_jax.reporting import paper_tables, plots, table_formats
+from rcm_jax.reporting import paper_tables, plots, reader_rows, table_formats
 from rcm_jax.runtime import stage_cache
 from tfds_rcm import errors
 
@@ -148,12 +148,15 @@ def print_table(
   console.print(table)
 
 
-def write_study(study: study_lib.Study, out: str | os.PathLike) -> list[dict[str, Any]]:
+def write_study(
+  study: study_lib.Study, out: str | os.PathLike, readers: reader_rows.Readers | None = None
+) -> list[dict[str, Any]]:
   """Writes one dataset's tables and figures.
 
   Args:
     study: runs on the dataset.
     out: directory for tables.md, table*.csv, table*.tex and figures/; made if missing.
+    readers: how far the readers of the labels agree, for a row of Tables 1 and 3.
 
   Returns:
     Rows of all runs, in the form of results.json.
@@ -165,6 +168,7 @@ def write_study(study: study_lib.Study, out: str | os.PathLike) -> list[dict[str
   comparisons = bootstrap.compare({m.name: scores[m.name] for m in methods})
   builders = (paper_tables.table1, paper_tables.table2, paper_tables.table3)
   built = [build(methods, study.dataset) for build in (*builders, paper_tables.decoding_table)]
+  built = reader_rows.add(built, readers) if readers else built
   best = [c for c in comparisons if c.first == methods[0].name]
   if best:
     built.append(paper_tables.comparison_table(best, study.dataset))
@@ -194,9 +198,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
   parser.add_argument("--runs", required=True, help="directory that runs' workdirs lie in")
   parser.add_argument("--out", required=True, help="directory for tables and figures")
+  parser.add_argument(
+    "--readers",
+    type=pathlib.Path,
+    help="agreement.json of tfds_rcm.agreement: the readers' own agreement as a row",
+  )
   args = parser.parse_args(argv)
   console = rich.console.Console()
   try:
+    readers = reader_rows.read(args.readers) if args.readers else None
     studies, notes = study_lib.gather(args.runs)
     for note in notes:
       console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
@@ -204,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       folder = pathlib.Path(args.out)
       if len(studies) > 1:
         folder /= "".join(c if c.isalnum() or c in "-+." else "_" for c in study.dataset)
-      print_table(write_study(study, folder), title=study.dataset, console=console)
+      print_table(write_study(study, folder, readers), title=study.dataset, console=console)
       console.print(f"tables.md, table*.csv, table*.tex and figures are in {folder}", markup=False)
   except errors.UserError as error:
     print(error, file=sys.stderr)

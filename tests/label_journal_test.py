@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
+from PIL import Image
 import pytest
 
 from tests import studies
@@ -274,9 +279,6 @@ def test_a_study_without_a_manifest_has_its_stacks_and_a_draft(tmp_path):
 
 
 def test_slices_reach_the_page_bit_for_bit(tmp_path):
-  import io
-
-  from PIL import Image
 
   study = studies.write_study(tmp_path / "study", num_stacks=5)
   slices = stacks.Slices(stacks.find(study))
@@ -287,3 +289,36 @@ def test_slices_reach_the_page_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(pixels, studies.volume(k)[3])
     assert 0 <= low < high <= 255
   slices.close()
+
+
+_WRITER = """
+import pathlib, sys
+from tfds_rcm.labelling import answers, journal
+kept = journal.Journal(pathlib.Path(sys.argv[1]), "ann")
+for k in range(100000):
+  key = f"s{k % 7}", journal.FIRST
+  at = kept[key].revision
+  entry = kept.save(key, answers.Answer("done", (0, at % 30, 30)), 40, at)
+  print(key[0], entry.revision, flush=True)
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.13, 0.31])
+def test_a_kill_at_any_moment_loses_at_most_the_change_in_hand(tmp_path, seconds):
+  command = [sys.executable, "-c", _WRITER, str(tmp_path)]
+  writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+  said = [writer.stdout.readline()]
+  time.sleep(seconds)
+  writer.kill()
+  said += writer.stdout.readlines()
+  writer.wait()
+  writer.stdout.close()
+  told = {stack: int(revision) for stack, revision in map(str.split, said)}
+  kept = journal.Journal(tmp_path, "ann")
+  found = {stack: kept[stack, FIRST].revision for stack in told}
+  ahead = sum(found[stack] - told[stack] for stack in told)
+  assert all(found[stack] >= told[stack] for stack in told)
+  assert ahead <= 1  # saved, and killed before it could say so
+  rows = table(tmp_path / "ann.csv")
+  assert len(rows) == 40 * sum(1 for k in range(7) if kept[f"s{k}", FIRST].revision)
+  kept.close()

@@ -257,6 +257,16 @@ def test_a_wrong_option_is_one_line(study, arguments, told):
   assert told in line
 
 
+def test_ctrl_c_ends_it_without_a_traceback(study, monkeypatch, capsys):
+  def interrupted(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(server, "serve", interrupted)
+  assert label.main([f"--source={study}", "--reader=kim", "--no_browser"]) == 0
+  assert "goes on" in capsys.readouterr().out
+  assert label.main([f"--source={study}", "--reader=kim", "--no_browser"]) == 0  # the lock is free
+
+
 def test_missing_libraries_are_one_line(study, monkeypatch):
   def missing(name):
     raise ImportError("No module named 'starlette'", name="starlette")

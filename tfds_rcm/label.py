@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
       raise UserError(f"{error.name} is missing: pip install 'rcm-jax[label]'") from error
     command.run(args)
+  except KeyboardInterrupt:  # how a reader ends it
+    print("\nended; all answers are saved, the same command goes on")
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 1

@@ -29,7 +29,9 @@ def bland_altman(differences: Differences, title: str) -> str:
       f"<text x={left - 6} y={y(um) + 4:.1f} text-anchor=end>{_number(um)}</text>"
     )
   for um in _ticks(x_low, x_high):
-    parts.append(f"<text x={x(um):.1f} y={height - bottom + 16} text-anchor=middle>{_number(um)}</text>")
+    parts.append(
+      f"<text x={x(um):.1f} y={height - bottom + 16} text-anchor=middle>{_number(um)}</text>"
+    )
   for um, name in ((d.bias.value, "bias"), (low, "−1.96 SD"), (high, "+1.96 SD")):
     kind = "bias" if name == "bias" else "limit"
     value = f"{um:+.1f}".replace("-", "−")
