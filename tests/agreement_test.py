@@ -220,6 +220,16 @@ def test_the_report_of_a_study(study, tmp_path):
   assert summary["boundary_mae_um"]["dej_dermis"][0] > 0
 
 
+def test_no_table_of_an_earlier_report_stays(tmp_path):
+  studies.write_table(tmp_path / "sites.csv", ("site",), [("nowhere",)])
+  folder = studies.write_study(tmp_path / "study", 3, 3)
+  said = [(f"s{k}", reader, 2, 4) for k in range(3) for reader in "ab"]
+  header = ("stack_id", "reader", "dej_index", "dermis_index")
+  studies.write_table(folder / "labels.csv", header, said)
+  assert run(f"--source={folder}", f"--out={tmp_path}")[0] == 0
+  assert not (tmp_path / "sites.csv").exists()  # one site only
+
+
 def test_the_consensus_is_the_majority_unless_somebody_decided(study, tmp_path):
   run(f"--source={study}", f"--out={tmp_path}", "--readers=bob,ann")
   found = rows(tmp_path / "consensus.csv")

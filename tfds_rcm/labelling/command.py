@@ -85,9 +85,10 @@ def _study_folder(args: argparse.Namespace):
 def _differing(args: argparse.Namespace) -> dict[str, list]:
   """Labels of all readers of the stacks on which they differ, most different first."""
   manifest = manifest_lib.find_manifest(args.source)
-  read = readings.read_study(
-    manifest, manifest_lib.find_labels(manifest.parent), labels_lib.Rules(), []
-  )
+  labels = manifest.parent / manifest_lib.LABELS_FOLDER
+  if not manifest_lib.label_files(labels):
+    labels = manifest_lib.find_labels(manifest.parent)
+  read = readings.read_study(manifest, labels, labels_lib.Rules(), [])
   read = [stack for stack in read if len(stack.by_reader) > 1 and stack.differing]
   if not read:
     raise UserError(f"{args.source}: no stack on which two readers differ; nothing to adjudicate")

@@ -45,9 +45,9 @@ class Table:
 
 
 def tables(agreement: Agreement) -> list[Table]:
-  """Every table of the report, empty ones left out."""
+  """Every table of the report; some may have no rows."""
   a = agreement
-  found = [
+  return [
     Table(
       "pairs",
       "Pairs of readers",
@@ -102,7 +102,6 @@ def tables(agreement: Agreement) -> list[Table]:
     ),
     Table("seen", "What readers had seen of a model", _SEEN, _seen(a)),
   ]
-  return [table for table in found if table.rows]
 
 
 _KAPPAS = ("κ", "κ linear", "κ quadratic")
@@ -271,7 +270,9 @@ def write(
   Returns:
     The page.
   """
-  made = tables(agreement)
+  made = [table for table in tables(agreement) if table.rows]
+  for table in tables(agreement):  # what an earlier report had and this one has not
+    (out / f"{table.name}.csv").unlink(missing_ok=True)
   markdown = "\n".join([f"# Agreement of readers: {source}\n", *map(to_markdown, made), *notes])
   for table in made:
     files.write_whole(out / f"{table.name}.csv", to_csv(table))
