@@ -21,16 +21,21 @@ from rcm_jax.evaluation import (
 )
 from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.evaluation import scores as scores_lib
-from rcm_jax.reporting import paper_tables, plots, table_formats
-from rcm_jax.runtime import stage_cache
+from rcm_jax.reporting import paper_tables, plots, reader_rows, table_formats
+from rcm_jax.runtime import files
 
 
-def write(runs: finished_runs.FinishedRuns, out: str | os.PathLike) -> list[dict[str, Any]]:
+def write(
+  runs: finished_runs.FinishedRuns,
+  out: str | os.PathLike,
+  readers: reader_rows.Readers | None = None,
+) -> list[dict[str, Any]]:
   """Writes one dataset's tables and figures.
 
   Args:
     runs: on the dataset.
     out: directory for tables.md, table*.csv, table*.tex and figures/; made if missing.
+    readers: how far the readers of the labels agree, for a row of Tables 1 and 3.
 
   Returns:
     Rows of all runs, in the form of results.json.
@@ -42,19 +47,20 @@ def write(runs: finished_runs.FinishedRuns, out: str | os.PathLike) -> list[dict
   comparisons = paired_tests.compare({m.name: scores[m.name] for m in methods})
   builders = (paper_tables.table1, paper_tables.table2, paper_tables.table3)
   built = [build(methods, runs.dataset) for build in (*builders, paper_tables.decoding_table)]
+  built = reader_rows.add(built, readers) if readers else built
   best = [c for c in comparisons if c.first == methods[0].name]
   if best:
     built.append(paper_tables.comparison_table(best, runs.dataset))
     every = paper_tables.comparison_table(comparisons, runs.dataset)
-    stage_cache.write_text(out / "paired_tests.csv", table_formats.to_csv(every))
+    files.write_text(out / "paired_tests.csv", table_formats.to_csv(every))
   assessed = _assess(runs, [m.name for m in methods])
   if assessed:
     built.append(paper_tables.uncertainty_table(assessed, runs.dataset))
   text = "\n".join(table_formats.to_markdown(table) for table in built)
-  stage_cache.write_text(out / "tables.md", f"# Measured on {runs.dataset}\n\n{text}")
+  files.write_text(out / "tables.md", f"# Measured on {runs.dataset}\n\n{text}")
   for table in built:
-    stage_cache.write_text(out / f"{table.name}.csv", table_formats.to_csv(table))
-    stage_cache.write_text(out / f"{table.name}.tex", table_formats.to_latex(table))
+    files.write_text(out / f"{table.name}.csv", table_formats.to_csv(table))
+    files.write_text(out / f"{table.name}.tex", table_formats.to_latex(table))
   _draw(runs, [m.name for m in methods], out / "figures")
   every_run = (p for seeds in runs.predictions.values() for run in seeds.values() for p in run)
   return results.summarize(list(every_run))
