@@ -8,7 +8,7 @@ import pytest
 
 from tfds_rcm.errors import UserError
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
-from tfds_rcm.rcm_phantom import noise, readers, relief, spec
+from tfds_rcm.rcm_phantom import annotators, noise, relief, spec
 
 PAPER = spec.PRESETS["paper"]
 
@@ -16,7 +16,7 @@ PAPER = spec.PRESETS["paper"]
 @pytest.fixture(scope="module")
 def paper():
   anatomies = anatomy_lib.draw_anatomies(PAPER)
-  return anatomies, [readers.plan_stack(PAPER, anatomy) for anatomy in anatomies]
+  return anatomies, [annotators.plan_stack(PAPER, anatomy) for anatomy in anatomies]
 
 
 def mixture(plans):
@@ -41,7 +41,7 @@ def test_paper_preset_has_the_papers_stacks_lengths_and_classes(paper):
 
 def test_demo_preset_has_like_classes():
   demo = spec.PRESETS["demo"]
-  plans = [readers.plan_stack(demo, a) for a in anatomy_lib.draw_anatomies(demo)]
+  plans = [annotators.plan_stack(demo, a) for a in anatomy_lib.draw_anatomies(demo)]
   assert len(plans) == 60
   assert np.mean([len(plan) for plan in plans]) == pytest.approx(42, abs=3)
   np.testing.assert_allclose(mixture(plans), (0.44, 0.34, 0.22), atol=0.05)
@@ -90,8 +90,8 @@ def test_readers_without_error_follow_the_geometry_and_errors_grow_with_the_knob
     phantom = dataclasses.replace(PAPER, reader_disagreement=scale)
     agreement[scale] = []
     for anatomy in anatomies:
-      plan = readers.plan_stack(phantom, anatomy)
-      profile = readers.stratum_profile(phantom, anatomy)
+      plan = annotators.plan_stack(phantom, anatomy)
+      profile = annotators.stratum_profile(phantom, anatomy)
       depth = plan.start_um + plan.depth_um
       epidermis, dermis = (
         np.interp(depth, np.arange(len(share)), share)
@@ -139,7 +139,10 @@ def test_step_of_depth_changes_the_number_of_slices_not_the_tissue():
   fine = dataclasses.replace(base, depth_step_um=1.5)
   anatomy, same = anatomy_lib.draw_anatomies(base)[3], anatomy_lib.draw_anatomies(fine)[3]
   assert anatomy == same
-  coarse_plan, fine_plan = readers.plan_stack(base, anatomy), readers.plan_stack(fine, anatomy)
+  coarse_plan, fine_plan = (
+    annotators.plan_stack(base, anatomy),
+    annotators.plan_stack(fine, anatomy),
+  )
   assert abs(len(fine_plan) - 2 * len(coarse_plan)) <= 2
   assert fine_plan.depth_um[-1] == pytest.approx(coarse_plan.depth_um[-1], abs=3)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
-from tfds_rcm.rcm_phantom import noise, preview, readers, render, scene, spec
+from tfds_rcm.rcm_phantom import annotators, noise, preview, render, scene, spec
 
 PHANTOM = dataclasses.replace(
   spec.PRESETS["demo"], stacks=(8, 2, 2), size_px=48, pixel_um=1.7, artifact_rate=0.0
@@ -18,7 +18,7 @@ PHANTOM = dataclasses.replace(
 
 def rendered(phantom, index, *, slices=None):
   anatomy = anatomy_lib.draw_anatomies(phantom)[index]
-  plan = readers.plan_stack(phantom, anatomy)
+  plan = annotators.plan_stack(phantom, anatomy)
   if slices is not None:
     plan = dataclasses.replace(plan, depth_um=plan.depth_um[:slices], labels=plan.labels[:slices])
   return np.stack(list(render.render_stack(phantom, anatomy, plan))), anatomy, plan
@@ -51,7 +51,7 @@ def test_a_slice_does_not_depend_on_how_many_are_rendered_with_it():
   whole, *_ = rendered(PHANTOM, 2)
   # Exposures are drawn for the whole stack, so only the renderer sees fewer.
   anatomy = anatomy_lib.draw_anatomies(PHANTOM)[2]
-  plan = readers.plan_stack(PHANTOM, anatomy)
+  plan = annotators.plan_stack(PHANTOM, anatomy)
   exposures = scene.make_exposures(PHANTOM, anatomy, plan)
   chunk = render._render_chunk(
     scene.make_tissue(PHANTOM, anatomy),
@@ -78,7 +78,7 @@ def test_neighbors_are_views_of_one_volume(still):
 def test_motion_moves_the_view_and_nothing_else():
   still = dataclasses.replace(PHANTOM, noise=0.0)
   anatomy = anatomy_lib.draw_anatomies(still)[1]
-  plan = readers.plan_stack(still, anatomy)
+  plan = annotators.plan_stack(still, anatomy)
   tissue = scene.make_tissue(still, anatomy)
   flat = dataclasses.replace(
     scene.make_optics(still, anatomy), vignette=np.zeros(3, np.float32), compensation=np.float32(0)
@@ -103,7 +103,7 @@ def test_motion_moves_the_view_and_nothing_else():
 def test_motion_stays_within_reach():
   phantom = dataclasses.replace(PHANTOM, motion_um=6.0)
   for anatomy in anatomy_lib.draw_anatomies(phantom):
-    exposures = scene.make_exposures(phantom, anatomy, readers.plan_stack(phantom, anatomy))
+    exposures = scene.make_exposures(phantom, anatomy, annotators.plan_stack(phantom, anatomy))
     assert np.abs(exposures.shift_px).max() <= 6.0 / phantom.pixel_um + 0.5
     assert np.abs(exposures.shift_px).max() < scene.margin_px(phantom)
 
@@ -139,7 +139,7 @@ def test_lesions_add_bright_nests_and_dendritic_cells():
   anatomies = anatomy_lib.draw_anatomies(base)
   index = next(i for i, a in enumerate(anatomies) if a.nests > 2)
   anatomy = anatomies[index]
-  plan = readers.plan_stack(base, anatomy)
+  plan = annotators.plan_stack(base, anatomy)
   tissue = scene.make_tissue(base, anatomy)
   z = tissue.nests[0, 2]
   tissue = dataclasses.replace(

@@ -15,7 +15,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from tfds_rcm import features, prepare, shards
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
-from tfds_rcm.rcm_phantom import generate, readers, render, spec
+from tfds_rcm.rcm_phantom import annotators, render, spec, stacks
 from tfds_rcm.rcm_phantom import rcm_phantom_dataset_builder as builder_lib
 
 # Three stacks of a few small slices.
@@ -46,7 +46,7 @@ def test_records_come_back_as_they_were_rendered(tiny):
     for example in source:
       record = features.read_record(example)
       anatomy = anatomies[record.stack_id]
-      plan = readers.plan_stack(phantom, anatomy)
+      plan = annotators.plan_stack(phantom, anatomy)
       assert anatomy.split == split
       assert (record.patient_id, record.site) == (anatomy.patient_id, anatomy.site)
       assert record.pixel_um == pytest.approx(phantom.pixel_um)
@@ -57,7 +57,7 @@ def test_records_come_back_as_they_were_rendered(tiny):
 
 
 def test_a_prepared_phantom_is_not_made_again(tiny, monkeypatch):
-  monkeypatch.setattr(generate, "stack_fields", None)
+  monkeypatch.setattr(stacks, "stack_fields", None)
   assert prepare.prepare_phantom(TINY, tiny.parents[2]) == tiny
 
 
@@ -75,7 +75,7 @@ def test_progress_reaches_the_end_and_nothing_is_left_over(tmp_path):
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(tiny, tmp_path, monkeypatch):
   made = []
-  original = generate.stack_fields
+  original = stacks.stack_fields
 
   def interrupted(phantom, anatomy):
     if len(made) == 2:
@@ -83,13 +83,13 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tiny, tmp_path, monkeypatc
     made.append(anatomy.stack_id)
     return original(phantom, anatomy)
 
-  monkeypatch.setattr(generate, "stack_fields", interrupted)
+  monkeypatch.setattr(stacks, "stack_fields", interrupted)
   with pytest.raises(KeyboardInterrupt):
     prepare.prepare_phantom(TINY, tmp_path)
   assert len(list(tmp_path.rglob("*.zip"))) == 2
   resumed = []
   monkeypatch.setattr(
-    generate, "stack_fields", lambda p, a: (resumed.append(a.stack_id), original(p, a))[1]
+    stacks, "stack_fields", lambda p, a: (resumed.append(a.stack_id), original(p, a))[1]
   )
   folder = prepare.prepare_phantom(TINY, tmp_path)
   assert len(resumed) == 2
@@ -124,10 +124,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tiny, tmp_path):
 def test_a_damaged_staged_stack_is_made_again(tmp_path):
   phantom = spec.named(TINY)
   anatomy = anatomy_lib.draw_anatomies(phantom)[0]
-  first = generate.staged_fields(tmp_path, phantom, anatomy)
+  first = stacks.staged_fields(tmp_path, phantom, anatomy)
   (path,) = tmp_path.glob("*.zip")
   path.write_bytes(path.read_bytes()[:100])
-  assert generate.staged_fields(tmp_path, phantom, anatomy) == first
+  assert stacks.staged_fields(tmp_path, phantom, anatomy) == first
 
 
 def test_preview_draws_and_writes_no_dataset(tmp_path, capsys):

@@ -9,7 +9,7 @@ from rich import progress as rich_progress
 
 from tfds_rcm.errors import UserError
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
-from tfds_rcm.rcm_phantom import generate, preview, readers, render, spec
+from tfds_rcm.rcm_phantom import annotators, make_dataset, preview, render, spec
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -47,7 +47,7 @@ def run(name: str, args: argparse.Namespace, data_dir: pathlib.Path) -> None:
     transient=True,
   ) as bar:
     task = bar.add_task(name, total=None)
-    folder = generate.prepare(
+    folder = make_dataset.prepare(
       args.preset,
       data_dir,
       seed=args.seed,
@@ -58,7 +58,7 @@ def run(name: str, args: argparse.Namespace, data_dir: pathlib.Path) -> None:
 
 def _preview(phantom: spec.Phantom, stack_id: str | None, path: pathlib.Path) -> None:
   for anatomy in anatomy_lib.draw_anatomies(phantom):
-    plan = readers.plan_stack(phantom, anatomy)
+    plan = annotators.plan_stack(phantom, anatomy)
     complete = len(set(plan.labels.tolist())) == 4 and not anatomy.overlong
     if anatomy.stack_id == stack_id or (stack_id is None and complete):
       break

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from tfds_rcm import features
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
-from tfds_rcm.rcm_phantom import generate, spec
+from tfds_rcm.rcm_phantom import spec, stacks
 
 # TFDS holds a shard in memory, some 30 MB of it at the paper's size.
 _STACKS_PER_SHARD = 8
@@ -42,7 +42,7 @@ class Builder(tfds.core.ShardBasedBuilder):
   def __init__(
     self,
     *,
-    progress: generate.Progress | None = None,
+    progress: stacks.Progress | None = None,
     file_format: str = "array_record",
     **kwargs: Any,
   ):
@@ -100,7 +100,7 @@ class Builder(tfds.core.ShardBasedBuilder):
     phantom = self.builder_config.phantom
     for index in indices:
       self._progress(index, len(anatomies))
-      fields = generate.staged_fields(self.staging_dir, phantom, anatomies[index])
+      fields = stacks.staged_fields(self.staging_dir, phantom, anatomies[index])
       yield fields["stack_id"], features.stack_record(**fields)
       self._progress(index + 1, len(anatomies))
 

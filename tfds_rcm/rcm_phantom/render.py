@@ -10,8 +10,8 @@ from jaxtyping import UInt8
 import numpy as np
 
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
+from tfds_rcm.rcm_phantom import annotators, scene, spec
 from tfds_rcm.rcm_phantom import optics as optics_lib
-from tfds_rcm.rcm_phantom import readers, scene, spec
 
 # Slices in one call: one static shape for stacks of any length, so the program compiles once and
 # a stack's last call wastes little.
@@ -33,7 +33,7 @@ def _render_chunk(
 
 
 def render_stack(
-  phantom: spec.Phantom, anatomy: anatomy_lib.Anatomy, plan: readers.Plan
+  phantom: spec.Phantom, anatomy: anatomy_lib.Anatomy, plan: annotators.Plan
 ) -> Iterator[UInt8[np.ndarray, "height width"]]:
   """Yields a stack's slices, shallow first; the same bits whatever was rendered before."""
   tissue = jax.device_put(scene.make_tissue(phantom, anatomy))

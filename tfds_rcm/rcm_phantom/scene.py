@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
-from tfds_rcm.rcm_phantom import noise, readers, spec
+from tfds_rcm.rcm_phantom import annotators, noise, spec
 from tfds_rcm.rcm_phantom import relief as relief_lib
 
 MAX_NESTS, MAX_DENDRITES, MAX_TUBES, MAX_BUBBLES = 6, 8, 3, 3
@@ -213,7 +213,7 @@ def make_optics(phantom: spec.Phantom, anatomy: anatomy_lib.Anatomy) -> Optics:
 
 
 def make_exposures(
-  phantom: spec.Phantom, anatomy: anatomy_lib.Anatomy, plan: readers.Plan
+  phantom: spec.Phantom, anatomy: anatomy_lib.Anatomy, plan: annotators.Plan
 ) -> Exposures:
   """Draws motion, gain and artifacts of every slice."""
   rng = anatomy.generator("exposures")

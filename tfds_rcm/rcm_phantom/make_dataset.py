@@ -1,60 +1,20 @@
-"""Makes a phantom's records: rendered stacks wait on disk until TFDS has them all."""
+"""Makes a phantom's dataset: rendered stacks wait on disk until TFDS has them all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent import futures
+from collections.abc import Iterator
 import contextlib
-import dataclasses
 import errno
 import fcntl
 import io
 import os
 import pathlib
 import shutil
-from typing import Any
 
-import jax
 import tensorflow_datasets as tfds
 
-from tfds_rcm import staging
-from tfds_rcm.png import encode_png
-from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
-from tfds_rcm.rcm_phantom import readers, render, spec
-
-Progress = Callable[[int, int], None]
-
-
-def stack_fields(phantom: spec.Phantom, anatomy: anatomy_lib.Anatomy) -> dict[str, Any]:
-  """Renders one stack; returns the arguments of `features.stack_record`."""
-  plan = readers.plan_stack(phantom, anatomy)
-  with futures.ThreadPoolExecutor(staging.num_cores()) as pool:
-    # Encodes slices while the next ones are rendered.
-    slices = list(pool.map(encode_png, render.render_stack(phantom, anatomy, plan)))
-  return {
-    "stack_id": anatomy.stack_id,
-    "patient_id": anatomy.patient_id,
-    "site": anatomy.site,
-    "slices": slices,
-    "labels": plan.labels.tolist(),
-    "depth_um": plan.depth_um.tolist(),
-    "pixel_um": phantom.pixel_um,
-  }
-
-
-def staged_fields(
-  folder: pathlib.Path, phantom: spec.Phantom, anatomy: anatomy_lib.Anatomy
-) -> dict[str, Any]:
-  """Returns a stack's fields from `folder`, rendering and keeping them there if need be."""
-  # Another device or release of JAX rounds differently: its stacks are not mixed with ours.
-  renderer = (spec.VERSION, jax.__version__, jax.default_backend())
-  key = staging.fingerprint(dataclasses.asdict(phantom), anatomy.stack_id, renderer)
-  path = folder / f"{key}.zip"
-  fields = staging.load(path)
-  if fields is None:
-    fields = stack_fields(phantom, anatomy)
-    staging.save(path, fields)
-  return fields
+from tfds_rcm.rcm_phantom import rcm_phantom_dataset_builder as builder_lib
+from tfds_rcm.rcm_phantom import spec, stacks
 
 
 def prepare(
@@ -62,12 +22,9 @@ def prepare(
   data_dir: str | os.PathLike[str] | None = None,
   *,
   seed: int = 0,
-  progress: Progress | None = None,
+  progress: stacks.Progress | None = None,
 ) -> pathlib.Path:
   """See `tfds_rcm.prepare.prepare_phantom`."""
-  # Here, because the builder imports this module.
-  from tfds_rcm.rcm_phantom import rcm_phantom_dataset_builder as builder_lib
-
   name = spec.with_seed(preset, seed)
   if data_dir is not None:
     data_dir = pathlib.Path(data_dir).expanduser()
