@@ -21,7 +21,7 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   demo, small = preset == "demo", preset != "paper"
   config = ml_collections.ConfigDict()
   config.method = ""  # name of the row
-  config.model = "head"  # head, views, end_to_end, cnn, hames or kaur
+  config.model = "head"  # head, views, end_to_end, cnn, hames, kaur or depth_prior
   config.seeds = (0, 1, 2)  # members of sequence heads; baselines run once each
 
   config.data = ml_collections.ConfigDict()

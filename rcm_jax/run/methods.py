@@ -23,7 +23,7 @@ from rcm_jax.heads.head import HeadSpec
 from rcm_jax.heads.train_epochs import Member
 from rcm_jax.inference import bundle, model_card
 from rcm_jax.reporting import plots
-from rcm_jax.run import end_to_end, head_config, stages
+from rcm_jax.run import depth_prior, end_to_end, head_config, stages
 from rcm_jax.run.cnn_stages import Classifier, classify_slices, extract_features
 from rcm_jax.runtime import metric_writer as writer_lib
 from rcm_jax.textures import encoder as texture_encoder
@@ -384,4 +384,5 @@ METHODS: dict[str, Callable[[stages.Run], stages.Result]] = {
   "features": _features,
   "hames": lambda run: _baseline(run, hames, hames.Hames),
   "kaur": lambda run: _baseline(run, kaur, kaur.Kaur),
+  "depth_prior": depth_prior.classify_by_depth,
 }
