@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,6 +55,24 @@ def test_records_come_back_as_they_were_rendered(tiny):
       np.testing.assert_allclose(record.depth_um, plan.depth_um)
       rendered = list(render.render_stack(phantom, anatomy, plan))
       np.testing.assert_array_equal(np.stack(record.slices)[..., 0], rendered)
+
+
+def test_an_older_version_is_read_where_it_lies_and_is_not_made(tiny, tmp_path, capsys):
+  ((old, _),) = spec.OLD_VERSIONS.items()
+  folder = tmp_path / "rcm_phantom" / TINY / old
+  shutil.copytree(tiny, folder)
+  for path in folder.iterdir():  # as that version wrote its own name
+    if path.suffix == ".json":
+      path.write_text(path.read_text().replace(spec.VERSION, old))
+  builder = builder_lib.Builder(config=f"{TINY}:{old}", data_dir=tmp_path)
+  assert str(builder.version) == old
+  assert len(builder.as_data_source("train")) == 2
+  assert prepare.prepare_phantom(f"{TINY}:{old}", tmp_path) == folder
+  for seed in ("0", "1"):
+    arguments = [f"--preset={TINY}:{old}", f"--seed={seed}", f"--data_dir={tmp_path / 'other'}"]
+    assert prepare.main(["rcm_phantom", *arguments]) == 1
+    assert "git checkout" in capsys.readouterr().err
+  assert not (tmp_path / "other").exists()
 
 
 def test_a_prepared_phantom_is_not_made_again(tiny, monkeypatch):

@@ -32,6 +32,7 @@ def prepare(
   folder = pathlib.Path(builder.data_path)
   if folder.exists():  # TFDS renames it into place when all is written
     return folder
+  spec.named(name)  # an older version cannot be made here
   folder.parent.mkdir(parents=True, exist_ok=True)
   with _alone(folder.parent / "preparing.lock"):
     # Another run may have made it while this one waited.

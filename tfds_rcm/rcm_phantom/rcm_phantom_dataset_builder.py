@@ -37,6 +37,7 @@ class Builder(tfds.core.ShardBasedBuilder):
   """
 
   VERSION = tfds.core.Version(spec.VERSION)
+  SUPPORTED_VERSIONS = [tfds.core.Version(version) for version in spec.OLD_VERSIONS]  # noqa: RUF012
   BUILDER_CONFIGS = [make_config(name) for name in spec.PRESETS]  # noqa: RUF012
 
   def __init__(
@@ -51,8 +52,12 @@ class Builder(tfds.core.ShardBasedBuilder):
     Args:
       progress: called with stacks written and stacks in all.
       file_format: TFDS's.
-      **kwargs: TFDS's own arguments; `config` may be any name that `spec.named` understands.
+      **kwargs: TFDS's own arguments; `config` may be any name that `spec.named` understands, and
+        of an older version, such as "demo:1.1.0", where that lies prepared.
     """
+    config = kwargs.get("config")
+    if isinstance(config, str) and ":" in config:
+      kwargs["config"], _, kwargs["version"] = config.partition(":")
     self._progress = progress or (lambda done, total: None)
     super().__init__(file_format=file_format, **kwargs)
 
