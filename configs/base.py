@@ -21,7 +21,7 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   demo, small = preset == "demo", preset != "paper"
   config = ml_collections.ConfigDict()
   config.name = ""  # name of the row
-  config.pipeline = "head"  # head, views, end_to_end, cnn, hames or kaur
+  config.pipeline = "head"  # head, views, end_to_end, cnn, hames, kaur or depth_prior
   config.seeds = (0, 1, 2)  # members of sequence heads; baselines run once each
 
   # Of float32 products on a GPU: highest, high (3 × TF32) or default (TF32, 11 bits). The CNN's are bfloat16.

@@ -17,7 +17,7 @@ import pytest
 
 from tests import browser, studies
 from tests.label_journal_test import prediction
-from tfds_rcm.rcm_phantom import anatomy, readers, render, spec
+from tfds_rcm.rcm_phantom import anatomy, annotators, render, spec
 from tfds_rcm.study.annotations import STRATA
 
 pytestmark = pytest.mark.skipif(
@@ -62,7 +62,7 @@ def study(tmp_path_factory):
   phantom = spec.named("demo")
   rows, truth = [], {}
   for number, drawn in enumerate(anatomy.draw_anatomies(phantom)[:STACKS]):
-    plan = readers.plan_stack(phantom, drawn)
+    plan = annotators.plan_stack(phantom, drawn)
     where = pathlib.Path(drawn.patient_id, f"VivaStack #{number}")
     (folder / where).mkdir(parents=True)
     for t, pixels in enumerate(render.render_stack(phantom, drawn, plan)):

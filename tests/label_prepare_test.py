@@ -30,7 +30,7 @@ def study(tmp_path):
 def test_two_readers_files_are_one_study(study, tmp_path):
   out = studies.succeed("rcm_clinical", study, tmp_path / "data", "--check")
   assert "readers     ann, bob" in out
-  assert "disagree    on 6 slices" in out
+  assert "disagree    on 6 of the" in out
   assert "0 problems" in out
   assert "epidermis 33.3 %" in out
   out = studies.succeed("rcm_clinical", study, tmp_path / "data", "--check", "--readers=bob,ann")

@@ -53,9 +53,9 @@ def prepare_phantom(
     UserError: no such preset.
     OSError: the folder cannot be written or the disk is full; finished stacks stay.
   """
-  from tfds_rcm.rcm_phantom import generate  # brings JAX and TFDS
+  from tfds_rcm.rcm_phantom import make_dataset  # brings JAX and TFDS
 
-  return generate.prepare(preset, data_dir, seed=seed, progress=progress)
+  return make_dataset.prepare(preset, data_dir, seed=seed, progress=progress)
 
 
 def default_data_dir() -> pathlib.Path:

@@ -1,7 +1,7 @@
 """Finished files on disk, made by all cores, so that an interrupted run goes on where it was.
 
 A file is there complete or not at all. Memory holds a few stacks at a time, however many there
-are. `save` and `load` keep one stack's fields (the arguments of `features.stack_record`) in a
+are. `save` and `load` keep one stack's fields (the arguments of `record.stack_record`) in a
 zip of record.json and its PNG slices.
 """
 

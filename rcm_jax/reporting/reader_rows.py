@@ -60,8 +60,8 @@ def add(tables: Sequence[Table], readers: Readers) -> list[Table]:
   """Tables 1 and 3 with the readers' row at their end; others as they are."""
   where = f"{readers.count} readers, {readers.stacks} stacks"
   rows = {
-    "table1": ["Readers", _NAME, where, _cell(readers.accuracy, 100), *[""] * 6],
-    "table3": [_NAME, where, *(_cell(mae) for mae in readers.mae_um), "", ""],
+    "table1": ["Readers", _NAME, where, _cell(readers.accuracy, 100)],
+    "table3": [_NAME, where, *(_cell(mae) for mae in readers.mae_um)],
   }
   note = (
     "Readers between themselves: how often two of them agree, and how far apart they put a "
@@ -75,7 +75,7 @@ def add(tables: Sequence[Table], readers: Readers) -> list[Table]:
 def _with_row(table: Table, row: Sequence[str | Cell], note: str) -> Table:
   return dataclasses.replace(
     table,
-    rows=[*table.rows, row],
+    rows=[*table.rows, [*row, *[""] * (len(table.columns) - len(row))]],
     rules=[*table.rules, len(table.rows)],
     notes=[*table.notes, note],
   )

@@ -10,7 +10,7 @@ import numpy as np
 from rcm_jax.baselines import hames, kaur
 from rcm_jax.data import feature_file
 from rcm_jax.ops.backend import numerics
-from rcm_jax.run import head_methods, stages, work
+from rcm_jax.run import depth_prior, head_methods, stages, work
 from rcm_jax.run.cnn_stages import classify_slices
 from rcm_jax.run.work import Method
 from rcm_jax.runtime import devices
@@ -81,4 +81,5 @@ METHODS: dict[str, Method] = {
   "features": Method(_features, work.of_nothing, shared=work.ON_CNN),
   "hames": Method(lambda run: _baseline(run, hames, hames.Hames), work.of_encodings),
   "kaur": Method(lambda run: _baseline(run, kaur, kaur.Kaur), work.of_encodings),
+  "depth_prior": Method(depth_prior.classify_by_depth, work.of_nothing),
 }

@@ -10,7 +10,7 @@ from rich.console import Console
 from tfds_rcm import progress
 from tfds_rcm.errors import UserError, printable
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
-from tfds_rcm.rcm_phantom import generate, preview, readers, render, spec
+from tfds_rcm.rcm_phantom import annotators, make_dataset, preview, render, spec
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -39,13 +39,13 @@ def run(name: str, args: argparse.Namespace, data_dir: pathlib.Path) -> None:
     print(printable(f"preview     {args.preview}"))
     return
   with progress.shown(name, Console(stderr=True, highlight=False, markup=False)) as advance:
-    folder = generate.prepare(args.preset, data_dir, seed=args.seed, progress=advance)
+    folder = make_dataset.prepare(args.preset, data_dir, seed=args.seed, progress=advance)
   print(printable(f"dataset     {folder}"))
 
 
 def _preview(phantom: spec.Phantom, stack_id: str | None, path: pathlib.Path) -> None:
   for anatomy in anatomy_lib.draw_anatomies(phantom):
-    plan = readers.plan_stack(phantom, anatomy)
+    plan = annotators.plan_stack(phantom, anatomy)
     complete = len(set(plan.labels.tolist())) == 4 and not anatomy.overlong
     if anatomy.stack_id == stack_id or (stack_id is None and complete):
       break

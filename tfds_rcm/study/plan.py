@@ -46,7 +46,7 @@ class Options:
     value_range: stored values that become black and white in pixels deeper than 8
       bit; each stack's own range if None.
     channel: which of several channels is read, counted from 1.
-    compress: slices as PNG files, smaller and slower, see `features.stack_features`.
+    compress: slices as PNG files, smaller and slower, see `record.stack_features`.
     columns: the CSVs' headers for some of our columns.
     distinct_patients: ids that are as many patients, however alike, see `patients`.
   """
@@ -166,7 +166,7 @@ class Job:
 
 
 def make_record(job: Job) -> dict[str, Any]:
-  """Decodes a stack to the arguments of `features.stack_record`.
+  """Decodes a stack to the arguments of `record.stack_record`.
 
   Raises:
     UserError: if a slice cannot be read.
