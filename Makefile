@@ -1,5 +1,6 @@
 # make run    the main job: phantom → CNN → features → heads → tables
 # make test   the test suite
+# make gpu-compile   every program of a GPU run, compiled for a GPU that need not be there
 #
 # Each makes the virtual environment that it needs, once, and again when its requirements change.
 # Another Python: make test PYTHON=python3.12
@@ -23,13 +24,17 @@ ARGS ?=
 REQUIREMENTS ?= requirements.txt
 PYTEST_ARGS ?=
 WORKERS ?= 2
+# Compiling for a GPU: 5 GB of wheels, and Python 3.12 for the JAX that has the kernels.
+GPU_VENV ?= .venv-gpu
+GPU_PYTHON ?= python3.12
 
 # A stamp carries the Python version, so that choosing another Python makes the environment anew.
+GPU_READY = $(GPU_VENV)/.ready
 RUN_READY = .venv/.ready-$(PYTHON_VERSION)-$(basename $(REQUIREMENTS))
 DEV_READY = .venv-dev/.ready-$(PYTHON_VERSION)
 INSTALL = bin/pip install --quiet --disable-pip-version-check --no-input
 
-.PHONY: help run test faults lint format clean distclean python
+.PHONY: help run test gpu-compile faults lint format clean distclean python
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -41,6 +46,11 @@ run: $(RUN_READY)  ## run one configuration end to end (CONFIG=toeplitz_d1, ARGS
 
 test: $(DEV_READY)  ## run the tests (PYTEST_ARGS='-k toeplitz')
 	.venv-dev/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+gpu-compile: $(GPU_READY)  ## compile every program of a GPU run for an H100; no GPU is needed
+	$(GPU_VENV)/bin/python -m benchmarks.gpu_compile --new --out=benchmarks/results/gpu $(ARGS)
+	JAX_PLATFORMS=cpu $(GPU_VENV)/bin/python -m pytest -n0 tests/gpu_compile_test.py tests/gru_test.py \
+	  tests/feedback_test.py $(PYTEST_ARGS)
 
 faults: $(DEV_READY)  ## kill, starve and corrupt the main job; about half an hour
 	.venv-dev/bin/python -m pytest -n0 -v -s tests/faults.py $(PYTEST_ARGS)
@@ -58,7 +68,7 @@ clean:  ## remove what tests and builds leave behind
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean  ## the same, and the virtual environments; runs/ stays
-	rm -rf .venv .venv-dev
+	rm -rf .venv .venv-dev .venv-gpu
 
 $(RUN_READY): $(REQUIREMENTS) requirements.txt | python
 	@echo "Installing $(REQUIREMENTS) into .venv (Python $(PYTHON_VERSION), about a minute)"
@@ -70,6 +80,12 @@ $(DEV_READY): requirements-dev.txt requirements.txt | python
 	@echo "Installing requirements-dev.txt into .venv-dev (Python $(PYTHON_VERSION), about a minute)"
 	@"$(PYTHON)" -m venv --clear .venv-dev
 	@.venv-dev/$(INSTALL) -r requirements-dev.txt
+	@touch $@
+
+$(GPU_READY): requirements-cuda.txt requirements-dev.txt requirements.txt
+	@echo "Installing requirements-cuda.txt and requirements-dev.txt into $(GPU_VENV) (5 GB, some minutes)"
+	@"$(GPU_PYTHON)" -m venv --clear $(GPU_VENV)
+	@$(GPU_VENV)/$(INSTALL) -r requirements-cuda.txt -r requirements-dev.txt
 	@touch $@
 
 python:

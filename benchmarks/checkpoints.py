@@ -13,7 +13,7 @@ from benchmarks.timing import copy_bytes_per_second
 from configs import base
 from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.cnn import train_step
-from rcm_jax.cnn.augmentation import Augmentation
+from rcm_jax.cnn.augmentation import augmentation_of
 from rcm_jax.runtime import checkpoints as checkpoints_lib
 from rcm_jax.runtime import devices
 
@@ -28,7 +28,7 @@ def rows(peers: bool) -> list[dict]:
   found = []
   for preset in ("demo", "paper"):
     config = base.get_config(preset)
-    spec = cnn_spec.CnnSpec(**config.cnn, augmentation=Augmentation(**config.augmentation))
+    spec = cnn_spec.CnnSpec(**config.cnn, augmentation=augmentation_of(config.augmentation))
     programs = train_step.build(spec, EPOCH_STEPS, devices.device_mesh(spec.norm_groups))
     learned = programs.start
     state = {"learned": learned, "best": (learned.params, learned.stats)}

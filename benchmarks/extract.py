@@ -47,7 +47,7 @@ def _case(
       calls["torch"] = extract_peers.torch_call(network, images)
   _check({name: np.asarray(call()) for name, call in calls.items()}, jnp.dtype(dtype).name)
   timed = timing.alternate(calls, repeats=5, warmup=1, min_seconds=0)
-  operations = jax.jit(extract).lower(on_device).cost_analysis()["flops"]
+  operations = timing.product_flops(extract, on_device)
   precision = {} if dtype == jnp.float32 else {"dtype": "bfloat16"}
   floor = operations / timing.matmul_flops_per_second(**precision)
   case = f"batch {batch}, {size} px"

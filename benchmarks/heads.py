@@ -16,7 +16,9 @@ import numpy as np
 
 from benchmarks import gru, peer, timing
 from rcm_jax.arrays import MAX_SLICES, NUM_STRATA, Features
+from rcm_jax.heads import member_parallel, objective
 from rcm_jax.heads import train_epochs as members_lib
+from rcm_jax.heads.attention import AttentionSpec
 from rcm_jax.heads.head import HeadSpec
 
 STACKS, BATCH, MEMBERS = 245, 4, 8
@@ -28,11 +30,11 @@ CASE = f"epoch of {STACKS} × {MAX_SLICES} × {gru.FEATURES}, batch {BATCH}, per
 def rows(peers: bool) -> list[dict]:
   """Seconds an epoch and model."""
   calls = {
-    "ours": _ours(1, "none"),
-    "ours/one device": _ours(1, "none", split=False),
-    "ours/toeplitz D = 1": _ours(1, "toeplitz", 1),
-    "ours/toeplitz D = 7": _ours(1, "toeplitz", 7),
-    f"ours/{MEMBERS} members": _ours(MEMBERS, "none"),
+    "ours": ours(1, "none"),
+    "ours/one device": ours(1, "none", split=False),
+    "ours/toeplitz D = 1": ours(1, "toeplitz", 1),
+    "ours/toeplitz D = 7": ours(1, "toeplitz", 7),
+    f"ours/{MEMBERS} members": ours(MEMBERS, "none"),
   }
   if peers:
     makers = {"torch": ("torch", "_torch"), "keras-jax": ("keras", "_keras")}
@@ -53,16 +55,17 @@ def _growth() -> list[dict]:
   """How an epoch grows with the slices of a stack and the number of members: Toeplitz attention, D = 1."""
   case = f"epoch of {STACKS} stacks, Toeplitz D = 1, all members"
   lengths = {
-    f"{length} slices": _ours(1, "toeplitz", 1, length=length)
+    f"{length} slices": ours(1, "toeplitz", 1, length=length)
     for length in (MAX_SLICES // 2, MAX_SLICES, 2 * MAX_SLICES, 4 * MAX_SLICES)
   }
-  counts = {f"{count} members": _ours(count, "toeplitz", 1) for count in (2, 4, 16, 32)}
+  counts = {f"{count} members": ours(count, "toeplitz", 1) for count in (2, 4, 16, 32)}
   timed = timing.alternate(lengths | counts, repeats=3, warmup=1, min_seconds=0)
   per_epoch = lambda seconds: {k: v / EPOCHS for k, v in seconds.items()}
   return [timing.row("heads", case, name, per_epoch(s), None) for name, s in timed.items()]
 
 
-def _features(stacks: int, length: int) -> Features:
+def features(stacks: int, length: int) -> Features:
+  """Returns noise in place of features."""
   rng = np.random.default_rng(0)
   shape = (stacks, length)
   return Features(
@@ -73,32 +76,31 @@ def _features(stacks: int, length: int) -> Features:
   )
 
 
-def _ours(
+def ours(
   members: int,
   attention: str,
   half_width: int = 0,
   *,
   split: bool = True,
   length: int = MAX_SLICES,
+  feedback: str = "none",
 ):
+  """Returns a compiled call that trains all members for `EPOCHS` epochs, from the same state each time."""
   spec = HeadSpec(
     num_features=gru.FEATURES,
     hidden=gru.HIDDEN,
     cell="gru",
     bidirectional=True,
     window=None,
-    attention=attention,
-    half_width=half_width,
-    boundary="zero",
-    units=gru.HIDDEN,
+    attention=AttentionSpec(attention, half_width, units=gru.HIDDEN),
     max_slices=length,
     decoder="dense",
-    feedback="none",
+    feedback=feedback,
   )
   training = members_lib.make_train(
     spec,
-    _features(STACKS, length),
-    _features(1, length),
+    features(STACKS, length),
+    features(1, length),
     batch_size=BATCH,
     epochs=EPOCHS,
     epochs_per_call=EPOCHS,
@@ -106,17 +108,17 @@ def _ours(
   training = training if split else training._replace(splits=False)
   fill = lambda value: jnp.full(members, value)
   settings = (half_width, RATE, L1, DROPOUT, 0.0)
-  who = members_lib.Member(jnp.arange(members), *map(fill, settings))
-  state = jax.jit(members_lib.over_members(training.init))(who)
+  who = objective.Member(jnp.arange(members), *map(fill, settings))
+  state = jax.jit(member_parallel.over_members(training.init))(who)
   arguments = jax.device_get((state, who, jnp.zeros(members, int)))
-  return functools.partial(members_lib.compile_run(training, *arguments), *arguments)
+  return functools.partial(member_parallel.compile_run(training, *arguments), *arguments)
 
 
 def _torch():
   import torch
 
   device = "cuda" if torch.cuda.is_available() else "cpu"
-  data = _features(STACKS, MAX_SLICES)
+  data = features(STACKS, MAX_SLICES)
   x, y, real = (
     torch.tensor(np.asarray(a), device=device) for a in (data.values, data.labels, data.mask)
   )
@@ -157,6 +159,6 @@ def _keras():
   model.compile(
     keras.optimizers.Adam(RATE), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
   )
-  data = _features(STACKS, MAX_SLICES)
+  data = features(STACKS, MAX_SLICES)
   x, y = np.asarray(data.values), np.asarray(data.labels)
   return lambda: model.fit(x, y, batch_size=BATCH, epochs=1, verbose=0)

@@ -25,7 +25,8 @@ from benchmarks import timing
 from configs import base
 from rcm_jax.cnn import inception
 from rcm_jax.cnn import spec as cnn_spec
-from rcm_jax.cnn.augmentation import Augmentation, augment
+from rcm_jax.cnn.augmentation import augment, augmentation_of
+from rcm_jax.data import batches as batches_lib
 from rcm_jax.data import slices as slices_lib
 
 LOADED = 16  # batches a call
@@ -51,7 +52,7 @@ def _case(case: str, preset: str, size: int, context: int, steps: int) -> list[d
     few, many = (_write(pathlib.Path(directory), size, n) for n in (SLICES // 4, SLICES))
 
     def batches(path: pathlib.Path, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-      return slices_lib.training_batches(
+      return batches_lib.training_batches(
         _open(path, size), batch_size=batch, context=context, seed=0, start=0, stop=count
       )
 
@@ -134,7 +135,7 @@ def _most_mib(batches: Iterator) -> float:
 
 def _training_step(config, context: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
   """A step of `rcm_jax.cnn.training.train`, which keeps its state from call to call."""
-  augmentation = Augmentation(**config.augmentation)
+  augmentation = augmentation_of(config.augmentation)
   spec = cnn_spec.CnnSpec(**{**config.cnn, "context": context}, augmentation=augmentation)
   graph, params, stats, rest = nnx.split(cnn_spec.start(spec), nnx.Param, nnx.BatchStat, ...)
   optimizer = cnn_spec.make_optimizer(spec, epoch_steps=100)

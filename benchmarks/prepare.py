@@ -22,7 +22,7 @@ import sys
 import tempfile
 
 from benchmarks import studies, timing
-from tfds_rcm import staging
+from tfds_rcm import cores
 
 STACKS = {"BMP": 24, "TIFF": 24, "DICOM": 24, "PNG": 4}
 DIFFERENT = 2  # the other stacks are links to these
@@ -33,7 +33,7 @@ def rows(peers: bool) -> list[dict]:
   """Seconds a stack, by format; the loops are no peers but the measure, and always run."""
   del peers
   context = multiprocessing.get_context("spawn")  # JAX runs threads here: no forking
-  with futures.ProcessPoolExecutor(staging.num_cores(), mp_context=context) as pool:
+  with futures.ProcessPoolExecutor(cores.num_cores(), mp_context=context) as pool:
     return [row for kind, stacks in STACKS.items() for row in _case(kind, stacks, pool)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 import functools
 import importlib.util
+import math
 import statistics
 import time
 
@@ -78,6 +79,33 @@ def copy_bytes_per_second(megabytes: int | None = None) -> float:
   copy = jax.jit(lambda a: a + 1)
   best = alternate({"copy": lambda: copy(a)}, repeats=5)["copy"]["min"]
   return 2 * a.nbytes / best
+
+
+def product_flops(function: Callable[..., object], *args: object) -> int:
+  """Multiplications and additions of a function's convolutions and matrix products, loops left out.
+
+  Counted in its jaxpr: XLA's own count (`cost_analysis`) is not to be had of a GPU's plugin.
+  """
+
+  def count(jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+      size = math.prod(equation.outvars[0].aval.shape)
+      shapes = [variable.aval.shape for variable in equation.invars]
+      if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        total += 2 * size * math.prod(shapes[0][axis] for axis in contracted)
+      elif equation.primitive.name == "conv_general_dilated":
+        out_features = equation.params["dimension_numbers"].rhs_spec[0]
+        total += 2 * size * math.prod(shapes[1]) // shapes[1][out_features]
+      for inner in jax.tree.leaves(
+        list(equation.params.values()), is_leaf=lambda value: hasattr(value, "eqns")
+      ):
+        inner = getattr(inner, "jaxpr", inner)
+        total += count(inner) if hasattr(inner, "eqns") else 0
+    return total
+
+  return count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def row(

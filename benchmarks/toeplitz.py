@@ -25,17 +25,16 @@ CASES = [
 
 def rows(peers: bool) -> list[dict]:
   """Forward, and forward + backward in both arguments, of every form."""
-  return [r for case in CASES for r in _case(*case, peers=peers)]
+  return [r for case in CASES for r in case_rows(*case, peers=peers)]
 
 
-def _case(stacks: int, length: int, hidden: int, half: int, *, peers: bool) -> list[dict]:
+def case_rows(stacks: int, length: int, hidden: int, half: int, *, peers: bool) -> list[dict]:
+  """The rows of one case."""
   rng = np.random.default_rng(0)
   h, d_out = jnp.asarray(rng.normal(size=(2, stacks, length, hidden)), jnp.float32)
   weights = jnp.asarray(rng.dirichlet(np.ones(2 * half + 1)), jnp.float32)
   mask = jnp.ones((stacks, length), bool)
   forms = {"ours": _ours("auto")}
-  if jax.default_backend() == "gpu":
-    forms["ours/pallas"] = _ours("pallas")
   if peers:
     forms |= {
       "lax.conv": _ours("conv"),

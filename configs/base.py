@@ -20,9 +20,12 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
     raise ValueError(f"no preset '{preset}'; known are {', '.join(PRESETS)}")
   demo, small = preset == "demo", preset != "paper"
   config = ml_collections.ConfigDict()
-  config.method = ""  # name of the row
-  config.model = "head"  # head, views, end_to_end, cnn, hames or kaur
+  config.name = ""  # name of the row
+  config.pipeline = "head"  # head, views, end_to_end, cnn, hames or kaur
   config.seeds = (0, 1, 2)  # members of sequence heads; baselines run once each
+
+  # Of float32 products on a GPU: highest, high (3 × TF32) or default (TF32, 11 bits). The CNN's are bfloat16.
+  config.precision = "highest"
 
   config.data = ml_collections.ConfigDict()
   config.data.sources = (f"rcm_phantom/{preset}",)  # TFDS names, mixed in each split
@@ -30,6 +33,9 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.data.test_sources = ()  # the same, whose test split is used instead
   config.data.train_stacks = config_dict.placeholder(int)  # how many are trained on; None: all
   config.data.image_size = config_dict.placeholder(int)  # px a side; None: as they are
+  # µm a side that the model sees; None: the field that all stacks have, or none knows
+  config.data.field_um = config_dict.placeholder(float)
+  config.data.train_tiles = 1  # most tiles a side that training cuts larger fields into
 
   config.cnn = ml_collections.ConfigDict()
   config.cnn.seed = 0
@@ -43,7 +49,8 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   # The paper gives none of the following.
   config.cnn.epochs = 16 if small else 30
   config.cnn.batch_size = 32
-  config.cnn.norm_groups = 1  # groups of a batch with statistics of their own; devices divide it
+  # Groups of a batch with statistics of their own; devices divide it. 8 for as many GPUs.
+  config.cnn.norm_groups = 1 if small else 8
   config.cnn.learning_rate = 2e-3 if small else 1e-3  # Adam, one warm-up epoch, cosine decay
   config.cnn.dropout = 0.2
   config.cnn.bn_momentum = 0.9 if demo else 0.99  # Keras' 0.99 needs hundreds of steps
@@ -55,6 +62,14 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.augmentation.stretch = 1.15
   config.augmentation.flip = True
   config.augmentation.resampled = 0.5  # share of views that are more than flipped
+  config.augmentation.photometry = ml_collections.ConfigDict()  # ours: other instruments
+  config.augmentation.photometry.share = 0.0  # of views whose gray levels change; the paper: none
+  config.augmentation.photometry.gain = 1.5
+  config.augmentation.photometry.gamma = 1.3
+  config.augmentation.photometry.shading = 0.5
+  config.augmentation.photometry.blur_px = 0.8
+  config.augmentation.photometry.speckle = 0.3
+  config.augmentation.photometry.noise = 12.0
 
   config.features = ml_collections.ConfigDict()
   config.features.batch_size = 64
@@ -68,7 +83,7 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.head.window = config_dict.placeholder(int)  # slices around each slice; None: the stack
   config.head.attention = "none"  # none, toeplitz, additive, location
   config.head.half_widths = (0,)  # D of Toeplitz attention
-  config.head.boundary = "zero"  # as the paper; or renormalize
+  config.head.edge_mode = "zero"  # as the paper; or renormalize
   config.head.units = 64  # of global attention's perceptron; ours
   config.head.decoder = "dense"  # or gru
   config.head.feedback = (
@@ -81,8 +96,8 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.head.batch_size = 4
   config.head.learning_rates = (1e-3,)  # Adam; the paper names no optimiser
   config.head.dropouts = (0.1,)  # on the recurrent connections
-  config.head.components = config_dict.placeholder(int)  # ours: of the features; None: all 256
+  config.head.pca_components = config_dict.placeholder(int)  # ours: of the features; None: all 256
   config.head.input_dropout = 0.0  # ours: share of the features hidden from a stack in training
-  config.head.average = 0.0  # ours: decay a step of the weights' running average; 0: none
+  config.head.ema_decay = 0.0  # ours: decay a step of the weights' running average; 0: none
   config.head.l1s = (0.05,)  # on the mean absolute recurrent weight
   return config

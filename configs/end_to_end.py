@@ -16,8 +16,8 @@ from configs import toeplitz_d1
 def get_config(preset: str = "demo"):
   """Returns `toeplitz_d1` without D = 0, and a third stage."""
   config = toeplitz_d1.get_config(preset)
-  config.method = "toeplitz_d1_end_to_end"
-  config.model = "end_to_end"
+  config.name = "toeplitz_d1_end_to_end"
+  config.pipeline = "end_to_end"
   config.head.half_widths = (1,)
 
   config.end_to_end = ml_collections.ConfigDict()

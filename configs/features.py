@@ -14,6 +14,6 @@ from configs import base
 def get_config(preset: str = "demo"):
   """Returns the base with the single-slice CNN, whose features are written down."""
   config = base.get_config(preset)
-  config.method = "inception_v3"
-  config.model = "features"
+  config.name = "inception_v3"
+  config.pipeline = "features"
   return config

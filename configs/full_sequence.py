@@ -16,5 +16,5 @@ from configs import base
 def get_config(preset: str = "demo"):
   """Returns the base with a bidirectional GRU and a fully connected layer."""
   config = base.get_config(preset)
-  config.method = "full_sequence"
+  config.name = "full_sequence"
   return config

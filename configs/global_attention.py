@@ -18,7 +18,7 @@ from configs import base
 def get_config(preset: str = "demo"):
   """Returns the base with a bidirectional GRU, additive attention and a GRU decoder."""
   config = base.get_config(preset)
-  config.method = "global_attention"
+  config.name = "global_attention"
   config.head.attention = "additive"  # or location
   config.head.decoder = "gru"
   config.head.feedback = "own"

@@ -16,6 +16,6 @@ from configs import base
 def get_config(preset: str = "demo"):
   """Returns the base with Hames' classifier."""
   config = base.get_config(preset)
-  config.method = "hames"
-  config.model = "hames"
+  config.name = "hames"
+  config.pipeline = "hames"
   return config

@@ -16,6 +16,6 @@ from configs import base
 def get_config(preset: str = "demo"):
   """Returns the base with the CNN alone."""
   config = base.get_config(preset)
-  config.method = "inception_v3"
-  config.model = "cnn"
+  config.name = "inception_v3"
+  config.pipeline = "cnn"
   return config

@@ -16,7 +16,7 @@ from configs import base
 def get_config(preset: str = "demo"):
   """Returns the base with the CNN on three slices at a time."""
   config = base.get_config(preset)
-  config.method = "iv3_context"
-  config.model = "cnn"
+  config.name = "iv3_context"
+  config.pipeline = "cnn"
   config.cnn.context = 3
   return config

@@ -16,6 +16,6 @@ from configs import base
 def get_config(preset: str = "demo"):
   """Returns the base with Kaur's classifier."""
   config = base.get_config(preset)
-  config.method = "kaur"
-  config.model = "kaur"
+  config.name = "kaur"
+  config.pipeline = "kaur"
   return config

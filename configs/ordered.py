@@ -20,14 +20,14 @@ from configs import base
 def get_config(preset: str = "demo"):
   """Returns the base with a bidirectional GRU, Toeplitz attention and ordered strata."""
   config = base.get_config(preset)
-  config.method = "ordered"
+  config.name = "ordered"
   config.head.attention = "toeplitz"
   config.head.half_widths = (1,)
   config.head.likelihood = "boundaries"
   config.head.mae_weights = (0.1,)
-  config.head.components = 8
+  config.head.pca_components = 8
   config.head.input_dropout = 0.4
-  config.head.average = 0.998
+  config.head.ema_decay = 0.998
   if preset != "demo":
     config.head.epochs = 60
   return config

@@ -16,8 +16,8 @@ from configs import ordered
 def get_config(preset: str = "demo"):
   """Returns `ordered` with three more views."""
   config = ordered.get_config(preset)
-  config.method = "ordered_textures"
-  config.model = "views"
+  config.name = "ordered_textures"
+  config.pipeline = "views"
   config.textures = ml_collections.ConfigDict()
   config.textures.words = 300
   config.textures.components = 16  # of each histogram of words

@@ -16,6 +16,6 @@ from configs import base
 def get_config(preset: str = "demo"):
   """Returns the base with a bidirectional GRU that sees three slices at a time."""
   config = base.get_config(preset)
-  config.method = "partial_sequence"
+  config.name = "partial_sequence"
   config.head.window = 3
   return config

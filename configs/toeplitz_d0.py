@@ -16,7 +16,7 @@ from configs import base
 def get_config(preset: str = "demo"):
   """Returns the base with a bidirectional GRU, Toeplitz attention and class feedback."""
   config = base.get_config(preset)
-  config.method = "toeplitz_d0"
+  config.name = "toeplitz_d0"
   config.head.attention = "toeplitz"
   config.head.half_widths = (0,)
   config.head.feedback = "own"

@@ -8,7 +8,7 @@ About 2 minutes on two CPU cores with the demo preset. On the phantom's paper_sm
 
 The paper does not say what the decoder is fed in training: here its own probabilities, or
 --config.head.feedback=teacher, scheduled or none. Beyond the ends of a stack weights are lost, as
-in the paper's map; --config.head.boundary=renormalize shares them out.
+in the paper's map; --config.head.edge_mode=renormalize shares them out.
 """
 
 from configs import base
@@ -17,7 +17,7 @@ from configs import base
 def get_config(preset: str = "demo"):
   """Returns the base with a bidirectional GRU, Toeplitz attention and class feedback."""
   config = base.get_config(preset)
-  config.method = "toeplitz_d3"
+  config.name = "toeplitz_d3"
   config.head.attention = "toeplitz"
   config.head.half_widths = (3,)
   config.head.feedback = "own"

@@ -1,4 +1,4 @@
-"""Reads a stack with an exported model; needs nothing but JAX.
+"""Reads a stack with an exported model; needs JAX and flatbuffers (`pip install jax flatbuffers`).
 
 python examples/read_stack.py model.stablehlo slices.npy 3
 
@@ -12,13 +12,20 @@ import sys
 import jax
 import jax.numpy as jnp
 
+STRATA = ("epidermis", "dej", "dermis")
 model = jax.export.deserialize(bytearray(pathlib.Path(sys.argv[1]).read_bytes()))
 slices = jnp.load(sys.argv[2])[None]
 depth_um = float(sys.argv[3]) * jnp.arange(slices.shape[1], dtype=jnp.float32)[None]
 found = jax.jit(model.call)(slices, depth_um, jnp.ones(depth_um.shape, bool))
-for depth, stratum in zip(depth_um[0], found["strata"][0]):
-  print(f"{depth:7.1f} µm  {('epidermis', 'dej', 'dermis')[int(stratum)]}")
-for name, depth, ends in zip(
-  ("epidermis-dej", "dej-dermis"), found["boundary_um"][0], found["interval_um"][0]
-):
-  print(f"{name}: {depth:.1f} µm ({ends[0]:.1f} to {ends[1]:.1f})")
+strata = [int(stratum) for stratum in found["strata"][0]]
+if -1 in strata:
+  sys.exit(f"error: {len(strata)} slices are more than this model takes; leave slices out")
+for t, stratum in enumerate(strata):
+  print(f"slice {t:3d} {depth_um[0, t]:7.1f} µm  {STRATA[stratum]}")
+for b, probability in enumerate(found["in_stack"][0]):
+  name = f"{STRATA[b]}-{STRATA[b + 1]}"
+  if strata[0] > b or strata[-1] <= b:  # the strata do not change there
+    print(f"{name}: not in this stack (in it with {probability:.0%} probability)")
+    continue
+  low, high = found["interval_um"][0, b]
+  print(f"{name}: {found['boundary_um'][0, b]:.1f} µm ({low:.1f} to {high:.1f})")

@@ -11,11 +11,19 @@ import sys
 import numpy as np
 import onnxruntime
 
+STRATA = ("epidermis", "dej", "dermis")
 model = onnxruntime.InferenceSession(sys.argv[1], providers=onnxruntime.get_available_providers())
 slices = np.load(sys.argv[2])
 depth_um = float(sys.argv[3]) * np.arange(len(slices), dtype=np.float32)
-strata, _, boundary_um, interval_um, _ = model.run(None, {"slices": slices, "depth_um": depth_um})
-for depth, stratum in zip(depth_um, strata):
-  print(f"{depth:7.1f} µm  {('epidermis', 'dej', 'dermis')[stratum]}")
-for name, depth, ends in zip(("epidermis-dej", "dej-dermis"), boundary_um, interval_um):
-  print(f"{name}: {depth:.1f} µm ({ends[0]:.1f} to {ends[1]:.1f})")
+names = [output.name for output in model.get_outputs()]
+found = dict(zip(names, model.run(None, {"slices": slices, "depth_um": depth_um}), strict=True))
+strata = found["strata"]
+for t, stratum in enumerate(strata):
+  print(f"slice {t:3d} {depth_um[t]:7.1f} µm  {STRATA[stratum]}")
+for b, probability in enumerate(found["in_stack"]):
+  name = f"{STRATA[b]}-{STRATA[b + 1]}"
+  if strata[0] > b or strata[-1] <= b:  # the strata do not change there
+    print(f"{name}: not in this stack (in it with {probability:.0%} probability)")
+    continue
+  low, high = found["interval_um"][b]
+  print(f"{name}: {found['boundary_um'][b]:.1f} µm ({low:.1f} to {high:.1f})")

@@ -18,7 +18,7 @@ import rich.console
 import rich.table
 
 from launch import sweep
-from launch.runners import job
+from launch.runners import dispatch, job
 from rcm_jax.evaluation import finished_runs, paper_results
 from tfds_rcm.errors import UserError
 
@@ -34,7 +34,7 @@ def points(preset: str, knobs: sweep.Sweep) -> sweep.Sweep:
   return [
     {
       "config": f"configs/{method}.py:{preset}",
-      "method": method,  # not made longer by what the dataset's name says
+      "name": method,  # not made longer by what the dataset's name says
       "data.sources": source,
       "seeds": 0,
     }
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   with job.told_in_one_line("launch.difficulty"):
     if args.on == "slurm":
       raise UserError("--on=slurm: this is a matter of minutes and runs here; use --on=local")
-    job.launch(sweep.fold(points(args.preset, sweep.grid(dict(args.grid)))), args)
+    dispatch.launch(sweep.fold(points(args.preset, sweep.grid(dict(args.grid)))), args)
     if not args.dry_run:
       _print(validation_accuracy(Path(args.workdir)))
 

@@ -16,10 +16,11 @@ import time
 
 from launch import sweep, table1
 from launch.replication import ablations, findings, seeds
+from launch.runners import dispatch
 from launch.runners import job as job_lib
 from rcm_jax.evaluation import finished_runs
 from rcm_jax.reporting import console_table, paper_tables, study_report, table_formats
-from rcm_jax.runtime import stage_cache
+from rcm_jax.runtime import files
 from tfds_rcm.errors import UserError
 from tfds_rcm.rcm_phantom import spec
 
@@ -44,12 +45,12 @@ def on_phantom(points: sweep.Sweep, source: str, seed: int) -> sweep.Sweep:
   moved = []
   for point in points:
     change = {"data.sources": (source,), "cnn.seed": 1000 * seed, **point}
-    moved.append(change | {"seeds": 1000 * seed + point["seeds"], "method": _method(point)})
+    moved.append(change | {"seeds": 1000 * seed + point["seeds"], "name": _name(point)})
   return moved
 
 
-def _method(point: sweep.Point) -> str:
-  return point.get("method") or sweep.load(point["config"]).method
+def _name(point: sweep.Point) -> str:
+  return point.get("name") or sweep.load(point["config"]).name
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -91,7 +92,7 @@ def _run(part: str, preset: str, source: str, args: argparse.Namespace) -> None:
   ]
   print(f"{part}: ", end="")
   started = time.monotonic()
-  job_lib.launch(folded, args)
+  dispatch.launch(folded, args)
   if args.dry_run:
     return
   print(f"{part}: {time.monotonic() - started:.0f} s", flush=True)
@@ -100,7 +101,7 @@ def _run(part: str, preset: str, source: str, args: argparse.Namespace) -> None:
     (found,), _ = finished_runs.gather(workdir / CORE)
     rows = study_report.write(found, out)
     console_table.print_table(rows, title=found.dataset)
-    stage_cache.write_text(out / "findings.md", findings.to_markdown(rows, found.dataset))
+    files.write_text(out / "findings.md", findings.to_markdown(rows, found.dataset))
   else:
     _write_ablation(part, folded, workdir, out)
 
@@ -111,13 +112,13 @@ def _write_ablation(part: str, folded: Sequence[job_lib.Job], workdir: Path, out
   title = (ablations.ABLATIONS[part].__doc__ or part).split("\n")[0]
   if part == "seeds":
     (job,) = folded
-    table = seeds.table(runs[job.name], job.fields["method"], part, title)
+    table = seeds.table(runs[job.name], job.fields["name"], part, title)
   else:
     table = paper_tables.settings_table(part, title, _by_setting(folded, runs))
   folder = out / "ablations"
   folder.mkdir(parents=True, exist_ok=True)
-  stage_cache.write_text(folder / f"{part}.md", table_formats.to_markdown(table))
-  stage_cache.write_text(folder / f"{part}.csv", table_formats.to_csv(table))
+  files.write_text(folder / f"{part}.md", table_formats.to_markdown(table))
+  files.write_text(folder / f"{part}.csv", table_formats.to_csv(table))
   print(f"{folder / part}.md is written", flush=True)
 
 
@@ -125,7 +126,7 @@ def _by_setting(folded, runs):
   found = []
   for job in folded:
     run = runs[job.name]
-    if len({other.dataset for other in runs.values()}) == 1 and job.fields["model"] == "head":
+    if len({other.dataset for other in runs.values()}) == 1 and job.fields["pipeline"] == "head":
       run.predictions.pop("inception_v3", None)  # of the one CNN that all share
     found.append((_setting(job), run.dataset, study_report.estimate_methods(run)))
   return found
@@ -133,7 +134,7 @@ def _by_setting(folded, runs):
 
 def _setting(job: job_lib.Job) -> str:
   """Says what makes a job differ from its config, besides what its members differ in."""
-  told = {"method", "cnn.seed", "data.test_sources", *sweep.FOLDED}
+  told = {"name", "cnn.seed", "data.test_sources", *sweep.FOLDED}
   changes = [f"{name}={_shown(v)}" for name, v in job.overrides.items() if name not in told]
   return ", ".join([Path(job.config.partition(":")[0]).stem, *changes])
 

@@ -27,8 +27,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from launch.runners import cost
+from launch.runners import cost, dispatch
 from launch.runners import job as job_lib
+from rcm_jax.run import renamed
 from tfds_rcm.errors import UserError, nearest
 
 Point = dict[str, Any]
@@ -92,9 +93,16 @@ def load(config: str) -> ConfigDict:
     ]
     raise UserError(f"{path}: no such config file{nearest(path, known)}")
   try:
-    return runpy.run_path(path)["get_config"](*([preset] if preset else []))
+    loaded = runpy.run_path(path)["get_config"](*([preset] if preset else []))
   except ValueError as error:
     raise UserError(f"{config}: {error}") from error
+  renamed.modernize(loaded)
+  return loaded
+
+
+def _modern(point: Point) -> Point:
+  """Returns a point by the fields' new names."""
+  return {renamed.RENAMED.get(name, name): value for name, value in point.items()}
 
 
 def resolve(point: Point) -> dict[str, Any]:
@@ -109,7 +117,7 @@ def resolve(point: Point) -> dict[str, Any]:
     raise UserError(f"the point {point} names no config file; add a field 'config'")
   config = load(point["config"])
   known = dict(_flatten(config))
-  for name, value in point.items():
+  for name, value in _modern(point).items():
     if name == "config":
       continue
     if name not in known:
@@ -148,10 +156,10 @@ def fold(points: Sweep) -> list[job_lib.Job]:
     UserError: see `resolve`.
   """
   groups: dict[str, tuple[Point, dict[tuple, None]]] = {}
-  for point in points:
+  for point in map(_modern, points):
     fields = resolve(point)
     trainings = itertools.product(*(fields.pop(name) for name in FOLDED))
-    del fields["method"]  # of a group's first point; a half-width in it is each member's own
+    del fields["name"]  # of a group's first point; a half-width in it is each member's own
     groups.setdefault(repr(fields), (point, {}))[1].update(dict.fromkeys(trainings))
   found = [_job(first, box) for first, trainings in groups.values() for box in _boxes(trainings)]
   return _in_order(found)
@@ -181,16 +189,16 @@ def _job(point: Point, box: dict[str, tuple]) -> job_lib.Job:
   # else they differ in; what they share is told here.
   by_run = {"seeds", "head.half_widths", *(name for name in FOLDED if len(box[name]) > 1)}
   shared = {name: value for name, value in changed.items() if name not in by_run}
-  if shared and "method" not in point:
-    fields["method"] = changed["method"] = "_".join([default["method"], *_labels(shared)])
+  if shared and "name" not in point:
+    fields["name"] = changed["name"] = "_".join([default["name"], *_labels(shared)])
   stem, _, preset = Path(config).name.partition(":")
-  labels = _labels({name: value for name, value in changed.items() if name != "method"})
+  labels = _labels({name: value for name, value in changed.items() if name != "name"})
   return job_lib.Job(
     name=",".join(filter(None, [Path(stem).stem, preset, *labels])),
     config=config,
     overrides=changed,
     fields=fields,
-    members=math.prod(map(len, box.values())) if fields["model"] in cost.HEADS else 1,
+    members=math.prod(map(len, box.values())) if fields["pipeline"] in cost.HEADS else 1,
   )
 
 
@@ -212,13 +220,13 @@ def _in_order(found: Sequence[job_lib.Job]) -> list[job_lib.Job]:
   """
 
   def features(job):
-    uses = job.fields["model"] in cost.ON_CNN
+    uses = job.fields["pipeline"] in cost.ON_CNN
     return (
       repr([v for name, v in job.fields.items() if name.startswith(UPSTREAM)]) if uses else None
     )
 
   def work(job):  # what it does besides; several CNNs take longer than any heads
-    is_head = job.fields["model"] in cost.HEADS
+    is_head = job.fields["pipeline"] in cost.HEADS
     return job.members * job.fields["head.epochs"] if is_head else math.inf
 
   leaders: dict[str, job_lib.Job] = {}
@@ -282,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     file = runpy.run_path(args.sweep)["get_sweep"]() if args.sweep else [{}]
     zipped = zip(*(grid({name: values}) for name, values in args.zip)) if args.zip else [{}]
     points = product(start, file, zipped, grid(dict(args.grid)))
-    job_lib.launch(fold(points), args)
+    dispatch.launch(fold(points), args)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 from launch import sweep
-from launch.runners import job
+from launch.runners import dispatch, job
 from tfds_rcm.errors import UserError
 
 METHODS = (
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   with job.told_in_one_line("launch.table1"):
     if args.seeds < 1:
       raise UserError(f"--seeds: {args.seeds} trains nothing; give 1 or more")
-    job.launch(sweep.fold(points(args.preset, args.seeds)), args)
+    dispatch.launch(sweep.fold(points(args.preset, args.seeds)), args)
   if args.dry_run or args.on == "slurm":
     print(f"The tables, also while jobs run: {shlex.join(tables)}")
   else:

@@ -15,7 +15,7 @@ from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from rcm_jax.run import pipeline
+from rcm_jax.run import pipeline, renamed
 from rcm_jax.runtime import devices, preemption
 from tfds_rcm.errors import UserError, nearest
 
@@ -31,6 +31,12 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "Number of these processes.")
 _PROCESS = flags.DEFINE_integer("process", None, "Number of this one, from 0.")
+_GPUS = flags.DEFINE_list(
+  "gpus",
+  None,
+  "With --coordinator: numbers of this machine's GPUs that this process takes, such as 0,1; "
+  "default: of several, one by the process' number.",
+)
 _CACHE_DIR = flags.DEFINE_string(
   "cache_dir",
   None,
@@ -48,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
   threading.excepthook = _ignore_full_disk
   preemption.install()
   try:
-    devices.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    devices.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _gpus(_GPUS.value))
   except UserError as error:
     _fail(str(error))
   workdir = pathlib.Path(_WORKDIR.value)
@@ -77,6 +83,13 @@ def main(argv: Sequence[str]) -> None:
     os._exit(1)  # whatever else flushes at exit would fail in the same way, at length
 
 
+def _gpus(numbers: Sequence[str] | None) -> list[int] | None:
+  wrong = [number for number in numbers or () if not number.isdecimal()]
+  if wrong:
+    raise UserError(f"--gpus: '{wrong[0]}' is no number; give numbers from 0, such as --gpus=0,1")
+  return None if numbers is None else [int(number) for number in numbers]
+
+
 def _is_disks_fault(error: BaseException | None) -> bool:
   return "No space left on device" in str(error) or (
     isinstance(error, OSError)
@@ -95,10 +108,15 @@ def parse(argv: Sequence[str]) -> list[str]:
   for argument in argv:
     if argument.lstrip("-").startswith("config="):
       _check_exists(argument.partition("=")[2].partition(":")[0])
+  given = [renamed.argument(argument) for argument in argv]
   try:
-    left = flags.FLAGS(argv)
-    if _CONFIG.value is not None:
-      _ = _CONFIG.value.method  # a file that could not be loaded complains on first use
+    left = flags.FLAGS(given)
+    if _CONFIG.value is not None:  # a file that could not be loaded complains on first use
+      for name in renamed.modernize(_CONFIG.value):
+        print(f"rcm_jax: {renamed.told(name)}", file=sys.stderr)
+    for old, new in zip(argv, given, strict=True):
+      if old != new:
+        print(f"rcm_jax: {renamed.told(old.partition('.')[2].partition('=')[0])}", file=sys.stderr)
     return left
   except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
     text = str(error)

@@ -1,11 +1,14 @@
 """Random views: their geometry, and that labels stay with their slices."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax.cnn.augmentation import Augmentation, augment, view_matrix
+from rcm_jax.cnn.augmentation import Augmentation, augment, augmentation_of, view_matrix
+from rcm_jax.cnn.photometry import Photometry, disturb
 
 STILL = Augmentation(
   rotate_degrees=0.0, shear=0.0, zoom=1.0, stretch=1.0, flip=False, resampled=1.0
@@ -75,3 +78,60 @@ def test_views_that_are_not_resampled_are_flipped_alone():
   m = matrices(rotate_degrees=180.0, zoom=2.0, flip=True, resampled=0.25)
   exact = np.all(np.abs(m) == np.eye(2), axis=(1, 2))
   assert 0.68 < exact.mean() < 0.82
+
+
+GRAY = jnp.asarray(np.random.default_rng(0).uniform(60, 120, (24, 20, 2)), jnp.float32)
+
+
+def disturbed(count=200, image=GRAY, **ranges):
+  keys = jax.random.split(jax.random.key(1), count)
+  found = jax.vmap(lambda key: disturb(key, image, Photometry(**{"share": 1.0, **ranges})))(keys)
+  return np.asarray(found)
+
+
+def test_without_ranges_gray_levels_stay():
+  np.testing.assert_allclose(disturbed(4), np.broadcast_to(GRAY, (4, *GRAY.shape)), rtol=1e-5)
+  changed = disturbed(share=0.25, gain=2.0) != np.asarray(GRAY)
+  assert 0.15 < changed.any((1, 2, 3)).mean() < 0.35
+
+
+def test_gain_and_gamma_stay_in_their_ranges():
+  ratio = disturbed(gain=1.5) / np.asarray(GRAY)
+  assert np.ptp(ratio, axis=(1, 2, 3)).max() < 1e-4
+  assert 1 / 1.5 <= ratio.min() < 0.75
+  assert 1.4 < ratio.max() <= 1.5 + 1e-5
+  exponent = np.log(disturbed(gamma=1.3) / 255) / np.log(np.asarray(GRAY) / 255)
+  assert np.ptp(exponent, axis=(1, 2, 3)).max() < 1e-3
+  assert 1 / 1.3 - 1e-3 <= exponent.min() < 0.8
+  assert 1.25 < exponent.max() <= 1.3 + 1e-3
+
+
+def test_noise_has_the_deviation_that_is_drawn_and_is_each_channels_own():
+  flat = jnp.full((40, 40, 2), 100.0)
+  for ranges, most in (({"noise": 20.0}, 20.0), ({"speckle": 0.2}, 20.0)):
+    found = disturbed(image=flat, **ranges)
+    deviation = found.std((1, 2))
+    assert deviation.min() < 0.1 * most
+    assert 0.9 * most < deviation.max() < 1.1 * most
+    loudest = found[deviation[:, 0].argmax()]
+    assert abs(np.corrcoef(loudest[..., 0].ravel(), loudest[..., 1].ravel())[0, 1]) < 0.15
+
+
+def test_blur_smooths_and_keeps_the_mean_and_shading_is_smooth():
+  blurred = disturbed(blur_px=1.2)
+  assert blurred.std((1, 2, 3)).min() < 0.5 * float(GRAY.std())
+  np.testing.assert_allclose(blurred.mean((1, 2, 3)), float(GRAY.mean()), rtol=0.02)
+  flat = disturbed(image=jnp.full((40, 40, 1), 100.0), shading=0.5)[..., 0]
+  assert np.log(flat / 100).std((1, 2)).max() > 0.2
+  assert np.abs(np.diff(np.log(flat), axis=1)).max() < 0.2
+
+
+def test_gray_levels_stay_in_range_and_white_stays_white():
+  loud = disturbed(noise=200.0, speckle=1.0, gain=4.0)
+  assert loud.min() >= 0
+  assert loud.max() <= 255
+
+
+def test_ranges_are_read_back_from_their_fields():
+  ranges = Augmentation(zoom=2.0, photometry=Photometry(share=0.5, noise=3.0))
+  assert augmentation_of(dataclasses.asdict(ranges)) == ranges

@@ -112,7 +112,7 @@ BAD = {
     lambda s: studies.edit(s / "manifest.csv", "patient_id", "who"), "row 1", "patient_id"),
   "numbers without a map": (
     lambda s: studies.edit(s / "labels.csv", "s0,0,stratum_corneum", "s0,0,7"),
-    "row 2", "--label_map=7=epidermis"),
+    "row 2", "--label_map=7=?"),
 }  # fmt: skip
 
 

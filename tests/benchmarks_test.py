@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from benchmarks import gru, pipeline, prepare, run, scale, studies, timing, toeplitz
@@ -67,3 +69,16 @@ def test_implementations_are_timed_strictly_in_turn():
   calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
   timing.alternate(calls, repeats=3, warmup=1, min_seconds=0)
   assert "".join(order) == "ab" + "ab" * 3
+
+
+def test_products_are_counted_through_calls():
+  image, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 5))
+
+  @jax.jit
+  def inner(x):
+    return jax.lax.conv_general_dilated(
+      x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+  function = lambda x: inner(x).reshape(2, -1) @ jnp.zeros((180, 7))
+  assert timing.product_flops(function, image) == 2 * (2 * 36 * 5 * 27 + 2 * 7 * 180)

@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcm_jax.decoding import intervals
+from rcm_jax.heads.attention import AttentionSpec
 from rcm_jax.heads.head import Head, HeadSpec
-from rcm_jax.inference import bundle, model_card, predictor
+from rcm_jax.inference import bundle, description, predictor
 from rcm_jax.textures import encoder as texture_encoder
 from rcm_jax.textures import learning as texture_learning
 
 SIZE = 80  # pixels
 
-TRAINING = model_card.Training(
+TRAINING = description.Training(
   dataset="rcm_phantom/demo",
   stacks={"train": 3, "validation": 2, "test": 2},
   patients={"train": 3, "validation": 2, "test": 2},
@@ -35,16 +36,13 @@ HEAD = HeadSpec(
   cell="gru",
   bidirectional=True,
   window=None,
-  attention="toeplitz",
-  half_width=1,
-  boundary="zero",
-  units=4,
+  attention=AttentionSpec("toeplitz", 1, units=4),
   max_slices=71,
   decoder="dense",
   feedback="own",
 )
 
-DESCRIPTION = model_card.Description(
+DESCRIPTION = description.Description(
   method="toeplitz_d1",
   image_shape=(SIZE, SIZE),
   cnn={"context": 1, "width": 0.01},
@@ -84,21 +82,21 @@ def made(context: int = 1, on_textures: bool = False) -> bundle.Bundle:
     context: slices that its CNN sees at once.
     on_textures: whether it has ordered heads, on `TEXTURES` too.
   """
-  description = dataclasses.replace(DESCRIPTION, cnn={"context": context, "width": 0.01})
+  described = dataclasses.replace(DESCRIPTION, cnn={"context": context, "width": 0.01})
   if on_textures:
     ordered = dataclasses.replace(HEAD, likelihood="boundaries", feedback="none")
-    calibration = description.calibration._replace(boundary_temperature=None)
-    description = dataclasses.replace(
-      description, head=ordered, calibration=calibration, textures=TEXTURES, views=VIEWS
+    calibration = described.calibration._replace(boundary_temperature=None)
+    described = dataclasses.replace(
+      described, head=ordered, calibration=calibration, textures=TEXTURES, views=VIEWS
     )
-  network = bundle.build_network(description)
+  network = bundle.build_network(described)
   network.eval()
-  encoders = tuple(map(encoder_of, description.textures))
+  encoders = tuple(map(encoder_of, described.textures))
   view_heads = tuple(
-    heads_of(bundle.head_spec(description, view), description.seeds) for view in description.views
+    heads_of(bundle.head_spec(described, view), described.seeds) for view in described.views
   )
-  heads = heads_of(description.head, description.seeds)
-  return bundle.Bundle(description, network, heads, encoders, view_heads)
+  heads = heads_of(described.head, described.seeds)
+  return bundle.Bundle(described, network, heads, encoders, view_heads)
 
 
 def encoder_of(spec: texture_encoder.TextureSpec) -> texture_encoder.Encoder:

@@ -6,7 +6,8 @@ import pathlib
 
 import pytest
 
-from rcm_jax.runtime import stage_cache
+from rcm_jax.runtime import files, stage_cache
+from tfds_rcm import disk
 from tfds_rcm.errors import UserError
 
 
@@ -102,13 +103,13 @@ def test_an_unwritable_directory_is_named(tmp_path):
 
 def test_write_text_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
   path = tmp_path / "f"
-  stage_cache.write_text(path, "old")
+  files.write_text(path, "old")
 
   def full(_):
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(stage_cache.os, "fsync", full)
+  monkeypatch.setattr(disk.os, "fsync", full)
   with pytest.raises(OSError, match="No space"):
-    stage_cache.write_text(path, "new")
+    files.write_text(path, "new")
   assert path.read_text() == "old"
   assert list(tmp_path.iterdir()) == [path]

@@ -10,14 +10,17 @@ import pytest
 import tensorflow_datasets as tfds
 
 from configs import base
+from rcm_jax.data import scale as scale_lib
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.run import pipeline
 from rcm_jax.runtime import metric_writer as writer_lib
 from tests import studies
-from tfds_rcm import features, manifest_builder, study
+from tfds_rcm import record as record_lib
 from tfds_rcm.errors import UserError
 from tfds_rcm.rcm_clinical import rcm_clinical_dataset_builder as clinical
-from tfds_rcm.splits import SPLITS
+from tfds_rcm.study import builder as builder_lib
+from tfds_rcm.study import plan as plan_lib
+from tfds_rcm.study.splits import SPLITS
 
 
 @pytest.fixture(name="source")
@@ -32,7 +35,7 @@ def prepare(source, data_dir, *options):
 def records(data_dir):
   builder = clinical.Builder(data_dir=data_dir)
   return {
-    split: [features.read_record(r) for r in builder.as_data_source(split)]
+    split: [record_lib.read_record(r) for r in builder.as_data_source(split)]
     for split in SPLITS if split in builder.info.splits
   }  # fmt: skip
 
@@ -120,7 +123,7 @@ def test_a_failed_rerun_leaves_the_older_dataset(source, tmp_path):
 
 def test_an_interrupted_run_goes_on_where_it_was(source, tmp_path, monkeypatch):
   data, made = tmp_path / "data", []
-  original = study.make_record
+  original = plan_lib.make_record
 
   def interrupted(job):
     if len(made) == 4:
@@ -128,7 +131,7 @@ def test_an_interrupted_run_goes_on_where_it_was(source, tmp_path, monkeypatch):
     made.append(job.stack.entry.stack_id)
     return original(job)
 
-  monkeypatch.setattr(manifest_builder, "make_record", interrupted)
+  monkeypatch.setattr(builder_lib, "make_record", interrupted)
   with pytest.raises(KeyboardInterrupt):
     prepare(source, data)
   assert_nothing_registered(data)
@@ -138,7 +141,7 @@ def test_an_interrupted_run_goes_on_where_it_was(source, tmp_path, monkeypatch):
     made.append(job.stack.entry.stack_id)
     return original(job)
 
-  monkeypatch.setattr(manifest_builder, "make_record", counted)
+  monkeypatch.setattr(builder_lib, "make_record", counted)
   prepare(source, data)
   assert sorted(made) == [f"s{i}" for i in range(6)]  # none was made twice
   check_records(data)
@@ -151,7 +154,7 @@ def test_all_cores_give_the_same_dataset(source, tmp_path):
 
 def test_a_damaged_shard_of_an_interrupted_run_is_made_again(source, tmp_path, monkeypatch):
   data = tmp_path / "data"
-  original, made = study.make_record, []
+  original, made = plan_lib.make_record, []
 
   def interrupted(job):
     if len(made) == 2:
@@ -159,7 +162,7 @@ def test_a_damaged_shard_of_an_interrupted_run_is_made_again(source, tmp_path, m
     made.append(job)
     return original(job)
 
-  monkeypatch.setattr(manifest_builder, "make_record", interrupted)
+  monkeypatch.setattr(builder_lib, "make_record", interrupted)
   with pytest.raises(KeyboardInterrupt):
     prepare(source, data)
   monkeypatch.undo()
@@ -174,7 +177,7 @@ def test_a_damaged_shard_of_an_interrupted_run_is_made_again(source, tmp_path, m
 
 def test_one_stack_at_a_time_is_in_memory(source, tmp_path, monkeypatch):
   alive, most = set(), [0]
-  original = study.make_record
+  original = plan_lib.make_record
 
   class Counted(list):
     def __init__(self, *args):
@@ -189,8 +192,8 @@ def test_one_stack_at_a_time_is_in_memory(source, tmp_path, monkeypatch):
     fields = original(job)
     return {**fields, "slices": Counted(fields["slices"])}
 
-  monkeypatch.setattr(manifest_builder, "make_record", counting)
-  monkeypatch.setattr(manifest_builder, "_MIN_SHARDS", 1)
+  monkeypatch.setattr(builder_lib, "make_record", counting)
+  monkeypatch.setattr(builder_lib, "_MIN_SHARDS", 1)
   prepare(source, tmp_path / "data")
   assert most[0] == 1
   check_records(tmp_path / "data")
@@ -266,9 +269,11 @@ def test_a_study_and_the_phantom_mix_in_one_run(source, tmp_path):
   wanted = base.get_config().data
   wanted.sources, wanted.data_dir = ("rcm_clinical", phantom), str(data_dir)
   writer = writer_lib.Writer(tmp_path)
-  with pytest.raises(UserError, match=r"20, 20\) pixels, others of .*set config.data.image_size"):
+  with pytest.raises(
+    UserError, match=r"a field of 48 µm, .* one of 6 µm; set config.data.field_um"
+  ):
     pipeline._decode(wanted.sources, wanted, tmp_path, tmp_path / "cache", writer)
-  wanted.image_size = 16
+  wanted.image_size, wanted.field_um = 16, 6.0
   splits = slices_lib.load_slices(
     pipeline._decode(wanted.sources, wanted, tmp_path, tmp_path / "cache", writer)
   )
@@ -283,5 +288,7 @@ def test_a_study_and_the_phantom_mix_in_one_run(source, tmp_path):
       rows = mixed.rows(stack)
       assert mixed.labels[rows].tolist() == [0, 0, 1, 1, 2, 2]
       original = studies.volume(int(mixed.stack_id[stack][-1]))
-      np.testing.assert_array_equal(mixed.slices[rows][3], slices_lib.resize(original[3], 16))
+      np.testing.assert_array_equal(
+        mixed.slices[rows][3], scale_lib.tiles(original[3], None, scale_lib.Scale(16, None))[0]
+      )
   assert (tmp_path / "splits_rcm_clinical.csv").is_file()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax.cnn import inception, train_step
+from rcm_jax.cnn import extraction, inception, train_step
 from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.cnn import training as cnn_training
 from rcm_jax.cnn.augmentation import Augmentation
@@ -75,7 +75,7 @@ def test_history_is_what_was_reported(trained):
 
 def test_the_best_epoch_is_kept(trained):
   directory, reported = trained
-  model = cnn_spec.load(SPEC, directory)
+  model = extraction.load(SPEC, directory)
   validation = SPLITS["validation"]
   logits = model(inception.from_uint8(jnp.asarray(validation.slices[..., None])))
   accuracy = np.mean(np.argmax(logits, -1) == validation.labels)
@@ -105,7 +105,7 @@ def assert_equal_trainings(first, second):
   expected, actual = (json.loads((d / "history.json").read_text()) for d in (first, second))
   assert actual["loss"] == expected["loss"]
   assert actual["validation_accuracy"] == expected["validation_accuracy"]
-  trees = (nnx.state(cnn_spec.load(SPEC, directory), LEARNED) for directory in (first, second))
+  trees = (nnx.state(extraction.load(SPEC, directory), LEARNED) for directory in (first, second))
   jax.tree.map(np.testing.assert_array_equal, *trees)
 
 
@@ -151,8 +151,8 @@ def test_outside_of_a_training_a_run_stops_at_once(asked_to_stop, number):
 
 def test_extraction_equals_the_network_slice_by_slice(trained, tmp_path):
   directory, _ = trained
-  cnn_spec.extract(SPEC, directory, SPLITS, tmp_path, batch_size=4, dtype="float32")
-  model = cnn_spec.load(SPEC, directory)
+  extraction.extract(SPEC, directory, SPLITS, tmp_path, batch_size=4, dtype="float32")
+  model = extraction.load(SPEC, directory)
   for name, split in SPLITS.items():
     images = inception.from_uint8(jnp.asarray(split.slices[..., None]))
     features = np.load(tmp_path / f"{name}_features.npy")

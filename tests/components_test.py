@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rcm_jax import arrays
+from rcm_jax.data import pca
 from rcm_jax.heads import fold_pca
 
 
@@ -21,7 +22,7 @@ def values(count: int = 200, size: int = 6) -> np.ndarray:
 
 def test_components_are_white_and_lose_the_least():
   x = values()
-  found = fold_pca.learn(x, 3)
+  found = pca.learn(x, 3)
   np.testing.assert_allclose(np.cov(found(x), rowvar=False), np.eye(3), atol=1e-3)
   np.testing.assert_allclose(found(x).mean(0), 0, atol=1e-4)
   explained = np.linalg.svd(x - x.mean(0), compute_uv=False)[:3] ** 2 / (len(x) - 1)
@@ -30,7 +31,7 @@ def test_components_are_white_and_lose_the_least():
 
 def test_what_does_not_vary_in_training_is_left_out():
   x = values()[:, :3] @ np.eye(3, 6, dtype=np.float32)
-  found = fold_pca.learn(x, 5)(x + np.eye(6, dtype=np.float32)[5])
+  found = pca.learn(x, 5)(x + np.eye(6, dtype=np.float32)[5])
   np.testing.assert_allclose(np.cov(found, rowvar=False)[:3, :3], np.eye(3), atol=1e-3)
   assert not found[:, 3:].any()
 
@@ -42,7 +43,7 @@ def test_only_real_training_slices_take_part_and_padding_stays_zero():
   zeros = np.zeros((4, 6), np.int32), np.zeros((4, 6), np.float32)
   split = arrays.Features(filled, *zeros, mask)
   other = dataclasses.replace(split, values=1 + np.where(mask[..., None], x, 0))
-  found, seen = fold_pca.of_splits({"train": split, "test": other}, 2)
+  found, seen = pca.of_splits({"train": split, "test": other}, 2)
   np.testing.assert_allclose(found.mean, x[mask].mean(0), rtol=1e-5)
   for name, features in (("train", split), ("test", other)):
     np.testing.assert_allclose(seen[name].values[mask], found(features.values[mask]), rtol=1e-5)
@@ -53,10 +54,8 @@ def test_only_real_training_slices_take_part_and_padding_stays_zero():
 @pytest.mark.parametrize("cell", ["gru", "rnn", "lstm"])
 def test_unfolded_heads_say_of_features_what_they_said_of_components(cell, bidirectional):
   x = values(11)
-  found = fold_pca.learn(values(), 3)
-  spec = dataclasses.replace(
-    bundles.HEAD, num_features=3, cell=cell, bidirectional=bidirectional, input_dropout=0.5
-  )
+  found = pca.learn(values(), 3)
+  spec = dataclasses.replace(bundles.HEAD, num_features=3, cell=cell, bidirectional=bidirectional)
   params = bundles.heads_of(spec, (0, 1))
   params["encoder"]["bias"][...] = params["encoder"]["bias"][...] + 0.3
   wide, unfolded = fold_pca.unfold(spec, params, found)

@@ -14,7 +14,7 @@ from rcm_jax.arrays import Features
 from rcm_jax.heads import attention
 from rcm_jax.heads import head as head_lib
 from rcm_jax.heads import training as head_training
-from rcm_jax.heads.train_epochs import Member
+from rcm_jax.heads.objective import Member
 
 ROOT = Path(__file__).resolve().parent.parent
 LENGTHS = np.array([3, 5, 4, 5])
@@ -43,7 +43,8 @@ def test_the_example_of_a_new_method_trains(monkeypatch, tmp_path, features):
   (tmp_path / "method.py").write_text(config)
   fields = sweep.resolve({"config": str(tmp_path / "method.py"), "head.hidden": 4})
 
-  given = {"num_features": 6, "half_width": 0, "max_slices": 5}
+  of_attention = attention.AttentionSpec(fields["head.attention"])
+  given = {"num_features": 6, "attention": of_attention, "max_slices": 5}
   names = [field.name for field in dataclasses.fields(head_lib.HeadSpec)]
   spec = head_lib.HeadSpec(**{n: given[n] if n in given else fields[f"head.{n}"] for n in names})
   members = [Member(seed, 0, 1e-3, 0.05, 0.1) for seed in (0, 1)]

@@ -9,6 +9,8 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
+from rcm_jax.data import batches as batches_lib
+from rcm_jax.data import records as records_lib
 from rcm_jax.data import slices as slices_lib
 from tfds_rcm.errors import UserError
 
@@ -49,7 +51,7 @@ def records(**change) -> dict[str, list]:
 
 
 def decoded(tmp_path, *builders, image_size=None) -> dict[str, slices_lib.Slices]:
-  slices_lib.decode(builders, tmp_path, image_size=image_size)
+  records_lib.decode(builders, tmp_path, image_size=image_size)
   return slices_lib.load_slices(tmp_path)
 
 
@@ -92,7 +94,7 @@ def test_resampling_takes_the_central_square(tmp_path):
 
 
 def test_every_slice_comes_once_an_epoch(train):
-  rows = slices_lib.training_rows(train, batch_size=4, seed=0)
+  rows = batches_lib.training_rows(train, batch_size=4, seed=0)
   epochs = np.concatenate([rows[i] for i in range(9)]).reshape(3, 12)
   for epoch in epochs:
     np.testing.assert_array_equal(np.sort(epoch), np.arange(12))
@@ -101,17 +103,17 @@ def test_every_slice_comes_once_an_epoch(train):
 
 def test_a_batch_does_not_depend_on_where_the_sequence_was_entered(train):
   arguments = {"batch_size": 5, "context": 1, "seed": 3}
-  whole = list(slices_lib.training_batches(train, start=0, stop=7, **arguments))
-  late = list(slices_lib.training_batches(train, start=4, stop=7, **arguments))
+  whole = list(batches_lib.training_batches(train, start=0, stop=7, **arguments))
+  late = list(batches_lib.training_batches(train, start=4, stop=7, **arguments))
   for a, b in zip(whole[4:], late, strict=True):
     np.testing.assert_array_equal(a[0], b[0])
     np.testing.assert_array_equal(a[1], b[1])
-  other = next(slices_lib.training_batches(train, start=0, stop=1, **{**arguments, "seed": 4}))
+  other = next(batches_lib.training_batches(train, start=0, stop=1, **{**arguments, "seed": 4}))
   assert not np.array_equal(other[0], whole[0][0])
 
 
 def test_sequential_batches_cover_all_slices_in_order(train):
-  batches = list(slices_lib.sequential_batches(train, batch_size=5, context=1))
+  batches = list(batches_lib.sequential_batches(train, batch_size=5, context=1))
   assert [len(images) for images, _ in batches] == [5, 5, 5]
   rows = np.concatenate([rows for _, rows in batches])
   np.testing.assert_array_equal(rows, np.arange(12))
@@ -121,7 +123,7 @@ def test_sequential_batches_cover_all_slices_in_order(train):
 
 def test_context_stays_in_its_stack(train):
   # Stacks are rows 0-4, 5-7, 8-11.
-  images = slices_lib.with_context(train, np.array([0, 4, 5, 6]), 3)
+  images = batches_lib.with_context(train, np.array([0, 4, 5, 6]), 3)
   neighbours = [[0, 0, 1], [3, 4, 4], [5, 5, 6], [5, 6, 7]]
   np.testing.assert_array_equal(images, np.moveaxis(train.slices[np.array(neighbours)], 1, -1))
 
@@ -179,4 +181,4 @@ def test_a_truncated_image_is_named(tmp_path):
 )
 def test_missing_datasets_say_what_to_do(tmp_path, source, message):
   with pytest.raises(UserError, match=message):
-    slices_lib.open_builder(source, str(tmp_path))
+    records_lib.open_builder(source, str(tmp_path))

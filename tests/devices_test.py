@@ -16,10 +16,10 @@ import heads_test
 import numpy as np
 import pytest
 
-from rcm_jax.cnn import spec as cnn_spec
+from rcm_jax.cnn import extraction
 from rcm_jax.cnn import training as cnn_training
 from rcm_jax.heads import training as head_training
-from tfds_rcm import staging
+from tfds_rcm import cores
 from tfds_rcm.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,7 +120,7 @@ print(jax.device_count(), len(devices.devices()), devices.local_mesh().size, dev
   ("flags", "seen"),
   [("", "2 1 1 True"), ("--xla_force_host_platform_device_count=3", "3 3 3 False")],
 )
-@pytest.mark.skipif(staging.num_cores() < 2, reason="one core")
+@pytest.mark.skipif(cores.num_cores() < 2, reason="one core")
 def test_the_second_core_serves_the_pair_alone(flags, seen):
   environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
   done = subprocess.run(
@@ -141,7 +141,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one(one, eight, tmp_path):
   assert steps == [2, 3, 4]
   expected, actual = history(one, "cnn"), history(tmp_path, "cnn")
   np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=TOLERANCE)
-  assert cnn_spec.load(devices_worker.SPEC, tmp_path / "cnn") is not None
+  assert extraction.load(devices_worker.SPEC, tmp_path / "cnn") is not None
 
 
 def test_a_checkpoint_of_eight_devices_goes_on_on_two(two):

@@ -17,17 +17,11 @@ import heads_test
 import jax
 import numpy as np
 
-from rcm_jax.cnn import spec as cnn_spec
-from rcm_jax.cnn import train_step
+from rcm_jax.cnn import extraction, train_step
 from rcm_jax.cnn import training as cnn_training
 from rcm_jax.heads import training as head_training_lib
-from rcm_jax.heads.train_epochs import (
-  Training,
-  compile_run,
-  compile_split,
-  make_train,
-  over_members,
-)
+from rcm_jax.heads.member_parallel import compile_split, lower_run, over_members
+from rcm_jax.heads.train_epochs import Training, make_train
 from rcm_jax.runtime import devices, preemption
 
 SPEC = dataclasses.replace(cnn_test.SPEC, batch_size=8, norm_groups=8, epochs=2)
@@ -63,13 +57,15 @@ def count_collectives() -> dict[str, list[str]]:
   learned = devices.put(programs.start, devices.replicated(mesh))
   step = programs.train.lower(learned, np.uint32(0), np.int32(0), *rows).compile().as_text()
   training = head_training(epochs=2)
-  split = devices.split_leading(devices.local_mesh())
+  mesh = devices.local_mesh()
+  split = devices.split_leading(mesh)
   members = [heads_test.MEMBERS[i % 3] for i in range(8)]
   members = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *members), split)
-  init = devices.split_work(over_members(training.init), devices.local_mesh())
-  state = jax.jit(init)(members)
-  run = compile_run(training, state, members, jax.device_put(np.zeros(8, np.int32), split))
-  return {"cnn": collectives(step), "heads": collectives(run.as_text())}
+  state = jax.jit(devices.split_work(over_members(training.init), mesh))(members)
+  epoch = jax.device_put(np.zeros(8, np.int32), split)
+  data = jax.device_put(training.data, devices.replicated(mesh))
+  run = lower_run(training, mesh, state, members, epoch, data).compile().as_text()
+  return {"cnn": collectives(step), "heads": collectives(run)}
 
 
 def split_directions() -> dict[str, Any]:
@@ -99,7 +95,7 @@ def work(directory: Path, stop_after: int | None = None) -> None:
   cnn_training.train(SPEC, cnn_test.SPLITS, directory / "cnn", advance=advance)
   (directory / f"steps_{jax.process_index()}.json").write_text(json.dumps(steps))
   devices.wait_for_all("cnn")
-  cnn_spec.extract(
+  extraction.extract(
     SPEC,
     directory / "cnn",
     cnn_test.SPLITS,

@@ -20,7 +20,7 @@ def _at_the_root(monkeypatch):
 def test_one_job_a_setting_and_method():
   knobs = sweep.grid({"texture_contrast": [0.8, 1.0], "reader_disagreement": [1.0]})
   jobs = sweep.fold(difficulty.points("paper_small", knobs))
-  assert [job.fields["method"] for job in jobs] == ["inception_v3", "hames"] * 2
+  assert [job.fields["name"] for job in jobs] == ["inception_v3", "hames"] * 2
   assert len({job.name for job in jobs}) == 4
   assert jobs[0].fields["data.sources"] == (
     "rcm_phantom/paper_small+texture_contrast=0.8+reader_disagreement=1.0",

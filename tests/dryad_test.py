@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 import tifffile
 
 from tests import studies
-from tfds_rcm import features
+from tfds_rcm import record as record_lib
 from tfds_rcm.rcm_dryad import convert, rcm_dryad_dataset_builder
 
 NUMBERS = "--label_map=1=stratum_corneum,2=epidermis,3=dej,4=dermis"
@@ -41,7 +41,7 @@ def check_records(tmp_path, num_stacks=4):
   builder = rcm_dryad_dataset_builder.Builder(data_dir=tmp_path / "data")
   found = {}
   for split in builder.info.splits:
-    for record in map(features.read_record, builder.as_data_source(split)):
+    for record in map(record_lib.read_record, builder.as_data_source(split)):
       index = int(record.stack_id[-2:])
       found[index] = record
       np.testing.assert_array_equal(np.stack(record.slices)[..., 0], studies.volume(index))
@@ -130,7 +130,7 @@ def test_what_cannot_be_inferred_is_asked_for(tmp_path):
   assert "step_um" in fail(root, tmp_path, pattern)
   assert "--first_slice=1" in fail(root, tmp_path, pattern, "--step_um=3", NUMBERS)
   ready = (pattern, "--step_um=3", "--first_slice=1")
-  assert "--label_map=1=epidermis" in fail(root, tmp_path, *ready)
+  assert "--label_map=1=?,2=?,3=?,4=?" in fail(root, tmp_path, *ready)
   assert "no regular expression" in fail(root, tmp_path, "--patient_pattern=(")
   assert "2 groups" in fail(root, tmp_path, "--patient_pattern=(a)(b)")
   assert "does not match the path" in fail(root, tmp_path, "--patient_pattern=(old)")
@@ -153,3 +153,29 @@ def test_ambiguous_numbers_are_not_guessed(tmp_path):
   message = fail(root, tmp_path, "--step_um=3", NUMBERS)
   assert "stack '0' fits none" in message
   assert set(convert.find_stacks(root)) >= {"images/young_01/other 01", "images/young_02/stack 01"}
+
+
+def test_columns_that_the_table_has_not_are_refused(tmp_path):
+  root = folders(tmp_path / "archive")
+  table(
+    root, ("Stack", "Volunteer", "Image", "Class"),
+    lambda i, t: (f"stack {i:02d}", f"v{i % 3}", t + 1, CLASSES[t]),
+  )  # fmt: skip
+  assert "no column 'Observr' in" in fail(root, tmp_path, "--columns=reader=Observr")
+  assert "no column raeder; did you mean 'reader'" in fail(root, tmp_path, "--columns=raeder=Class")
+
+
+def test_a_stack_of_two_patients_is_refused(tmp_path):
+  root = folders(tmp_path / "archive")
+  table(
+    root, ("Stack", "Volunteer", "Image", "Class"),
+    lambda i, t: (f"stack {i:02d}", f"v{(i + t // 5) % 3}", t + 1, CLASSES[t]),
+  )  # fmt: skip
+  line = fail(root, tmp_path, "--step_um=3", "--first_slice=1", NUMBERS)
+  assert "classes.csv, row 7: patient 'v1', expected 'v0' as of the same stack in row 2" in line
+
+
+def test_a_volume_beside_one_of_another_kind_is_not_lost(tmp_path):
+  np.save(tmp_path / "a.npy", studies.volume(0))
+  tifffile.imwrite(tmp_path / "a.tif", studies.volume(1))
+  assert set(convert.find_stacks(tmp_path)) == {"a", "a.tif"}

@@ -12,7 +12,8 @@ import pytest
 from rcm_jax.cnn import inception
 from rcm_jax.cnn.augmentation import Augmentation
 from rcm_jax.data import slices as slices_lib
-from rcm_jax.heads import losses, train_epochs
+from rcm_jax.heads import losses, objective
+from rcm_jax.heads.attention import AttentionSpec
 from rcm_jax.heads.head import Head, HeadSpec
 from rcm_jax.run import end_to_end
 from rcm_jax.runtime import checkpoints
@@ -24,15 +25,12 @@ SPEC = HeadSpec(
   cell="gru",
   bidirectional=True,
   window=None,
-  attention="toeplitz",
-  half_width=1,
-  boundary="zero",
-  units=4,
+  attention=AttentionSpec("toeplitz", 1, units=4),
   max_slices=5,
   decoder="dense",
   feedback="own",
 )
-MEMBERS = [train_epochs.Member(seed, 1, 1e-3, 0.05, 0.1) for seed in (0, 1)]
+MEMBERS = [objective.Member(seed, 1, 1e-3, 0.05, 0.1) for seed in (0, 1)]
 TUNING = end_to_end.Tuning(
   epochs=2,
   batch_size=2,
@@ -40,6 +38,7 @@ TUNING = end_to_end.Tuning(
   head_rate=1e-2,
   micro_batch=3,
   remat=True,
+  input_dropout=0.0,
   augmentation=Augmentation(),
   seed=0,
 )
@@ -111,13 +110,13 @@ def plain_gradient(start, spec):
     images = inception.from_uint8(jnp.asarray(padded).reshape(-1, 75, 75, 1))
     values = nnx.merge(graph, params["cnn"], rest, copy=True).features(images).reshape(2, 5, -1)
     each = [
-      train_epochs.loss(
+      objective.loss(
         spec,
         jax.tree.map(lambda leaf: leaf[i], params["heads"]),
         member,
         values,
         truth,
-        train_epochs.draw(spec, member, jax.random.fold_in(head_key, member.seed), (2, 5), 0.0),
+        objective.draw(spec, member, jax.random.fold_in(head_key, member.seed), (2, 5), 0.0),
       )[0]
       for i, member in enumerate(MEMBERS)
     ]

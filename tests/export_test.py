@@ -16,7 +16,8 @@ import pytest
 from safetensors import safe_open
 
 from rcm_jax import export
-from rcm_jax.inference import bundle, model_card
+from rcm_jax.exporters import files, stablehlo
+from rcm_jax.inference import bundle, description
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -72,27 +73,45 @@ def test_a_fresh_process_finds_what_predict_finds(exported, on_textures):
     ours = bundles.reader(3, on_textures).predict(
       stack[:count], depth[i, :count].astype(np.float64)
     )
-    np.testing.assert_array_equal(found["strata"][i, :count], ours.reading.strata)
+    for name in ("strata", "most_probable_strata"):
+      np.testing.assert_array_equal(found[name][i, :count], getattr(ours.interpretation, name))
     np.testing.assert_allclose(
-      found["probabilities"][i, :count], ours.reading.probabilities, atol=1e-4
+      found["probabilities"][i, :count], ours.interpretation.probabilities, atol=1e-4
     )
-    np.testing.assert_allclose(found["boundary_um"][i], ours.reading.boundary_um[:, 1], atol=1e-3)
     np.testing.assert_allclose(
-      found["interval_um"][i], ours.reading.boundary_um[:, [0, 2]], atol=1e-3
+      found["boundary_um"][i], ours.interpretation.boundary_um[:, 1], atol=1e-3
     )
-    np.testing.assert_allclose(found["in_stack"][i], ours.reading.in_stack, atol=1e-4)
+    np.testing.assert_allclose(
+      found["interval_um"][i], ours.interpretation.boundary_um[:, [0, 2]], atol=1e-3
+    )
+    np.testing.assert_allclose(found["in_stack"][i], ours.interpretation.in_stack, atol=1e-4)
 
 
-def test_the_example_reads_a_stack(exported):
-  np.save(exported / "slices.npy", bundles.slices(4))
+def example(folder, slices):
+  np.save(folder / "slices.npy", slices)
   command = [sys.executable, str(ROOT / "examples" / "read_stack.py")]
-  command += [str(exported / "out" / "model.stablehlo"), str(exported / "slices.npy"), "3"]
-  done = subprocess.run(command, cwd=exported, capture_output=True, text=True)
+  command += [str(folder / "out" / "model.stablehlo"), str(folder / "slices.npy"), "3"]
+  return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def test_a_stack_that_is_too_long_is_refused_in_a_line(exported, on_textures):
+  if on_textures:
+    pytest.skip("one model is enough")
+  done = example(exported, np.repeat(bundles.slices(1), stablehlo.MAX_SLICES + 1, axis=0))
+  assert done.returncode == 1
+  assert done.stderr == "error: 257 slices are more than this model takes; leave slices out\n"
+  assert not done.stdout
+
+
+def test_the_example_reads_a_stack(exported, on_textures):
+  done = example(exported, bundles.slices(4))
   assert done.returncode == 0, done.stderr
   lines = done.stdout.splitlines()
   assert len(lines) == 6
-  assert lines[3].split()[:2] == ["9.0", "µm"]
+  assert lines[3].split()[:4] == ["slice", "3", "9.0", "µm"]
   assert lines[-1].startswith("dej-dermis:")
+  said = bundles.reader(3, on_textures).predict(bundles.slices(4), 3.0 * np.arange(4)).boundaries
+  assert ["not in this stack" in line for line in lines[-2:]] == [not b.shown for b in said]
 
 
 def test_the_program_is_for_cpu_and_cuda_and_any_size(exported):
@@ -107,13 +126,13 @@ def test_the_program_is_for_cpu_and_cuda_and_any_size(exported):
 @pytest.mark.parametrize("on_textures", [False, True])
 def test_safetensors_holds_every_weight_and_its_description(tmp_path, on_textures):
   made = bundles.made(1, on_textures)
-  path = export.export(made, "safetensors", tmp_path)
-  again = export.export(made, "safetensors", tmp_path / "again")
+  path = files.export(made, "safetensors", tmp_path)
+  again = files.export(made, "safetensors", tmp_path / "again")
   assert path.read_bytes() == again.read_bytes()
   with safe_open(path, "numpy") as file:
     [(key, text)] = file.metadata().items()
     assert key == "bundle"
-    assert model_card.Description.from_json(text) == made.description
+    assert description.Description.from_json(text) == made.description
     weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
   kernel = made.network.blocks["mixed8"]["branch3x3_1"].conv.kernel[...]
   np.testing.assert_array_equal(weights["cnn.blocks.mixed8.branch3x3_1.conv.kernel"], kernel)
@@ -128,9 +147,9 @@ def test_safetensors_holds_every_weight_and_its_description(tmp_path, on_texture
 
 
 def test_the_card_says_what_one_must_know(exported, on_textures):
-  card = (exported / "out" / export.CARD).read_text()
+  card = (exported / "out" / files.CARD).read_text()
   assert ("- 11 kinds of patches of 7 px, gray levels\n" in card) == on_textures
-  assert model_card.RESEARCH_USE in card
+  assert description.RESEARCH_USE in card
   assert "simulated stacks" in card
   assert "| train | 3 | 3 | 30 |" in card
   assert "| accuracy | 0.875 |" in card

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
 
-from rcm_jax.ops import feedback, gru
+from rcm_jax.ops import backend, feedback, gru
 
 T, F, H, C = 8, 5, 4, 3
 MASKS = [[1] * 8, [1] * 5 + [0] * 3, [1, 0, 1, 1, 0, 0, 1, 0]]
@@ -69,11 +71,21 @@ def _loop(step, params, context, mask, labels=None, use_label=None):
 CASES = {
   "class": (feedback.class_feedback, _dense_step, _dense_params),
   "gru": (feedback.gru_feedback, _gru_step, _gru_params),
+  "kernel": (
+    functools.partial(feedback.class_feedback, implementation="pallas"),
+    _dense_step,
+    _dense_params,
+  ),
 }
 
 
+NEEDS_KERNELS = pytest.mark.skipif(
+  not backend.knows_kernels(), reason="the kernels need jax 0.11 or later"
+)
+
+
 @pytest.mark.parametrize("mode", ["own", "teacher", "scheduled"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*list(CASES)[:-1], pytest.param("kernel", marks=NEEDS_KERNELS)])
 @pytest.mark.parametrize("mask", MASKS, ids=["full", "padded", "holes"])
 def test_equals_a_plain_loop_with_nan_in_padding(mask, name, mode):
   decoder, step, make = CASES[name]
@@ -93,6 +105,26 @@ def test_equals_a_plain_loop_with_nan_in_padding(mask, name, mode):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), pull(weights), pull_loop(weights)
   )
+
+
+@NEEDS_KERNELS
+def test_stacks_and_members_share_the_kernels_threads():
+  rng = np.random.default_rng(6)
+  members, stacks = 3, 50  # more than the 128 threads of one program
+  params = jax.tree.map(lambda *p: jnp.stack(p), *(_dense_params(rng) for _ in range(members)))
+  context, weights = _normal(rng, stacks, T, F), _normal(rng, members, stacks, T, C)
+  real = jnp.asarray(rng.integers(0, 2, (stacks, T)), bool)
+
+  def loss(implementation, params, context, weights):
+    run = functools.partial(feedback.class_feedback, implementation=implementation)
+    one = jax.vmap(run, (0, None, 0))
+    return jnp.vdot(jax.vmap(one, (None, 0, None))(context, params, real), weights)
+
+  got, expected = (
+    jax.jit(jax.value_and_grad(functools.partial(loss, name), (0, 1)))(params, context, weights)
+    for name in ("pallas", "scan")
+  )
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, expected)
 
 
 def test_gradient_flows_through_own_probabilities_but_not_through_labels():

@@ -11,8 +11,11 @@ import pytest
 import tifffile
 
 from tests import studies
-from tfds_rcm import archive, manifest, stack_io, study
+from tfds_rcm import stack_io
 from tfds_rcm.errors import UserError
+from tfds_rcm.formats import zip_archive
+from tfds_rcm.study import manifest as manifest_lib
+from tfds_rcm.study import plan as plan_lib
 
 DAMAGED = 40  # files of each kind; thousands were tried when the readers were written
 VOLUME = studies.volume(0, 4)
@@ -70,6 +73,11 @@ STACKS = {
   "tif, zlib": _tiff(compression="zlib"),
   "tif, ImageJ": _tiff(imagej=True, metadata={"spacing": 3.0, "unit": "um"}, resolution=(2, 2)),
   "tif, LZW": _lzw,
+  "tif, JPEG": _tiff(compression="jpeg"),
+  "tif, 12 bit": _tiff(volume=VOLUME.astype(np.uint16) * 16, bitspersample=12),
+  "tif, one page": _tiff(imagej=True, truncate=True, metadata={"axes": "ZYX"}),
+  "tif, OME": _tiff(ome=True, metadata={"axes": "ZYX", "PhysicalSizeZ": 3.0}),
+  "png, palette": _images("png", "P"),
   "dicom": _dicom,
   "dicom, RLE": lambda folder: _dicom(folder, rle=True),
   "npy": _numpy(np.save, "stack.npy"),
@@ -138,8 +146,8 @@ def test_a_damaged_stack(tmp_path, capfd, recwarn, kind):
 
 def _plan(folder):
   labels = folder / "labels.csv"
-  plan = study.make_plan(
-    study.Options(folder, folder / "manifest.csv", labels, folder / "splits.csv"), workers=1
+  plan = plan_lib.make_plan(
+    plan_lib.Options(folder, folder / "manifest.csv", labels, folder / "splits.csv"), workers=1
   )
   for problem in plan.problems:
     assert os.fspath(folder) in problem
@@ -190,8 +198,8 @@ def test_a_damaged_zip(tmp_path, capfd, recwarn):
       zipped.write(path, path.relative_to(folder))
 
   def read():
-    found = archive.source_folder(packed, tmp_path / "unpacked")
-    _plan(manifest.find_manifest(found).parent)
+    found = zip_archive.source_folder(packed, tmp_path / "unpacked")
+    _plan(manifest_lib.find_manifest(found).parent)
 
   check_damaged(packed, read, capfd, recwarn, named="study")
 

@@ -11,10 +11,16 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from rcm_jax.ops import gru
+from rcm_jax.ops import backend, gru
 
 B, T, F, H, M = 3, 9, 5, 4, 2
-FAST = ("scan", "pallas")
+KERNEL = pytest.param(
+  "pallas",
+  marks=pytest.mark.skipif(
+    not backend.knows_kernels(), reason="the kernels need jax 0.11 or later"
+  ),
+)
+FAST = ("scan", "unrolled", KERNEL)
 MASK = jnp.array([[1] * 9, [1] * 5 + [0] * 4, [1, 0, 0, 1, 1, 0, 1, 0, 0]], bool)
 
 
@@ -51,6 +57,8 @@ def _close(got, expected, **tolerance):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-13)])
 @pytest.mark.parametrize("dropout", [True, False])
 def test_fast_forms_equal_reference_with_nan_in_padding(implementation, dtype, tolerance, dropout):
+  if implementation == "pallas" and dtype == np.float64:
+    pytest.skip("the kernels compute in float32")
   with jax.enable_x64(dtype == np.float64):
     rng = np.random.default_rng(0)
     params, x = _params(rng, 2, dtype=dtype), _normal(rng, B, T, F, dtype=dtype)
@@ -63,7 +71,7 @@ def test_fast_forms_equal_reference_with_nan_in_padding(implementation, dtype, t
     assert not got[1][1][~MASK].any()
 
 
-@pytest.mark.parametrize("implementation", ["scan", "pallas"])
+@pytest.mark.parametrize("implementation", FAST)
 @pytest.mark.parametrize("order", ["stacks in members", "members in stacks"])
 def test_members_in_company_equal_members_alone(order, implementation):
   rng = np.random.default_rng(1)
@@ -174,7 +182,7 @@ def _instructions(text: str, computation: str) -> list[str]:
   return [line for line in body.splitlines() if not re.search(free, line)]
 
 
-@pytest.mark.parametrize(("members", "outside"), [(None, 31), (4, 36)])
+@pytest.mark.parametrize(("members", "outside"), [(None, 32), (4, 36)])
 def test_program_stays_short(members, outside):
   """What XLA:CPU runs one by one is counted here: a regression shows without a stopwatch."""
   rng = np.random.default_rng(6)
@@ -220,6 +228,44 @@ def test_wrong_shapes_are_named_at_trace_time(change, message):
   call = lambda: gru.gru(a["x"], params, a["mask"], recurrent_mask=a["recurrent_mask"])
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(call)
+
+
+@pytest.mark.skipif(not backend.knows_kernels(), reason="the kernels need jax 0.11 or later")
+@pytest.mark.parametrize("precision", ["default", "highest"])
+@pytest.mark.parametrize(("stacks", "hidden"), [(3, 16), (9, 64)])
+def test_kernels_are_as_exact_as_float32_allows(precision, stacks, hidden):
+  """In the interpreter, which multiplies in float32: with parts of numbers, and with whole ones."""
+  steps = 7
+  errors = {}
+  for implementation in ("scan", "pallas"):
+    rng = np.random.default_rng(8)
+    params, x = _params(rng, 2, hidden=hidden), _normal(rng, stacks, steps, F)
+    dropped = jnp.asarray(rng.integers(0, 2, (stacks, 2, hidden)) * 1.25, np.float32)
+    mask = jnp.arange(steps) < jnp.arange(2, 2 + stacks)[:, None]
+    rest = (mask, dropped, _normal(rng, stacks, steps, 2 * hidden))
+    with jax.enable_x64(True):
+      wide = jax.tree.map(lambda a: a.astype(np.float64), (params, x, rest[1], rest[2]))
+      exact = _gradient(*wide[:2], mask, *wide[2:], implementation="reference")
+    with jax.default_matmul_precision(precision):
+      got = _gradient(params, x, *rest, implementation=implementation)
+    errors[implementation] = [
+      np.abs(np.asarray(a, np.float64) - np.asarray(b)).max()
+      for a, b in zip(*map(jax.tree.leaves, (got, exact)))
+    ]
+  for plain, kernel in zip(errors["scan"], errors["pallas"]):
+    assert kernel < 3 * plain + 1e-6
+
+
+def test_numbers_are_divided_into_what_tensor_cores_hold_and_the_rest():
+  if not backend.knows_kernels():
+    pytest.skip("the kernels need jax 0.11 or later")
+  from rcm_jax.ops import gru_mosaic
+
+  values = _normal(np.random.default_rng(9), 1000)
+  held, rest = gru_mosaic._split(values)
+  np.testing.assert_array_equal(held + rest, values)
+  assert not np.any(np.asarray(held).view(np.int32) & 0x1FFF)
+  assert np.all(np.abs(rest) <= np.abs(values) * 2.0**-10)
 
 
 @pytest.mark.usefixtures("without_type_checks")

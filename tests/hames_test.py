@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rcm_jax.baselines import hames
+from rcm_jax.textures import dictionary
 from tests.textures import textured_slices
 from tfds_rcm.errors import UserError
 
@@ -44,9 +45,9 @@ def test_encoder_equals_a_double_loop_for_either_regularizer(regularizer):
   slices = np.cumsum(rng.integers(0, 12, (3, 20, 22)), 2).astype(np.uint8)
   slices[1, :9, :9] = 200  # flat patches: all scores are zero
   patches = np.lib.stride_tricks.sliding_window_view(slices, (7, 7), (1, 2)).reshape(-1, 49)
-  patches = hames.normalize(patches.astype(np.float64), 1.0)
-  rows = hames.whitening(patches)
-  words, _ = hames.spherical_kmeans(patches @ rows.T, 15, rng)
+  patches = dictionary.normalize(patches.astype(np.float64), 1.0)
+  rows = dictionary.whitening(patches)
+  words, _ = dictionary.spherical_kmeans(patches @ rows.T, 15, rng)
 
   # The authors' matrix, V diag((D + 0.1)^-1/2) Vᵀ, and their words, in the space of patches.
   vectors = rows.T / np.linalg.norm(rows, axis=1)
@@ -72,9 +73,11 @@ def test_encoder_downsamples_by_block_means():
 
 def test_whitening_keeps_95_percent_and_flattens_the_spectrum():
   rng = np.random.default_rng(2)
-  patches = hames.normalize(rng.standard_normal((4000, 49)) @ rng.standard_normal((49, 49)), 1.0)
+  patches = dictionary.normalize(
+    rng.standard_normal((4000, 49)) @ rng.standard_normal((49, 49)), 1.0
+  )
   eigenvalues = np.linalg.eigvalsh(np.cov(patches, rowvar=False))[::-1]
-  rows = hames.whitening(patches)
+  rows = dictionary.whitening(patches)
   energy = np.cumsum(eigenvalues) / eigenvalues.sum()
   assert energy[len(rows) - 1] >= 0.95 > energy[len(rows) - 2]
   whitened = np.cov(patches @ rows.T, rowvar=False)
@@ -87,7 +90,7 @@ def test_kmeans_objective_never_rises_and_centers_are_unit(count):
   rng = np.random.default_rng(3)
   points = rng.standard_normal((100, 6)) * rng.uniform(0.1, 3, (100, 1))
   points[:50] = points[0]  # copies: some centres start equal, and all but one of them empty
-  centers, objective = hames.spherical_kmeans(points, count, rng, iterations=12)
+  centers, objective = dictionary.spherical_kmeans(points, count, rng, iterations=12)
   assert len(objective) == 12
   assert np.all(np.diff(objective) <= 1e-7)
   assert objective[-1] < objective[0]
@@ -97,7 +100,7 @@ def test_kmeans_objective_never_rises_and_centers_are_unit(count):
 def test_kmeans_seeds_empty_clusters_again_at_points():
   points = np.repeat(np.eye(4), [70, 10, 10, 10], 0)  # most centres start at the same point
   rng = np.random.default_rng(4)
-  _, objective = hames.spherical_kmeans(points, 5, rng, iterations=40)
+  _, objective = dictionary.spherical_kmeans(points, 5, rng, iterations=40)
   assert objective[0] > -0.95
   np.testing.assert_allclose(objective[-1], -1)  # every direction has found a centre of its own
 

@@ -1,6 +1,7 @@
 """Heads as modules: what equals what, what padding may not change, and what is refused."""
 
 import dataclasses
+import json
 
 from flax import nnx
 import jax
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax.heads.head import Head, HeadSpec, dropout_masks
+from rcm_jax.heads.attention import AttentionSpec
+from rcm_jax.heads.head import Head, HeadSpec, dropout_masks, spec_of
 from tfds_rcm.errors import UserError
 
 T, F = 9, 4
@@ -18,27 +20,27 @@ FULL = HeadSpec(
   cell="gru",
   bidirectional=True,
   window=None,
-  attention="none",
-  half_width=0,
-  boundary="zero",
-  units=6,
+  attention=AttentionSpec("none", 0, units=6),
   max_slices=16,
   decoder="dense",
   feedback="none",
 )
-GLOBAL = dataclasses.replace(FULL, attention="additive", decoder="gru", feedback="own")
+GLOBAL = dataclasses.replace(
+  FULL, attention=AttentionSpec("additive", units=6), decoder="gru", feedback="own"
+)
+TOEPLITZ = AttentionSpec("toeplitz", half_width=2)
 SPECS = {
   "full": FULL,
   "forward": dataclasses.replace(FULL, bidirectional=False),
   "rnn": dataclasses.replace(FULL, cell="rnn"),
   "lstm": dataclasses.replace(FULL, cell="lstm", bidirectional=False),
   "partial": dataclasses.replace(FULL, window=3),
-  "toeplitz": dataclasses.replace(FULL, attention="toeplitz", half_width=2, feedback="own"),
+  "toeplitz": dataclasses.replace(FULL, attention=TOEPLITZ, feedback="own"),
   "renormalized": dataclasses.replace(
-    FULL, attention="toeplitz", half_width=2, boundary="renormalize", feedback="own"
+    FULL, attention=dataclasses.replace(TOEPLITZ, edge_mode="renormalize"), feedback="own"
   ),
   "additive": GLOBAL,
-  "location": dataclasses.replace(GLOBAL, attention="location"),
+  "location": dataclasses.replace(GLOBAL, attention=AttentionSpec("location", units=6)),
 }
 
 
@@ -85,7 +87,7 @@ def test_attention_rows_sum_to_one_and_give_the_context(name, stack):
   mask = mask.at[-2:].set(False)
   head = make(SPECS[name])
   weights = head.attention_weights(x, mask)
-  if SPECS[name].boundary == "zero" and SPECS[name].attention == "toeplitz":
+  if SPECS[name].attention == TOEPLITZ:
     inner = slice(2, -4)  # rows that reach over an end lack what lies there
   else:
     inner = slice(None, -2)
@@ -100,9 +102,10 @@ def test_attention_rows_sum_to_one_and_give_the_context(name, stack):
 
 
 @pytest.mark.parametrize("feedback", ["none", "own"])
-@pytest.mark.parametrize("boundary", ["zero", "renormalize"])
-def test_a_dense_decoder_before_toeplitz_attention_is_one_after_it(boundary, feedback, stack):
-  spec = dataclasses.replace(SPECS["toeplitz"], boundary=boundary, feedback=feedback)
+@pytest.mark.parametrize("edge_mode", ["zero", "renormalize"])
+def test_a_dense_decoder_before_toeplitz_attention_is_one_after_it(edge_mode, feedback, stack):
+  attention = dataclasses.replace(TOEPLITZ, edge_mode=edge_mode)
+  spec = dataclasses.replace(SPECS["toeplitz"], attention=attention, feedback=feedback)
   graph, params = nnx.split(make(spec))
   x, mask = stack[0], stack[1].at[-2:].set(False)
 
@@ -110,14 +113,14 @@ def test_a_dense_decoder_before_toeplitz_attention_is_one_after_it(boundary, fee
     head = nnx.merge(graph, params)
     return head.decoder(head.attention(head.encode(x, mask), mask), mask)
 
-  evidence = lambda params: nnx.merge(graph, params).evidence(x, mask)
+  evidence = lambda params: nnx.merge(graph, params).unary_scores(x, mask)
   np.testing.assert_allclose(evidence(params), as_drawn(params), atol=1e-5)
   gradients = [jax.grad(lambda p, f=f: (f(p) ** 2).sum())(params) for f in (evidence, as_drawn)]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-4), *gradients)
 
 
 def test_toeplitz_of_width_one_without_feedback_is_the_full_sequence_model(stack):
-  same = dataclasses.replace(FULL, attention="toeplitz")
+  same = dataclasses.replace(FULL, attention=AttentionSpec("toeplitz"))
   toeplitz, full = Head(same, nnx.Rngs(3)), Head(FULL, nnx.Rngs(3))
   np.testing.assert_array_equal(toeplitz(*stack), full(*stack))
 
@@ -145,7 +148,9 @@ def test_which_slices_a_slice_depends_on(name, n, sees, stack):
 
 def test_traced_half_width_equals_a_narrower_kernel(stack):
   wide = make(SPECS["toeplitz"])
-  narrow = Head(dataclasses.replace(SPECS["toeplitz"], half_width=1), nnx.Rngs(0))
+  narrow = Head(
+    dataclasses.replace(SPECS["toeplitz"], attention=AttentionSpec("toeplitz", 1)), nnx.Rngs(0)
+  )
   state = nnx.state(wide, nnx.Param)
   state["attention"]["logits"] = nnx.Param(wide.attention.logits[1:-1])
   nnx.update(narrow, state)
@@ -167,17 +172,37 @@ def test_dropout_scales_what_it_keeps():
   ("change", "message"),
   [
     (
-      {"attention": "toplitz"},
+      {"attention": AttentionSpec("toplitz")},
       r"config.head.attention: 'toplitz' is none of .*; did you mean 'toeplitz'\?",
     ),
     ({"window": 4}, r"config.head.window: 4 .* odd"),
-    ({"half_width": 16}, r"config.head.half_widths: 16 is outside 0 to 15"),
+    (
+      {"attention": AttentionSpec("toeplitz", 16)},
+      r"config.head.half_widths: 16 is outside 0 to 15",
+    ),
     ({"decoder": "gru"}, r"config.head.decoder: .* feedback"),
   ],
 )
 def test_impossible_architectures_are_refused(change, message):
   with pytest.raises(UserError, match=message):
     dataclasses.replace(FULL, **change)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_an_architecture_is_read_back_from_its_fields_and_from_those_of_version_0_1(name):
+  spec = SPECS[name]
+  fields = json.loads(json.dumps(dataclasses.asdict(spec)))
+  assert spec_of(fields) == spec
+  attention = fields.pop("attention")
+  fields |= {
+    "attention": attention["kind"],
+    "half_width": attention["half_width"],
+    "boundary": attention["edge_mode"],
+    "units": attention["units"],
+    "input_dropout": 0.4,
+    "average": 0.9,
+  }
+  assert spec_of(fields) == spec
 
 
 def test_location_attention_refuses_longer_stacks():

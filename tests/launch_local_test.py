@@ -13,11 +13,11 @@ import time
 
 import pytest
 
-from launch.runners import cost, job
+from launch.runners import cost, job, local
 from tfds_rcm.errors import UserError
 
 FIELDS = {
-  "model": "head",
+  "pipeline": "head",
   "data.sources": ("rcm_phantom/demo",),
   "data.image_size": None,
   "cnn.width": 0.25,
@@ -59,9 +59,9 @@ def events(args):
 
 def test_two_at_a_time_by_default_on_a_core_each(args, monkeypatch):
   args.at_once = None
-  monkeypatch.setattr(job, "num_cores", lambda: 8)
+  monkeypatch.setattr(local, "num_cores", lambda: 8)
   with_cores = "events.write(str(sorted(os.sched_getaffinity(0))).replace(' ', '') + '\\n');"
-  job.run_local([stand(name, f"time.sleep(0.3); {with_cores}") for name in "abcd"], args)
+  local.run_local([stand(name, f"time.sleep(0.3); {with_cores}") for name in "abcd"], args)
   cores = sorted(os.sched_getaffinity(0))
   half = len(cores) // 2
   shares = {str(part or cores).replace(" ", "") for part in (cores[:half], cores[half:])}
@@ -71,14 +71,14 @@ def test_two_at_a_time_by_default_on_a_core_each(args, monkeypatch):
 
 def test_one_at_a_time_on_one_core(args, monkeypatch):
   args.at_once = None
-  monkeypatch.setattr(job, "num_cores", lambda: 1)
-  job.run_local([stand(name, around(name, 0)) for name in "abc"], args)
+  monkeypatch.setattr(local, "num_cores", lambda: 1)
+  local.run_local([stand(name, around(name, 0)) for name in "abc"], args)
   assert events(args) == ["+a", "-a", "+b", "-b", "+c", "-c"]
 
 
 def test_at_most_as_many_as_asked_for(args):
   args.at_once = 2
-  job.run_local([stand(name, around(name)) for name in "abcd"], args)
+  local.run_local([stand(name, around(name)) for name in "abcd"], args)
   running = most = 0
   for event in events(args):
     running += 1 if event[0] == "+" else -1
@@ -90,7 +90,7 @@ def test_at_most_as_many_as_asked_for(args):
 def test_a_job_starts_after_the_one_it_waits_for(args):
   args.at_once = 3
   first, second = stand("a", around("a")), stand("b", around("b"), after="a")
-  job.run_local([first, second, stand("c", around("c", 0))], args)
+  local.run_local([first, second, stand("c", around("c", 0))], args)
   order = events(args)
   assert order.index("-a") < order.index("+b")
   assert order.index("+c") < order.index("+b")
@@ -100,7 +100,7 @@ def test_a_failure_is_reported_and_stops_nothing_else(args, capsys):
   args.at_once = 2
   bad = stand("bad", "print('what went wrong'); sys.exit(3)")
   with pytest.raises(UserError, match=r"1 of 3 jobs failed: bad; see .*logs") as raised:
-    job.run_local([bad, stand("b", around("b"), after="bad"), stand("c", around("c"))], args)
+    local.run_local([bad, stand("b", around("b"), after="bad"), stand("c", around("c"))], args)
   assert "\n" not in str(raised.value)
   assert {"-b", "-c"} <= set(events(args))
   assert "bad: failed, exit code 3" in capsys.readouterr().out
@@ -111,7 +111,7 @@ def test_a_failure_is_reported_and_stops_nothing_else(args, capsys):
 def test_each_place_has_its_gpu(args):
   args.at_once = None
   code = "events.write(os.environ['CUDA_VISIBLE_DEVICES'] + '\\n'); time.sleep(0.5)"
-  job.run_local([stand(name, code) for name in "abcd"], args, gpus=["4", "7"])
+  local.run_local([stand(name, code) for name in "abcd"], args, gpus=["4", "7"])
   assert sorted(events(args)) == ["4", "4", "7", "7"]
 
 
@@ -126,10 +126,10 @@ def test_an_interrupted_sweep_lets_its_jobs_save(how, args):
     import argparse, signal, sys
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     sys.path[:0] = [{os.getcwd()!r}, {os.path.dirname(__file__)!r}]
-    from launch.runners import job
+    from launch.runners import dispatch
     from launch_local_test import stand
     args = argparse.Namespace(**{{**{vars(args)!r}, "at_once": 2, "dry_run": False}})
-    job.launch([stand(name, {code!r}) for name in "ab"], args)
+    dispatch.launch([stand(name, {code!r}) for name in "ab"], args)
   """)
   process = subprocess.Popen(
     [sys.executable, "-c", program], stderr=subprocess.DEVNULL, start_new_session=True
@@ -151,8 +151,8 @@ def test_cost_counts_shared_features_once():
   assert cost.line([first, second], "cpu").startswith("2 jobs, 2 trainings, at most 1 in one")
 
 
-@pytest.mark.parametrize("model", ["head", "cnn", "hames", "kaur"])
-def test_more_data_costs_more(model):
-  demo = dataclasses.replace(stand("a", ""), fields={**FIELDS, "model": model})
+@pytest.mark.parametrize("pipeline", ["head", "cnn", "hames", "kaur"])
+def test_more_data_costs_more(pipeline):
+  demo = dataclasses.replace(stand("a", ""), fields={**FIELDS, "pipeline": pipeline})
   paper = {**demo.fields, "data.sources": ("rcm_phantom/paper",), "cnn.width": 1.0}
   assert cost.seconds(dataclasses.replace(demo, fields=paper), "cpu") > cost.seconds(demo, "cpu")

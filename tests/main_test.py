@@ -5,18 +5,19 @@ import json
 import signal
 import subprocess
 
+import decision_rule
 from main_runs import ROOT, SMALL, Runs, command, results
 import numpy as np
 import pytest
 
 from configs import end_to_end, features, full_sequence, hames, ordered_textures, toeplitz_d1
 from rcm_jax import main
-from rcm_jax.cnn import spec as cnn_spec
+from rcm_jax.cnn import extraction
 from rcm_jax.cnn import training as cnn_training
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.evaluation.predictions import COLUMNS
 from rcm_jax.heads import training as head_training
-from rcm_jax.inference import bundle
+from rcm_jax.inference import bundle, predictor
 from rcm_jax.run import pipeline
 from tfds_rcm.errors import UserError
 
@@ -88,7 +89,7 @@ def test_everything_a_person_looks_at_is_there(home):
   assert {"config.json", "metrics.jsonl", "tensorboard"} <= names
   written = json.loads((home / "run" / "config.json").read_text())
   assert {"jax", "flax", "python"} <= set(written["versions"])
-  assert written["config"]["method"] == "toeplitz_d1"
+  assert written["config"]["name"] == "toeplitz_d1"
 
 
 def test_a_second_run_answers_from_its_caches(home, monkeypatch):
@@ -102,7 +103,7 @@ def test_a_second_run_answers_from_its_caches(home, monkeypatch):
 
 def test_another_head_trains_no_cnn(home, monkeypatch, tmp_path):
   monkeypatch.setattr(cnn_training, "train", None)
-  monkeypatch.setattr(cnn_spec, "extract", None)
+  monkeypatch.setattr(extraction, "extract", None)
   config = small(full_sequence)
   config.data.data_dir = str(home / "data")
   config.head.window = 3
@@ -174,8 +175,8 @@ def test_views_are_averaged(home, monkeypatch, tmp_path, two_views):
   ("key", "value", "message"),
   [
     ("head.likelihood", "slices", "leave config.head.likelihood at 'boundaries'"),
-    ("head.components", 257, "config.head.components: 257 is outside 1 to 256"),
-    ("head.average", 1.0, "config.head.average: 1.0 is outside 0 to 1"),
+    ("head.pca_components", 257, "config.head.pca_components: 257 is outside 1 to 256"),
+    ("head.ema_decay", 1.0, "config.head.ema_decay: 1.0 is outside 0 to 1"),
     ("textures.components", 21, "config.textures.components: 21 is outside 1 to 20"),
     ("textures.gray_components", 33, "config.textures.gray_components: 33 is outside 1 to 32"),
     ("textures.gray_levels", 257, "config.textures.gray_levels: 257 is outside 1 to 256"),
@@ -200,7 +201,7 @@ def test_end_to_end_training_needs_all_features(home, monkeypatch, tmp_path):
   no_training(monkeypatch)
   config = small(end_to_end)
   config.data.data_dir = str(home / "data")
-  config.head.components = 8
+  config.head.pca_components = 8
   with pytest.raises(UserError, match="features change under the heads"):
     pipeline.run(config, tmp_path / "run", home / "cache")
 
@@ -307,7 +308,7 @@ def test_bad_input_is_one_line_and_exit_code_1(home, tmp_path, extra, message):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"model": "haed"}, "'haed' is none of .*; did you mean 'head'"),
+    ({"pipeline": "haed"}, "'haed' is none of .*; did you mean 'head'"),
     ({"head.half_widths": (500,)}, "half_widths: 500 is outside 0 to"),
     ({"head.window": 2}, "window: 2 slices have no middle; give an odd number"),
     ({"head.attention": "toplitz"}, "did you mean 'toeplitz'"),
@@ -359,3 +360,13 @@ def test_killed_and_asked_to_stop_the_same_command_ends_in_the_same_results(home
   assert not (runs.workdir / "results.json").exists()
   runs.finish()
   assert runs.results() == results(home / "run")
+
+
+def test_every_test_stack_gets_one_answer(home):
+  said = predictor.Predictor(bundle.load(home / "run"))
+  [decoded] = (home / "cache").glob("decode-*")
+  test = slices_lib.load_slices(decoded)["test"]
+  for stack in range(len(test.stack_id)):
+    rows = test.rows(stack)
+    found = said.predict(test.slices[rows], test.depth_um[rows])
+    decision_rule.assert_holds(found.interpretation, found.boundaries, found.plan, found.depth_um)

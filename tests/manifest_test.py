@@ -1,21 +1,30 @@
 """Manifests and labels in every dialect that spreadsheets and readers produce."""
 
+import shlex
+
 import numpy as np
 import pytest
 
 from tests import studies
-from tfds_rcm import labels, manifest, tables
 from tfds_rcm.errors import UserError
+from tfds_rcm.formats import csv_table
+from tfds_rcm.study import annotations
+from tfds_rcm.study import manifest as manifest_lib
 
 DEPTH_UM = 3.0 * np.arange(8)
 NAMES = [f"folder/v{t:07d}.bmp" for t in range(8)]
 HEADER = ("stack_id", "patient_id", "path", "step_um", "dej_um", "dermis_um")
 
 
+TWO_MU = ("\N{MICRO SIGN}", "\N{GREEK SMALL LETTER MU}")
+
+
 def merge(path, rules=None, names=NAMES, depth_um=DEPTH_UM):
   """Labels of the only stack of a table of labels."""
-  [readings] = manifest._read_labels(tables.read_table(path)).values()
-  return labels.merge_readings("row 2", readings, names, depth_um, rules or labels.Rules())
+  [readings] = manifest_lib._read_labels(csv_table.read_table(path)).values()
+  return annotations.merge_readings(
+    "row 2", readings, names, depth_um, rules or annotations.Rules()
+  )
 
 
 def per_slice(tmp_path, rows, header=("stack_id", "slice", "label")):
@@ -24,7 +33,7 @@ def per_slice(tmp_path, rows, header=("stack_id", "slice", "label")):
 
 def entries(path):
   problems = []
-  found = manifest.read_manifest(path, path.parent, None, problems)
+  found = manifest_lib.read_manifest(path, path.parent, None, problems)
   assert not problems
   return found
 
@@ -82,7 +91,7 @@ def test_transitions_by_depth_and_by_index(tmp_path, cells, expected):
 
 def test_transitions_count_from_one_if_told_so(tmp_path):
   path = studies.write_table(tmp_path / "l.csv", ("stack_id", "dej_index"), [("s", 8)])
-  assert merge(path, labels.Rules(first_slice=1)).labels.tolist() == [1] * 7 + [2]
+  assert merge(path, annotations.Rules(first_slice=1)).labels.tolist() == [1] * 7 + [2]
 
 
 def test_transitions_that_run_backwards_are_allowed_with_a_warning(tmp_path):
@@ -112,22 +121,24 @@ def test_slices_by_number_and_by_file(tmp_path, slices):
 
 def test_numbers_and_names_through_a_mapping(tmp_path):
   found = ["1", "2.0", "Stratum spinosum", "Dermal-Epidermal Junction", "papillary dermis"]
-  rules = labels.Rules(
-    label_map=labels.parse_label_map("1=stratum_corneum, 2=epidermis,stratum spinosum=Epidermis")
+  rules = annotations.Rules(
+    label_map=annotations.parse_label_map(
+      "1=stratum_corneum, 2=epidermis,stratum spinosum=Epidermis"
+    )
   )
   path = per_slice(tmp_path, [("s", t, name) for t, name in enumerate(found)])
   merged = merge(path, rules, NAMES[:5], DEPTH_UM[:5])
   assert merged.labels.tolist() == [0, 1, 1, 2, 3]
-  with pytest.raises(UserError, match="row 2: label '1' is unknown"):
-    merge(path, labels.Rules(), NAMES[:5], DEPTH_UM[:5])
+  with pytest.raises(UserError, match="row 2: unknown label: '1' "):
+    merge(path, annotations.Rules(), NAMES[:5], DEPTH_UM[:5])
   for bad in ("1", "1=bone"):
     with pytest.raises(UserError, match="label_map"):
-      labels.parse_label_map(bad)
+      annotations.parse_label_map(bad)
 
 
 def _readers(tmp_path, votes):
   rows = [
-    ("s", t, labels.STRATA[label], reader)
+    ("s", t, annotations.STRATA[label], reader)
     for reader, of_reader in votes.items() for t, label in enumerate(of_reader) if label >= 0
   ]  # fmt: skip
   return per_slice(tmp_path, rows, ("stack_id", "slice", "label", "reader"))
@@ -142,7 +153,7 @@ def test_readers_are_merged_by_majority_and_ties_go_to_the_senior(tmp_path):
   merged = merge(_readers(tmp_path, votes))
   assert merged.labels.tolist() == [1, 1, 2, 2, 3, 2, 3, 3]
   assert merged.disagreements == 4
-  rules = labels.Rules(reader_order=("cem", "bob"))
+  rules = annotations.Rules(reader_order=("cem", "bob"))
   assert merge(_readers(tmp_path, votes), rules).labels.tolist() == [1, 1, 2, 2, 3, 1, 3, 3]
 
 
@@ -190,6 +201,141 @@ def test_labels_in_both_files_or_in_none(tmp_path):
   )
   path = per_slice(tmp_path, [("s0", 0, "dej")])
   problems = []
-  assert not manifest.read_manifest(table, tmp_path, path, problems)
+  assert not manifest_lib.read_manifest(table, tmp_path, path, problems)
   assert "m.csv, row 2: has transitions, and labels in" in problems[0]
   assert "m.csv, row 3: stack s1 has no labels" in problems[1]
+
+
+@pytest.mark.parametrize("header", [
+  *(form.replace("µ", mu) for mu in TWO_MU for form in (
+    "dej_µm", "DEJ µm", "DEJ (µm)", "Dej [µm]", "dej, µm", "DEJ-µM", " dej\nµm ")),
+  "DEJ (um)", "dej_um", "DEJ \N{SQUARE MU M}", "DEJ_\N{GREEK CAPITAL LETTER MU}M",
+])  # fmt: skip
+def test_every_spelling_of_a_depth_in_micrometres_is_read(tmp_path, header):
+  path = studies.write_table(
+    tmp_path / "l.csv", ("stack_id", header, "dermis µm"), [("s", 6, 15)], encoding="utf-8"
+  )
+  assert merge(path).labels.tolist() == [1, 1, 2, 2, 2, 3, 3, 3]
+  names = ("stack_id", "patient_id", "path", "step µm", header, "Dermis (µm)")
+  path = studies.write_table(tmp_path / "m.csv", names, [("s", "p", "a", 3, 6, 15)])
+  [entry] = entries(path)
+  assert entry.step_um == 3
+  merged = annotations.merge_readings("row 2", entry.readings, NAMES, DEPTH_UM, annotations.Rules())
+  assert merged.labels.tolist() == [1, 1, 2, 2, 2, 3, 3, 3]
+
+
+def test_a_micro_sign_in_latin_1_is_read(tmp_path):
+  path = studies.write_table(
+    tmp_path / "l.csv", ("stack_id", "dej_µm", "dermis_µm"), [("s", 6, 15)], encoding="latin-1"
+  )
+  assert merge(path).labels.tolist() == [1, 1, 2, 2, 2, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+  "header", ["dej_mm", "DEJ depth", "dejum", "D.E.J. junction", "stratum corneum µm", "DEJ_nm"]
+)
+@pytest.mark.parametrize("table", ["manifest", "labels"])
+def test_a_boundary_that_is_not_understood_is_refused_and_not_passed_over(tmp_path, header, table):
+  columns, row = ["stack_id", header, "dermis_um"], ["s", 6, 15]
+  if table == "manifest":
+    columns, row = [*columns, "patient_id", "path", "step_um"], [*row, "p", "a", 3]
+  path = studies.write_table(tmp_path / "t.csv", columns, [row])
+  stacks, other = path, None
+  if table == "labels":
+    stacks = studies.write_table(tmp_path / "m.csv", HEADER[:4], [("s", "p", "a", 3)])
+    other = path
+  with pytest.raises(UserError) as error:
+    manifest_lib.read_manifest(stacks, tmp_path, other, [])
+  assert f"t.csv, row 1: column {header!r} is not understood" in str(error.value)
+
+
+def read(tmp_path, columns, header, row, labels_header=(), labels_row=()):
+  """Warnings and entries of a manifest of one row, with labels."""
+  stacks = studies.write_table(tmp_path / "m.csv", header, [row])
+  table = None
+  if labels_header:
+    table = studies.write_table(tmp_path / "labels.csv", labels_header, [labels_row])
+  problems, warnings = [], []
+  found = manifest_lib.read_manifest(stacks, tmp_path, table, problems, warnings, columns)
+  assert not problems
+  return warnings, found
+
+
+def test_unknown_columns_are_named_in_every_table(tmp_path):
+  warnings, _ = read(
+    tmp_path, {}, (*HEADER[:4], "Age", "sites", ""), ("s", "p", "a", 3, 50, "arm", "x"),
+    ("stack_id", "slice", "label", "Remark"), ("s", 0, "dej", "blurred"),
+  )  # fmt: skip
+  assert len(warnings) == 2
+  assert (
+    "m.csv, row 1: unknown columns passed over: 'Age', 'sites' (is it site? then" in warnings[0]
+  )
+  assert "labels.csv, row 1: unknown column passed over: 'Remark'" in warnings[1]
+
+
+def test_columns_are_renamed(tmp_path):
+  header = ("Stack", "patient_id", "Patient code", "path", "step_um", "DEJ depth")
+  columns = {"stack_id": "stack", "patient_id": "Patient code", "dej_um": "DEJ depth"}
+  warnings, [entry] = read(tmp_path, columns, header, ("s", "internal", "P7", "a", 3, 9))
+  assert (entry.stack_id, entry.patient_id) == ("s", "P7")
+  assert entry.readings[0].rows[0].number("dej_um") == 9
+  [warning] = warnings
+  assert "unknown column passed over: 'patient_id'" in warning
+  swapped = {"stack_id": "patient_id", "patient_id": "stack_id"}
+  _, [entry] = read(tmp_path, swapped, HEADER, ("p", "s", "a", 3, 9, ""))
+  assert (entry.stack_id, entry.patient_id) == ("s", "p")
+
+
+@pytest.mark.parametrize(("columns", "expected"), [
+  ({"label": "Layr"}, "no column 'Layr' in .*m.csv; did you mean 'path'"),
+  ({"labl": "path"}, "no column labl; did you mean 'label'"),
+])  # fmt: skip
+def test_a_renaming_of_what_is_not_there_is_refused(tmp_path, columns, expected):
+  with pytest.raises(UserError, match=expected):
+    read(tmp_path, columns, HEADER, ("s", "p", "a", 3, 9, ""))
+
+
+def test_slices_and_transitions_share_a_table(tmp_path):
+  header = ("stack_id", "reader", "slice", "label", "dej_um", "dermis_um")
+  rows = [("a", "ann", t, name, "", "") for t, name in enumerate(["epidermis"] * 5 + ["dej"] * 3)]
+  rows += [("a", "bob", "", "", 12, 21), ("b", "ann", "", "", 6, 15)]
+  table = csv_table.read_table(studies.write_table(tmp_path / "l.csv", header, rows))
+  readings = manifest_lib._read_labels(table)
+  merged = {
+    name: annotations.merge_readings("row 2", found, NAMES, DEPTH_UM, annotations.Rules())
+    for name, found in readings.items()
+  }
+  assert merged["a"].labels.tolist() == [1, 1, 1, 1, 1, 2, 2, 2]
+  assert (merged["a"].read_again, merged["a"].disagreements) == (8, 2)
+  assert merged["b"].labels.tolist() == [1, 1, 2, 2, 2, 3, 3, 3]
+  assert merged["b"].read_again == 0
+
+
+@pytest.mark.parametrize(("rows", "expected"), [
+  ([("s", 0, "dej", ""), ("s", "", "", 6)], "row 3: a transition, but other rows label slices"),
+  ([("s", 0, "dej", 6)], "row 2: a transition, but other rows label slices"),
+  ([("s", "", "dej", "")], "row 2: slice is empty"),
+  ([("s", 0, "", "")], "row 2: label is empty"),
+  ([("s", "", "", "")], "row 2: no transition is given"),
+])  # fmt: skip
+def test_rows_of_a_shared_table_that_say_two_things_or_none(tmp_path, rows, expected):
+  path = studies.write_table(tmp_path / "l.csv", ("stack_id", "slice", "label", "dej_um"), rows)
+  with pytest.raises(UserError, match=expected):
+    merge(path)
+
+
+def test_unknown_labels_are_told_at_once_with_an_option_that_settles_them(tmp_path):
+  found = ["dermiss", "7", "7", "a, b", "x=y", "DEJ", "7", "Epidermis "]
+  path = per_slice(tmp_path, [("s", t, name) for t, name in enumerate(found)])
+  [readings] = manifest_lib._read_labels(csv_table.read_table(path)).values()
+  line = annotations.unknown_labels(readings, {})
+  assert "labels.csv, row 2: unknown labels: '7' (3 rows, first in row 3), 'a, b' (row 5), " in line
+  assert "'dermiss' (row 2), 'x=y' (row 6)" in line
+  [option] = shlex.split(line.partition(", by ")[2])
+  assert option == '--label_map=7=?,"a, b=?",dermiss=dermis,x=y=?'
+  text = option.partition("=")[2]
+  with pytest.raises(UserError, match="FOUND=STRATUM"):
+    annotations.parse_label_map(text)  # nobody guesses what 7 means
+  rules = annotations.Rules(annotations.parse_label_map(text.replace("?", "epidermis")))
+  assert annotations.unknown_labels(readings, rules.label_map) == ""
+  assert merge(path, rules).labels.tolist() == [3, 1, 1, 1, 1, 2, 1, 1]

@@ -9,6 +9,7 @@ import re
 import sys
 import tomllib
 
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 import pytest
@@ -19,28 +20,49 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
 
-def pins(filename: str) -> dict[str, str]:
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+PYTHONS = ("3.11", "3.12", "3.13")
+
+
+def pins(filename: str, python: str = HERE) -> dict[str, str]:
   found = {}
   for line in (ROOT / filename).read_text().splitlines():
     line = line.split("#")[0].strip()
     if line.startswith("-r "):
-      found |= pins(line[3:])
+      found |= pins(line[3:], python)
     elif line:
-      name, version = re.fullmatch(r"([\w.-]+)(?:\[\w+\])?==([\w.]+)(?:\s*;.*)?", line).groups()
-      found[canonicalize_name(name)] = version
+      name, version, marker = re.fullmatch(
+        r"([\w.-]+)(?:\[\w+\])?==([\w.]+)(?:\s*;(.*))?", line
+      ).groups()
+      if not marker or Marker(marker).evaluate({"python_version": python}):
+        name = canonicalize_name(name)
+        assert found.get(name, version) == version, f"{filename}: two of {name} on Python {python}"
+        found[name] = version
   return found
 
 
+@pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize(
   ("ranges", "filename"),
-  [(PROJECT["dependencies"], "requirements.txt"), (EXTRAS["dev"], "requirements-dev.txt")],
+  [
+    (PROJECT["dependencies"], "requirements.txt"),
+    (EXTRAS["dev"], "requirements-dev.txt"),
+    (EXTRAS["cuda13"], "requirements-cuda.txt"),
+  ],
 )
-def test_every_dependency_is_pinned_within_its_range(ranges, filename):
-  pinned = pins(filename)
+def test_every_dependency_is_pinned_within_its_range(ranges, filename, python):
+  pinned = pins(filename, python)
   for requirement in map(Requirement, ranges):
     version = pinned.get(canonicalize_name(requirement.name))
     assert version is not None, f"{requirement.name} is not in {filename}"
     assert requirement.specifier.contains(version), f"{requirement} excludes {version}"
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_jax_and_its_plugins_are_of_one_version(python):
+  pinned = pins("requirements-cuda.txt", python)
+  names = ("jax", "jaxlib", "jax-cuda13-pjrt", "jax-cuda13-plugin")
+  assert len({pinned[name] for name in names}) == 1
 
 
 def test_pins_are_complete():

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from tensorflow_datasets.proto import tf_example_pb2
 
-from tfds_rcm import features, prepare, shards
+from tfds_rcm import prepare, shards
+from tfds_rcm import record as record_lib
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
 from tfds_rcm.rcm_phantom import generate, readers, render, spec
 from tfds_rcm.rcm_phantom import rcm_phantom_dataset_builder as builder_lib
@@ -44,7 +45,7 @@ def test_records_come_back_as_they_were_rendered(tiny):
     source = builder.as_data_source(split)
     assert len(source) == count
     for example in source:
-      record = features.read_record(example)
+      record = record_lib.read_record(example)
       anatomy = anatomies[record.stack_id]
       plan = readers.plan_stack(phantom, anatomy)
       assert anatomy.split == split
@@ -181,9 +182,9 @@ def test_records_are_checked(change, what):
     "labels": [0, 1],
     "depth_um": [0.0, 3.0],
   }
-  features.stack_record(**fields)
+  record_lib.stack_record(**fields)
   with pytest.raises(ValueError, match=what):
-    features.stack_record(**{**fields, **change})
+    record_lib.stack_record(**{**fields, **change})
 
 
 GRAY = np.arange(200, dtype=np.uint8).reshape(2, 10, 10)
@@ -192,7 +193,7 @@ GRAY = np.arange(200, dtype=np.uint8).reshape(2, 10, 10)
 @pytest.mark.parametrize("slices", [[b"one\0", b"two"], list(GRAY), [s.T for s in GRAY]])
 @pytest.mark.parametrize("pixel_um", [None, 0.5])
 def test_shards_hold_what_tfds_would_write(tmp_path, slices, pixel_um):
-  record = features.stack_record(
+  record = record_lib.stack_record(
     stack_id="s", patient_id="Ørsted", slices=slices, labels=[0, 3], depth_um=[0.0, 3.1],
     site="arm" * 50, pixel_um=pixel_um,
   )  # fmt: skip
@@ -201,6 +202,6 @@ def test_shards_hold_what_tfds_would_write(tmp_path, slices, pixel_um):
   assert shards.is_whole_shard(path, 2)
   assert not shards.is_whole_shard(path, 3)
   [written, _] = array_record_module.ArrayRecordReader(str(path)).read_all()
-  by_tfds = features.stack_features(png=isinstance(slices[0], bytes)).serialize_example(record)
+  by_tfds = record_lib.stack_features(png=isinstance(slices[0], bytes)).serialize_example(record)
   ordered = tf_example_pb2.Example.FromString(by_tfds).SerializeToString(deterministic=True)
   assert written == ordered

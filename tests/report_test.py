@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html
 import json
+import pathlib
 import re
 import shutil
 import subprocess
 
 import bundles
+import jsonschema
 import numpy as np
 import pytest
 
@@ -30,6 +32,7 @@ def result_of(count: int = 12, name: str = "stack") -> dict:
       "name": f"{name} {t}",
       "depth_um": 3.0 * t,
       "stratum": stratum,
+      "most_probable_stratum": stratum,
       "probabilities": {s: 0.8 if s == stratum else 0.1 for s in ("epidermis", "dej", "dermis")},
     }
     for t, stratum in enumerate(strata)
@@ -38,20 +41,22 @@ def result_of(count: int = 12, name: str = "stack") -> dict:
     "name": name,
     "shown": True,
     "probability_shown": 0.9,
-    "depth_um": 3.0 * t - 1.5,
+    "depth_um": 3.0 * t,
     "low_um": 3.0 * t - 6,
     "high_um": 3.0 * t + 6,
     "slice": t,
     "read_by_eye": t == 9,
   }
   return {
-    "schema": "rcm_jax.prediction/1",
-    "stack": {"name": name, "source": f"/data/{name}", "step_um": 3.0, "pixel_um": 0.5},
+    "schema": "rcm_jax.prediction/2",
+    "stack": {"id": name, "source": f"/data/{name}", "step_um": 3.0, "pixel_um": 0.5},
     "model": {
       "method": "toeplitz_d1",
       "members": 3,
       "dataset": "rcm_phantom/demo",
       "coverage": 0.9,
+      "measured_coverage": {"epidermis_dej": 0.8, "dej_dermis": None},
+      "test_patients": 7,
       "temperature": 1.0,
       "version": "0",
     },
@@ -89,7 +94,7 @@ def test_names_from_files_stay_text():
   assert "<img src=x" not in page
   assert html.escape(EVIL) in page
   data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1]
-  assert json.loads(data)["result"]["stack"]["name"] == EVIL
+  assert json.loads(data)["result"]["stack"]["id"] == EVIL
   assert len(json.loads(data)["images"]) == 12
 
 
@@ -100,6 +105,19 @@ def test_nothing_comes_from_outside():
   assert "default-src 'none'" in page
   assert not re.search(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=\"(?!data:|\")", page)
   assert not re.search(r"\{\{\w+\}\}", page)
+
+
+def test_the_made_up_result_is_one():
+  schema = pathlib.Path(html_report.__file__).with_name("prediction.schema.json")
+  jsonschema.validate(result_of(), json.loads(schema.read_text()))
+
+
+def test_intervals_say_what_they_promise_and_what_they_kept():
+  page = html_report.render(result_of(), bundles.slices(12, size=16))
+  assert "for 90% of patients; of 7 test patients they did for: epidermis–DEJ 80%." in page
+  result = result_of()
+  result["model"] = {**result["model"], "coverage": None}
+  assert "Intervals are meant" not in html_report.render(result, bundles.slices(12, size=16))
 
 
 def test_slices_are_shown_no_larger_than_needed():
@@ -136,7 +154,10 @@ window.addEventListener("load", () => {
   const wide = document.documentElement.scrollWidth > window.innerWidth;
   const page = getComputedStyle(document.body).backgroundColor;
   const scale = document.querySelector(".scale").textContent;
-  document.body.dataset.seen = JSON.stringify({ log, faults: window.faults, wide, page, scale,
+  const starts = [...document.querySelectorAll("#chart rect[data-stratum]")].map(r => Number(r.getAttribute("x")));
+  const lines = [...document.querySelectorAll("#chart line[data-boundary]")].map(r => Number(r.getAttribute("x1")));
+  document.body.dataset.seen = JSON.stringify({ log, ribbon: starts, boundaries: lines,
+    faults: window.faults, wide, page, scale,
     natural: id("image").naturalWidth });
 });
 </script>"""
@@ -181,7 +202,9 @@ def test_the_viewer_works_in_a_browser(tmp_path):
   assert len(set(sources.values())) == len(sources)  # every slice shows its own image
   cursors = {index: x for _, index, _, _, x in seen["log"]}
   assert [cursors[i] for i in sorted(cursors)] == sorted(cursors.values())
-  assert seen["log"][0][3].startswith("7 / 12 · 18.0 µm · DEJ 80 %")
+  assert seen["log"][0][3] == "slice 6 of 0–11 · 18.0 µm · DEJ"
+  # The bar changes where the boundary's line stands.
+  np.testing.assert_allclose(seen["ribbon"][1:], seen["boundaries"], atol=0.1)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian package chromium)")

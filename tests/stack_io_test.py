@@ -9,6 +9,7 @@ import tifffile
 
 from tests.studies import write_dicom, write_images
 from tfds_rcm import stack_io
+from tfds_rcm.errors import UserError
 from tfds_rcm.formats import images
 
 T, SIDE, STEP_UM, PIXEL_UM = 12, 24, 1.7, 0.5
@@ -154,6 +155,82 @@ def test_sixteen_bits_are_scaled_by_the_stacks_range_never_wrapped(tmp_path, suf
     np.testing.assert_array_equal(np.stack(list(reader)), stack.slices)
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float64])
+def test_hot_and_dead_pixels_make_no_stack_black(tmp_path, dtype):
+  values = np.random.default_rng(1).integers(1000, 3001, (8, SIDE, SIDE)).astype(dtype)
+  np.save(tmp_path / "clean.npy", values)
+  clean = stack_io.read_stack(tmp_path / "clean.npy", step_um=3).slices.astype(int)
+  values[3, 5, 7], values[6, 1, 1], values[1, 2, 3] = 65535, 65535, 0
+  np.save(tmp_path / "hot.npy", values)
+  with stack_io.open_stack(tmp_path / "hot.npy", step_um=3) as reader:
+    assert reader.deep
+    hot = np.stack(list(reader)).astype(int)
+    np.testing.assert_array_equal(reader.read_all(), hot)
+  assert hot[3, 5, 7] == hot[6, 1, 1] == 255
+  assert hot[1, 2, 3] == 0
+  good = (values >= 1000) & (values <= 3000)
+  # One end may move by the distance between neighbours among 4,608 sorted values.
+  assert np.abs(hot - clean)[good].max() <= 2
+  assert 100 < hot.mean() < 155
+
+
+@pytest.mark.parametrize("outliers", [0, 4, 5])
+def test_a_thousandth_of_the_pixels_is_left_out_at_each_end(tmp_path, outliers):
+  values = np.full((4, 25, 50), 2000, np.uint16)  # 5,000 pixels
+  values[:, ::2] = 1000
+  values.reshape(-1)[:outliers] = 40000
+  values.reshape(-1)[-outliers or len(values.reshape(-1)) :] = 7
+  np.save(tmp_path / "s.npy", values)
+  slices = stack_io.read_stack(tmp_path / "s.npy", step_um=3).slices
+  assert set(np.unique(slices[1:3])) == {0, 255}
+  assert slices[0].max() == 255
+  assert slices[3].min() == 0
+
+
+def test_eight_bits_stay_and_a_stack_of_one_value_is_black(tmp_path):
+  values = np.full((2, SIDE, SIDE), 9, np.uint8)
+  values[0, 0, 0] = 255
+  np.save(tmp_path / "s.npy", values)
+  with stack_io.open_stack(tmp_path / "s.npy", step_um=3) as reader:
+    assert not reader.deep
+    np.testing.assert_array_equal(reader.read_all(), values)
+  # In a study of both, the range is that of the deeper stacks.
+  given = stack_io.read_stack(tmp_path / "s.npy", step_um=3, value_range=(0, 4095))
+  np.testing.assert_array_equal(given.slices, values)
+  np.save(tmp_path / "s.npy", np.full((2, SIDE, SIDE), 9.0))
+  assert not stack_io.read_stack(tmp_path / "s.npy", step_um=3).slices.any()
+
+
+ODD_NAMES = ("M\udcfcller", "a" * 247, "µ β 皮", "tab\there", "quote'\"%s{}", "\u202eright to left")
+
+
+@pytest.mark.parametrize("stem", ODD_NAMES)
+@pytest.mark.parametrize("suffix", ["bmp", "png", "jpg", "tif", "npy", "npz", "dcm"])
+def test_any_name_that_the_file_system_allows_is_read_and_told(tmp_path, volume, stem, suffix):
+  folder = tmp_path / stem[:200]
+  folder.mkdir()
+  path = folder / f"{stem}.{suffix}"
+  plain = tmp_path / f"plain.{suffix}"
+  if suffix in ("npy", "npz"):
+    (np.save if suffix == "npy" else np.savez)(plain, volume[:1])
+  elif suffix == "dcm":
+    write_dicom(plain, volume[:1])
+  else:
+    Image.fromarray(volume[0]).save(plain)
+  plain.rename(path)
+  assert stack_io.read_stack(path, step_um=3).slices.shape == (1, SIDE, SIDE)
+  for t in range(2):  # a folder of several, numbered before what is odd
+    (folder / f"{t}{stem[:240]}.{suffix}").write_bytes(path.read_bytes())
+  path.write_bytes(path.read_bytes()[:150])
+  with pytest.raises(UserError) as error:
+    stack_io.read_stack(path, step_um=3)
+  str(error.value).encode()  # no surrogate is left
+  assert str(error.value).isprintable()
+  path.unlink()
+  if suffix not in ("npy", "npz", "dcm"):
+    assert len(stack_io.read_stack(folder, step_um=3).slices) == 2
+
+
 def test_float_volume_is_scaled_and_clipped(tmp_path):
   values = np.linspace(-2.0, 2.0, 2 * SIDE * SIDE).reshape(2, SIDE, SIDE)
   np.save(tmp_path / "f.npy", values)
@@ -205,6 +282,7 @@ def test_streamed_slices_are_those_of_the_whole_stack(tmp_path, volume):
     ["s2_z008", "s2_z009", "s2_z010"],
     ["z0", "z3", "z6"],
     ["08-59_v1", "09-00_v2", "09-03_v3"],
+    ["20240131235959999998", "20240131235959999999", "20240131235960000000"],
   ],
 )
 def test_natural_order(tmp_path, names):

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tfds_rcm import png, staging
+from tfds_rcm import staging
+from tfds_rcm.formats import png
 
 
 def make(job, path):

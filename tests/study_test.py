@@ -9,7 +9,7 @@ import pytest
 
 from launch import study, sweep
 from launch.replication import ablations, findings, seeds
-from launch.runners import job as job_lib
+from launch.runners import dispatch
 from rcm_jax.evaluation import finished_runs, paper_results
 from rcm_jax.evaluation import predictions as predictions_lib
 
@@ -24,12 +24,12 @@ def _at_the_root(monkeypatch):
 def test_the_core_is_table_1_and_the_ordered_heads():
   folded = sweep.fold(study.core("paper_small", 5, 3))
   assert len(folded) == 10
-  members = {job.fields["method"]: job.members for job in folded}
+  members = {job.fields["name"]: job.members for job in folded}
   once_a_cnn = {"inception_v3", "iv3_context", "hames", "kaur"}
   assert members.pop("toeplitz_d7") == 30
   assert set(findings.METHODS) < set(members)
   assert {count for method, count in members.items() if method not in once_a_cnn} == {5}
-  seeds = {job.fields["method"]: len(job.fields["seeds"]) for job in folded}
+  seeds = {job.fields["name"]: len(job.fields["seeds"]) for job in folded}
   assert {seeds[method] for method in once_a_cnn} == {3}
   for job in folded:
     assert job.fields["data.sources"] == (SOURCE,)
@@ -51,7 +51,7 @@ def test_another_seed_moves_the_phantom_and_every_training():
     assert job.fields["data.sources"] == (SOURCE + "+seed=1",)
     assert set(job.fields["seeds"]) <= {1000, 1001}
     assert job.fields["cnn.seed"] == 1000
-    assert job.fields["method"] in (*paper_results.METHODS, *findings.METHODS)
+    assert job.fields["name"] in (*paper_results.METHODS, *findings.METHODS)
 
 
 def test_tests_of_other_domains_share_no_patient_with_training():
@@ -181,7 +181,7 @@ def test_a_part_runs_its_jobs_below_its_name_and_writes_its_table(tmp_path, monk
     del args
     started.extend(job.name for job in folded)
 
-  monkeypatch.setattr(job_lib, "launch", launched)
+  monkeypatch.setattr(dispatch, "launch", launched)
   written = []
   monkeypatch.setattr(study, "_write_ablation", lambda part, *rest: written.append(part))
   study.main([f"--workdir={tmp_path}", f"--out={tmp_path}", "--parts", "boundary", "feedback"])

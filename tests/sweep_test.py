@@ -25,7 +25,7 @@ def _at_the_root(monkeypatch):
 
 def expand(job: job_lib.Job) -> list[tuple]:
   """A job's trainings: its architecture, and one value of each folded field."""
-  rest = tuple((n, v) for n, v in job.fields.items() if n not in sweep.FOLDED and n != "method")
+  rest = tuple((n, v) for n, v in job.fields.items() if n not in sweep.FOLDED and n != "name")
   return [(*rest, *values) for values in itertools.product(*(job.fields[n] for n in sweep.FOLDED))]
 
 
@@ -128,8 +128,8 @@ def test_rows_of_different_jobs_have_different_methods():
     sweep.grid({"head.dropouts": [0.2, 0.3, 0.1]}),
   )
   folded = sweep.fold(points)
-  assert len({job.fields["method"] for job in folded}) == len(folded) == 3
-  assert folded[2].fields["method"] == "toeplitz_d1"  # nothing changed, nothing added
+  assert len({job.fields["name"] for job in folded}) == len(folded) == 3
+  assert folded[2].fields["name"] == "toeplitz_d1"  # nothing changed, nothing added
 
 
 def test_a_job_keeps_its_name_when_its_sweep_grows():

@@ -24,7 +24,7 @@ def test_the_methods_are_the_papers():
 def test_every_method_has_a_config_that_names_it(preset):
   for method in table1.METHODS:
     fields = sweep.resolve({"config": f"configs/{method}.py:{preset}"})
-    assert fields["method"] == method
+    assert fields["name"] == method
     assert fields["data.sources"] == (f"rcm_phantom/{preset}",)
 
 
@@ -35,9 +35,9 @@ def test_half_widths_train_in_one_program_and_features_are_shared():
   assert toeplitz.fields["seeds"] == (0, 1, 2, 3)
   assert toeplitz.members == 24
   assert len(folded) == 13 - 5
-  assert folded[0].fields["method"] == "global_attention"  # the fewest members
+  assert folded[0].fields["name"] == "global_attention"  # the fewest members
   for job in folded:
-    own_features = job is folded[0] or job.fields["model"] in ("hames", "kaur")
+    own_features = job is folded[0] or job.fields["pipeline"] in ("hames", "kaur")
     own_features |= job.fields["cnn.context"] != toeplitz.fields["cnn.context"]
     assert job.after == (None if own_features else folded[0].name)
 

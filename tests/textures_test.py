@@ -10,6 +10,7 @@ import pytest
 
 from rcm_jax.baselines import hames
 from rcm_jax.data import slices as slices_lib
+from rcm_jax.textures import dictionary
 from rcm_jax.textures import encoder as texture_encoder
 from rcm_jax.textures import learning as texture_learning
 
@@ -67,7 +68,7 @@ def test_another_seed_is_another_dictionary(splits, tmp_path):
 def test_histograms_are_those_of_integer_arithmetic(splits, monkeypatch, downsampling, most):
   monkeypatch.setattr(texture_encoder, "MAX_PATCHES", most)
   images = splits["train"].slices
-  basis, words = hames.learn_words(images, count=12, factor=downsampling, seed=0)
+  basis, words = dictionary.learn_words(images, count=12, factor=downsampling, seed=0)
   filters = texture_learning.whole_filters(basis, words, downsampling)
   whole = filters.astype(np.int64).reshape(12, -1)
   np.testing.assert_array_equal(whole.reshape(filters.shape), filters)
@@ -89,7 +90,7 @@ def test_histograms_are_those_of_integer_arithmetic(splits, monkeypatch, downsam
 @pytest.mark.parametrize("downsampling", [1, 2])
 def test_rounding_moves_few_patches_to_another_word(splits, downsampling):
   images = splits["train"].slices
-  basis, words = hames.learn_words(images, count=12, factor=downsampling, seed=0)
+  basis, words = dictionary.learn_words(images, count=12, factor=downsampling, seed=0)
   filters = texture_learning.whole_filters(basis, words, downsampling)
   found = texture_encoder.shares(filters, images, downsampling)
   unrounded = hames.frequencies_of(images, basis, words, downsampling)
@@ -97,7 +98,7 @@ def test_rounding_moves_few_patches_to_another_word(splits, downsampling):
 
 
 def test_a_flat_slice_has_nothing_but_the_first_word(splits):
-  basis, words = hames.learn_words(splits["train"].slices, count=12, factor=1, seed=0)
+  basis, words = dictionary.learn_words(splits["train"].slices, count=12, factor=1, seed=0)
   filters = texture_learning.whole_filters(basis, words, 1)
   [found] = texture_encoder.shares(filters, np.full((1, 20, 20), 200, np.uint8), 1)
   np.testing.assert_array_equal(found, np.eye(12)[0])

@@ -14,9 +14,18 @@ class UserError(ValueError):
   """
 
   def __init__(self, message: str):
-    super().__init__(
-      "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message)
-    )
+    # A list of details goes on in indented lines; other line ends come from names of files.
+    super().__init__("\n  ".join(printable(line) for line in message.split("\n  ")))
+
+
+def printable(text: str) -> str:
+  """Text for one line of any terminal and any UTF-8 file.
+
+  A file's name may hold line ends, and bytes that are no UTF-8, which Python keeps as lone
+  surrogates that cannot be written. They come out as in Python's literals.
+  """
+  text = "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
+  return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

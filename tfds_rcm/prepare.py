@@ -1,7 +1,7 @@
 """Writes and registers a dataset: `python -m tfds_rcm.prepare NAME [options]`.
 
-NAME is a key of COMMANDS; `NAME --help` tells its options. TFDS's own command line
-does the same and needs TensorFlow.
+`NAME --help` tells the options of a dataset. TFDS's own command line does the same and needs
+TensorFlow.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import os
 import pathlib
 import sys
 
-from tfds_rcm.errors import UserError
+from tfds_rcm import disk
+from tfds_rcm.errors import UserError, printable
 
-# Dataset → module with `add_arguments(parser, name)` and `run(name, args, data_dir)`. Imported when
+# Dataset → what it is, and its module with `add_arguments(parser, name)` and `run(name, args, data_dir)`. Imported when
 # asked for: each brings its own libraries.
 COMMANDS = {
-  "rcm_phantom": "tfds_rcm.rcm_phantom.command",
-  "rcm_dryad": "tfds_rcm.prepare_study",
-  "rcm_clinical": "tfds_rcm.prepare_study",
+  "rcm_phantom": ("simulated stacks", "tfds_rcm.rcm_phantom.command"),
+  "rcm_dryad": ("the archive of Hames et al. 2016", "tfds_rcm.prepare_study"),
+  "rcm_clinical": ("your own study", "tfds_rcm.prepare_study"),
 }
 
 
@@ -59,10 +60,12 @@ def default_data_dir() -> pathlib.Path:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit code."""
   argv = list(sys.argv[1:] if argv is None else argv)
+  if hasattr(sys.stdout, "reconfigure"):
+    sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has µ, or all of a path
   parser = argparse.ArgumentParser(prog="python -m tfds_rcm.prepare", description=__doc__)
-  subparsers = parser.add_subparsers(dest="name", required=True, metavar="NAME")
-  for name, module in COMMANDS.items():
-    subparser = subparsers.add_parser(name)
+  subparsers = parser.add_subparsers(dest="name", required=True, metavar="NAME", title="datasets")
+  for name, (what, module) in COMMANDS.items():
+    subparser = subparsers.add_parser(name, help=what, description=f"Prepares {name}: {what}.")
     subparser.add_argument(
       "--data_dir",
       type=pathlib.Path,
@@ -73,16 +76,20 @@ def main(argv: Sequence[str] | None = None) -> int:
       importlib.import_module(module).add_arguments(subparser, name)
   args = parser.parse_args(argv)
   try:
-    importlib.import_module(COMMANDS[args.name]).run(args.name, args, args.data_dir.expanduser())
+    importlib.import_module(COMMANDS[args.name][1]).run(args.name, args, args.data_dir.expanduser())
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
   except OSError as error:
-    place = error.filename or args.data_dir
+    place = printable(os.fsdecode(error.filename or args.data_dir))
     reason = error.strerror or error
+    if error.errno in disk.FULL:
+      advice = "make room, or choose another --data_dir"
+    else:
+      advice = "mend that, or choose another --data_dir"
     print(
-      f"error: {place}: {reason}; make room or choose another --data_dir, then run the same"
-      " command again: it goes on where it stopped",
+      f"error: {place}: {reason}; {advice}, then run the same command again: it goes on where it"
+      " stopped",
       file=sys.stderr,
     )
     return 1

@@ -15,24 +15,31 @@ from array_record.python import array_record_module
 import numpy as np
 from tensorflow_datasets.proto import tf_feature_pb2
 
+from tfds_rcm import disk
+
 _FIRST, _SECOND = b"\x0a", b"\x12"  # tags of a message's field 1 or 2, its length to follow
 _Chunks = list[bytes | np.ndarray]
 
 
 def write_shard(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> None:
-  """Writes a shard of what `features.stack_record` made."""
-  writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
-  try:
-    for record in records:
-      writer.write(serialize(record))
-  finally:
-    writer.close()
+  """Writes a shard of what `features.stack_record` made.
+
+  Raises:
+    OSError: the file cannot be written, above all because the disk is full.
+  """
+  with disk.failures_told(path):
+    writer = array_record_module.ArrayRecordWriter(os.fsencode(path), "group_size:1,uncompressed")
+    try:
+      for record in records:
+        writer.write(serialize(record))
+    finally:
+      writer.close()
 
 
 def is_whole_shard(path: str | os.PathLike[str], count: int) -> bool:
   """Whether a shard is there with `count` records, all of which can be read."""
   try:
-    reader = array_record_module.ArrayRecordReader(os.fspath(path))
+    reader = array_record_module.ArrayRecordReader(os.fsencode(path))
     return reader.num_records() == count and all(reader.read([i]) for i in range(count))
   except (OSError, ValueError, RuntimeError, IndexError):  # ArrayRecord's for damaged files
     return False

@@ -4,10 +4,12 @@ A stack is a folder of BMP, PNG, TIFF or JPEG slices (VivaStack: v0000000.bmp, �
 multi-page TIFF, a single- or multi-frame DICOM file or a folder of them, or an
 .npy or .npz volume. Rules that hold for all of them:
 
-- Slices run from shallow to deep: by depth where the files tell it, else by the
+- Slices run from shallow to deep: by position where the files tell it, else by the
   number in their names (v2 before v10), else as stored. A gap in numbering is an error.
-- 8-bit values stay bit for bit. All others (9 to 64 bit, floating point) are scaled
-  linearly: lowest value of the stack → 0, highest → 255, or by a given range.
+- 8-bit values stay bit for bit; fewer bits are spread over 0 to 255. All others (9 to
+  64 bit, floating point) are scaled linearly, by a given range or the stack's own: the
+  thousandth of its pixels that is darkest and the one that is brightest are left out,
+  the lowest value of the rest → 0, the highest → 255, so that hot pixels do not count.
 - Colour saved by mistake becomes gray by luma; equal channels stay exact.
 - Rows below a square of the image's width hold a caption and are dropped.
 - A given `step_um` or `pixel_um` overrules what the files say.
@@ -15,7 +17,7 @@ multi-page TIFF, a single- or multi-frame DICOM file or a folder of them, or an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import dataclasses
 import functools
 import math
@@ -25,12 +27,13 @@ import pathlib
 from jaxtyping import Float, Shaped, UInt8
 import numpy as np
 
+from tfds_rcm import lengths
 from tfds_rcm.errors import UserError
 from tfds_rcm.formats import dicom, images, tiff, volume
 from tfds_rcm.formats.raw import RawStack, check_path, crop_caption, to_gray
 
 SUFFIXES = images.SUFFIXES | tiff.SUFFIXES | dicom.SUFFIXES | volume.SUFFIXES
-_PLAUSIBLE_PIXEL_UM = (0.01, 100.0)
+_OUTLIERS = 1000  # one pixel in so many is left out at either end of a deep stack's range
 Number = float | int
 Range = tuple[Number, Number]
 
@@ -63,6 +66,8 @@ class StackReader:
     depth_um: depth of each slice in µm, [T].
     pixel_um: side of a pixel in µm or None.
     shape: slices, height and width after the caption is dropped.
+    warnings: what is odd but allowed, a line each.
+    deep: True if values are scaled to 8 bit because they have more.
   """
 
   def __init__(
@@ -72,14 +77,19 @@ class StackReader:
     depth_um: Float[np.ndarray, " T"],
     pixel_um: Number | None,
     value_range: Range | None,
+    channel: int | None = None,
+    warnings: tuple[str, ...] = (),
   ):
     self.path = path
     self.names = raw.names
+    self.warnings = warnings
     self.depth_um = depth_um
     self.pixel_um = pixel_um
     self._raw = raw
+    self._channel = channel if raw.has_channels else None
     self._given_range = value_range
-    self._first = crop_caption(to_gray(raw.names[0], raw.read(0)))
+    self._first = crop_caption(to_gray(raw.names[0], raw.read(0), self._channel))
+    self.deep = self._first.dtype != np.uint8
     self.shape = (len(raw.names), *self._first.shape)
 
   def __len__(self) -> int:
@@ -105,13 +115,10 @@ class StackReader:
     Raises:
       UserError: as `read_stack`.
     """
-    if self._first.dtype == np.uint8 or self._given_range:
+    if not self.deep or self._given_range:
       return iter(self)
     values = [self._values(t) for t in range(len(self))]
-    self.__dict__["_range"] = (
-      float(min(v.min() for v in values)),
-      float(max(v.max() for v in values)),
-    )
+    self.__dict__["_range"] = _own_range(values, self.shape)
     return map(self._scale, values)
 
   def read_all(self) -> UInt8[np.ndarray, "T height width"]:
@@ -124,16 +131,17 @@ class StackReader:
 
   @functools.cached_property
   def _range(self) -> Range:
-    """Lowest and highest value of the stack, or as given."""
+    """The values that become 0 and 255."""
     if self._given_range:
       return self._given_range
-    extremes = [(v.min(), v.max()) for v in map(self._values, range(len(self)))]
-    return float(min(low for low, _ in extremes)), float(max(high for _, high in extremes))
+    return _own_range(map(self._values, range(len(self))), self.shape)
 
   def _values(self, t: int) -> Shaped[np.ndarray, "height width"]:
     """Stored gray values of slice t, without caption, checked against the first."""
     name = self.names[t]
-    values = crop_caption(to_gray(name, self._raw.read(t))) if t else self._first
+    values = self._first
+    if t:
+      values = crop_caption(to_gray(name, self._raw.read(t), self._channel))
     if values.shape != self._first.shape:
       raise UserError(
         f"{name}: {' x '.join(map(str, values.shape))} pixels, expected "
@@ -150,7 +158,7 @@ class StackReader:
     return values
 
   def _scale(self, values: Shaped[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
-    if values.dtype != np.uint8 or self._given_range:
+    if self.deep:
       low, high = self._range
       scale = 255.0 / (high - low) if high > low else 0.0
       real = np.float32 if values.dtype.itemsize <= 2 else np.float64
@@ -159,12 +167,35 @@ class StackReader:
     return 255 - values if self._raw.inverted else values
 
 
+def _own_range(
+  slices: Iterable[Shaped[np.ndarray, "height width"]], shape: tuple[int, int, int]
+) -> Range:
+  """A stack's lowest and highest value but for outliers, or of all if these are the same.
+
+  A thousandth of the pixels, at least one, is left out at each end: detectors have hot
+  and dead pixels, and one of them would make all others black or white.
+  """
+  outliers = max(1, math.prod(shape) // _OUTLIERS)
+  lowest = highest = None
+  for values in slices:
+    # Of each end, only as many values as may be left out, and the next, are kept.
+    flat = values.reshape(-1)
+    lowest = flat if lowest is None else np.concatenate([lowest, flat])
+    highest = flat if highest is None else np.concatenate([highest, flat])
+    if lowest.size > outliers + 1:
+      lowest = np.partition(lowest, outliers)[: outliers + 1]
+      highest = np.partition(highest, -outliers - 1)[-outliers - 1 :]
+  low, high = float(lowest.max()), float(highest.min())
+  return (low, high) if low < high else (float(lowest.min()), float(highest.max()))
+
+
 def open_stack(
   path: str | os.PathLike[str],
   *,
   step_um: Number | None = None,
   pixel_um: Number | None = None,
   value_range: Range | None = None,
+  channel: int | None = None,
 ) -> StackReader:
   """Opens a stack to be read slice by slice.
 
@@ -173,33 +204,30 @@ def open_stack(
     step_um: distance between slices in µm; the first one lies at 0. Needed where the
       files do not tell their depth.
     pixel_um: side of a pixel in µm.
-    value_range: stored values that become 0 and 255; the stack's own if None.
+    value_range: stored values that become 0 and 255 in pixels deeper than 8 bit, which alone
+      are scaled; the stack's own if None.
+    channel: which of several channels is read, counted from 1.
 
   Raises:
     UserError: with one line that names the file, if anything is wrong with it. What
       lies in a slice's pixels is found when the slice is read.
   """
   path = pathlib.Path(path)
-  for name, value in (("step_um", step_um), ("pixel_um", pixel_um)):
-    if value is not None and not (math.isfinite(value) and value > 0):
-      raise UserError(f"{path}: {name}={value}, expected a number of µm above 0")
+  if step_um is not None:
+    lengths.check_step_um(path, step_um)
+  if pixel_um is not None:
+    lengths.check_pixel_um(path, pixel_um)
   if value_range is not None and not value_range[0] < value_range[1]:
     raise UserError(f"{path}: value_range={value_range}, expected (lowest, highest)")
-  raw = _open_raw(path)
+  raw = _open_raw(path, channel)
   try:
     if not raw.names:
       raise UserError(f"{path}: holds no slices; copy or export it again")
-    if step_um is not None:
-      depth_um = step_um * np.arange(len(raw.names), dtype=np.float64)
-    elif raw.depth_um is None:
-      raise UserError(f"{path}: the files do not tell their depth; give step_um")
-    else:
-      depth_um = np.asarray(raw.depth_um, np.float64)
-      _check_depths(path, depth_um, len(raw.names))
+    depth_um, warnings = _depths(path, raw, step_um)
     if pixel_um is None:
       pixel_um = raw.pixel_um
       _check_pixel(path, pixel_um)
-    return StackReader(path, raw, depth_um, pixel_um, value_range)
+    return StackReader(path, raw, depth_um, pixel_um, value_range, channel, warnings)
   except BaseException:
     raw.close()
     raise
@@ -211,26 +239,42 @@ def read_stack(
   step_um: Number | None = None,
   pixel_um: Number | None = None,
   value_range: Range | None = None,
+  channel: int | None = None,
 ) -> Stack:
   """Reads a whole stack; arguments and errors as `open_stack`.
 
   Raises:
     UserError: with one line that names the file, if anything is wrong with it.
   """
-  with open_stack(path, step_um=step_um, pixel_um=pixel_um, value_range=value_range) as reader:
+  with open_stack(
+    path, step_um=step_um, pixel_um=pixel_um, value_range=value_range, channel=channel
+  ) as reader:
     return Stack(reader.read_all(), reader.depth_um, reader.pixel_um)
 
 
-def _check_depths(path: pathlib.Path, depth_um: np.ndarray, count: int) -> None:
-  finite = depth_um.shape == (count,) and np.isfinite(depth_um).all()
-  if not finite or (np.diff(depth_um) <= 0).any():
-    raise UserError(
-      f"{path}: the depths in the file are not {count} rising numbers; mend them or give step_um"
-    )
+def _depths(
+  path: pathlib.Path, raw: RawStack, step_um: Number | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+  """Depth of each slice, and the warnings: the files' own, and that a given step is another."""
+  count = len(raw.names)
+  told = None if raw.depth_um is None else np.asarray(raw.depth_um, np.float64)
+  if step_um is None:
+    if told is None:
+      raise UserError(f"{path}: {raw.no_depth}; give step_um")
+    lengths.check_depths_um(path, told, count)
+    return told, raw.warnings
+  depth_um = step_um * np.arange(count, dtype=np.float64)
+  if told is None or told.shape != (count,) or count < 2:
+    return depth_um, raw.warnings
+  steps = np.diff(told)
+  if (np.abs(steps - step_um) < step_um / 2).all():
+    return depth_um, raw.warnings
+  other = f"{path}: its tags put slices {steps.min():.4g} to {steps.max():.4g} µm apart, "
+  return depth_um, (*raw.warnings, other + f"step_um={step_um:g} is used")
 
 
 def _check_pixel(path: pathlib.Path, pixel_um: Number | None) -> None:
-  low, high = _PLAUSIBLE_PIXEL_UM
+  low, high = lengths.PIXEL_UM
   if pixel_um is not None and not low <= pixel_um <= high:
     raise UserError(
       f"{path}: its tags make a pixel {pixel_um:g} µm wide, expected {low:g} to {high:g}; give "
@@ -238,23 +282,25 @@ def _check_pixel(path: pathlib.Path, pixel_um: Number | None) -> None:
     )
 
 
-def _open_raw(path: pathlib.Path) -> RawStack:
+def _open_raw(path: pathlib.Path, channel: int | None) -> RawStack:
   check_path(path)
   if path.is_dir():
-    return _open_folder(path)
+    return _open_folder(path, channel)
   suffix = path.suffix.lower()
   if suffix in images.SUFFIXES:
-    return images.open_images([path])
+    return images.open_images([path], keep_colour=channel is not None)
   if suffix in tiff.SUFFIXES:
-    return tiff.open_tiff(path)
+    return tiff.open_tiff(path, channel)
   if suffix in volume.SUFFIXES:
     return volume.open_npy(path) if suffix == ".npy" else volume.open_npz(path)
   if dicom.is_dicom(path):
     return dicom.open_dicom(path)
+  if path.name.upper() == dicom.DIRECTORY:
+    return dicom.open_dicom(path)  # which says what it is
   raise UserError(f"{path}: unknown kind of file, expected one of {', '.join(sorted(SUFFIXES))}")
 
 
-def _open_folder(folder: pathlib.Path) -> RawStack:
+def _open_folder(folder: pathlib.Path, channel: int | None) -> RawStack:
   paths = [p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir()]
   kinds = {
     "BMP": [p for p in paths if p.suffix.lower() == ".bmp"],
@@ -271,10 +317,12 @@ def _open_folder(folder: pathlib.Path) -> RawStack:
     raise UserError(f"{folder}: holds both {' and '.join(kinds)} files; keep one kind in a folder")
   [(kind, found)] = kinds.items()
   if len(found) == 1:
-    return _open_raw(found[0])
+    return _open_raw(found[0], channel)
   if kind == "NumPy":
     raise UserError(f"{folder}: holds {len(found)} volumes; give the path of one")
   if kind == "DICOM":
     return dicom.open_dicoms(sorted(found))
   ordered = images.in_natural_order(found)
-  return tiff.open_tiffs(ordered) if kind == "TIFF" else images.open_images(ordered)
+  if kind == "TIFF":
+    return tiff.open_tiffs(ordered)
+  return images.open_images(ordered, keep_colour=channel is not None)

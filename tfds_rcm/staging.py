@@ -22,16 +22,12 @@ import threading
 from typing import Any, TypeVar
 import zipfile
 
+from tfds_rcm.cores import num_cores
 from tfds_rcm.errors import UserError
 
 Job = TypeVar("Job")
 Fields = dict[str, Any]
 _RECORD = "record.json"
-
-
-def num_cores() -> int:
-  """Cores that this process may use."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fingerprint(*parts: Any) -> str:
@@ -43,12 +39,15 @@ def save(path: pathlib.Path, fields: Fields) -> None:
   """Writes one stack's fields, `slices` being PNG files' bytes."""
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix(f".{os.getpid()}.partial")
-  with zipfile.ZipFile(partial, "w") as archive:
-    rest = {key: value for key, value in fields.items() if key != "slices"}
-    archive.writestr(_RECORD, json.dumps(rest))
-    for t, png in enumerate(fields["slices"]):
-      archive.writestr(f"{t:04d}.png", png)
-  os.replace(partial, path)
+  try:
+    with zipfile.ZipFile(partial, "w") as archive:
+      rest = {key: value for key, value in fields.items() if key != "slices"}
+      archive.writestr(_RECORD, json.dumps(rest))
+      for t, png in enumerate(fields["slices"]):
+        archive.writestr(f"{t:04d}.png", png)
+    os.replace(partial, path)
+  finally:
+    partial.unlink(missing_ok=True)
 
 
 def load(path: pathlib.Path) -> Fields | None:

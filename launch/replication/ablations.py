@@ -7,7 +7,7 @@ from collections.abc import Callable
 from launch import sweep
 
 _SEEDS = range(3)
-_NAMED = {"method": ["toeplitz_d1"]}  # where the dataset tells the settings apart already
+_NAMED = {"name": ["toeplitz_d1"]}  # where the dataset tells the settings apart already
 
 
 def _toeplitz(preset: str, half_width: int = 1) -> sweep.Point:
@@ -27,7 +27,7 @@ def feedback(preset: str, source: str) -> sweep.Sweep:
 def boundary(preset: str, source: str) -> sweep.Sweep:
   """Weights that reach beyond the stack: lost, as in the paper, or shared out among the others."""
   del source
-  return _vary(preset, {"head.boundary": ["zero", "renormalize"], "head.half_widths": [1, 3, 7]})
+  return _vary(preset, {"head.edge_mode": ["zero", "renormalize"], "head.half_widths": [1, 3, 7]})
 
 
 def half_width(preset: str, source: str) -> sweep.Sweep:

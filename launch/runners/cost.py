@@ -61,18 +61,18 @@ def seconds(job: Job, device: str) -> float:
   train, others = sum(s.train for s in sources), sum(s.others for s in sources)
   pixels = fields["data.image_size"] or max(s.pixels for s in sources)
   total = rates.start_seconds
-  if fields["model"] in ON_CNN and job.after is None:
+  if fields["pipeline"] in ON_CNN and job.after is None:
     forward = _FORWARD_FLOP * (pixels / 299) ** 2 * fields["cnn.width"] ** 2
     passes = (
       3 * fields["cnn.epochs"] * train + train + others
     )  # training costs three forward passes
     total += passes * _SLICES_PER_STACK * forward / rates.flop_per_second
-  views = fields["textures.views"] if fields["model"] == "views" else ()
-  if fields["model"] in HEADS:
+  views = fields["textures.views"] if fields["pipeline"] == "views" else ()
+  if fields["pipeline"] in HEADS:
     steps = fields["head.epochs"] * train / 4 * (1 + len(views))
     total += steps * rates.head_step_seconds * -(-job.members // rates.members_in_step)
   textures = {factor for view in views for factor in view}
-  encodings = 1 if fields["model"] in ("hames", "kaur") else len(textures)
+  encodings = 1 if fields["pipeline"] in ("hames", "kaur") else len(textures)
   encoded = (train + others) * _SLICES_PER_STACK * pixels**2 * encodings
   total += encoded / rates.encoded_pixels_per_second
   return total

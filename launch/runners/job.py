@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
-import os
 from pathlib import Path
-import shlex
-import signal
-import subprocess
 import sys
-import time
 from typing import Any
 
-from launch.runners import cost
-from rcm_jax.runtime import preemption
 from tfds_rcm.errors import UserError
-from tfds_rcm.staging import num_cores
-
-_POLL_SECONDS = 0.1
-_PREEMPTED = preemption.EXIT_CODE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,116 +84,3 @@ def told_in_one_line(program: str) -> Iterator[None]:
   except UserError as error:
     print(f"{program}: {error}", file=sys.stderr)
     raise SystemExit(1) from None
-
-
-def launch(jobs: Sequence[Job], args: argparse.Namespace) -> None:
-  """Says what the jobs cost, then runs them where `args.on` says.
-
-  Raises:
-    UserError: a job failed.
-  """
-  gpus = _gpus() if args.on == "local" else []
-  device = "gpu" if gpus or args.on == "slurm" else "cpu"
-  print(cost.line(jobs, device), flush=True)
-  if args.dry_run:
-    for job in jobs:
-      print(f"{shlex.join(job.command(args))}{f'  # after {job.after}' if job.after else ''}")
-  elif args.on == "slurm":
-    from launch.runners import slurm  # submitit is optional
-
-    slurm.submit(jobs, args)
-  else:
-    signal.signal(
-      signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # not without `finally`
-    run_local(jobs, args, gpus)
-
-
-def _gpus() -> list[str]:
-  """Returns the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-  visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-  if visible is not None:
-    return [gpu for gpu in visible.split(",") if gpu]
-  try:
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
-  except (OSError, subprocess.CalledProcessError):
-    return []
-  return [str(i) for i, _ in enumerate(filter(None, listed.stdout.splitlines()))]
-
-
-def run_local(jobs: Sequence[Job], args: argparse.Namespace, gpus: Sequence[str] = ()) -> None:
-  """Runs jobs as processes of this machine, one per GPU or `args.at_once` at the same time.
-
-  Without GPUs, jobs that run at the same time divide the cores among them: a training step of a
-  small CNN keeps one core busy, and a second one for half of the time. (Two steps of the demo preset
-  take 142 ms one after the other, 115 ms at once, and 100 ms at once on a core each.)
-
-  Output goes to the terminal where only one job runs at a time, and to `WORKDIR/logs` otherwise.
-  An interrupted sweep goes on where it was when it is started again.
-
-  Raises:
-    UserError: jobs failed; the others have run.
-  """
-  slots = min(args.at_once or len(gpus) or min(2, num_cores()), len(jobs))
-  logs = Path(args.workdir) / "logs" if slots > 1 else None
-  waiting, running, ended, failed = list(jobs), {}, set(), []
-  try:
-    while waiting or running:
-      for slot in [i for i in range(slots) if i not in running]:
-        job = next((j for j in waiting if j.after is None or j.after in ended), None)
-        if job is None:
-          break
-        waiting.remove(job)
-        log = logs / f"{job.name}.log" if logs else None
-        gpu = gpus[slot % len(gpus)] if gpus else None
-        process = _start(job.command(args), gpu, log)
-        if not gpus:
-          _share_cores(process, slot, slots)
-        running[slot] = (job, time.monotonic(), process)
-      for slot, (job, started, process) in list(running.items()):
-        if process.poll() is None:
-          continue
-        del running[slot]
-        ended.add(job.name)
-        if process.returncode:
-          failed.append(job)
-        state = f"failed, exit code {process.returncode}" if process.returncode else "done"
-        if process.returncode == _PREEMPTED:
-          state = "stopped on request, and saved"
-        print(
-          f"{job.name}: {state} after {time.monotonic() - started:.0f} s "
-          f"({len(ended)} of {len(jobs)})",
-          flush=True,
-        )
-      time.sleep(_POLL_SECONDS)
-  finally:
-    for _, _, process in running.values():  # SIGTERM lets a run save its state
-      process.send_signal(signal.SIGTERM)
-    for _, _, process in running.values():
-      process.wait()
-  if failed:
-    raise UserError(
-      f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(j.name for j in failed)}; "
-      f"see {logs or 'above'}, then run the same command again: it goes on where it stopped"
-    )
-
-
-def _start(command: list[str], gpu: str | None, log: Path | None) -> subprocess.Popen:
-  environment = dict(os.environ)
-  if gpu is not None:
-    environment["CUDA_VISIBLE_DEVICES"] = gpu
-  if log is None:
-    return subprocess.Popen(command, env=environment)
-  log.parent.mkdir(parents=True, exist_ok=True)
-  with log.open("a") as file:
-    return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
-
-
-def _share_cores(process: subprocess.Popen, slot: int, slots: int) -> None:
-  """Keeps a process that has just started to its share of the cores, where the system can."""
-  if slots == 1 or not hasattr(os, "sched_setaffinity"):
-    return
-  cores = sorted(os.sched_getaffinity(0))
-  share = cores[slot * len(cores) // slots : (slot + 1) * len(cores) // slots]
-  with contextlib.suppress(ProcessLookupError):  # ended already
-    os.sched_setaffinity(process.pid, share or cores)

@@ -24,13 +24,8 @@ import numpy as np
 from rcm_jax.arrays import ArrayLike
 from rcm_jax.baselines import logistic_regression
 from rcm_jax.textures import textons
+from rcm_jax.textures.dictionary import NORM_REGULARIZER, PATCH, spherical_kmeans, whitened_patches
 from tfds_rcm.errors import UserError
-
-PATCH = 7  # pixels a side
-_PATCHES_PER_SLICE = 10
-_KEPT_ENERGY = 0.95
-_WHITENING_REGULARIZER = 0.1
-_KMEANS_ITERATIONS = 10
 
 _TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
   "frequency": lambda h: h,
@@ -65,7 +60,7 @@ class HamesSearch:
   transforms: tuple[str, ...] = ("sqrt", "log")
   penalties: tuple[str, ...] = ("l2", "l1")
   strengths: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
-  norm_regularizer: float = 1.0
+  norm_regularizer: float = NORM_REGULARIZER
 
   def __post_init__(self):
     for name, values, known in (
@@ -111,80 +106,6 @@ class Hames:
   def load(cls, path: str | os.PathLike[str]) -> Hames:
     """Reads a model that `save` wrote."""
     return textons.load_model(cls, path)
-
-
-def normalize(
-  patches: Float[np.ndarray, "patches pixels"], regularizer: float
-) -> Float[np.ndarray, "patches pixels"]:
-  """Subtracts each patch's mean and divides it by its norm plus the regulariser."""
-  patches = patches - patches.mean(1, keepdims=True)
-  return patches / (np.linalg.norm(patches, axis=1, keepdims=True) + regularizer)
-
-
-def whitening(
-  patches: Float[np.ndarray, "patches pixels"],
-) -> Float[np.ndarray, "rank pixels"]:
-  """Whitening on the eigenvectors that keep 95 % of the energy, as rows.
-
-  With eigenvectors V and eigenvalues D of the covariance, the authors' ZCA
-  matrix is `V diag((D + 0.1)^-1/2) Vᵀ`. These rows leave out the rotation by the
-  first V, which no dot product between whitened patches notices. Patches are
-  not centred by the mean patch before they are whitened, as in their code.
-
-  Args:
-    patches: normalised patches.
-
-  Returns:
-    Rows that take a patch to its whitened coordinates. Each sums to zero, as
-    the patches do.
-  """
-  eigenvalues, vectors = np.linalg.eigh(np.cov(patches, rowvar=False, dtype=np.float64))
-  eigenvalues, vectors = eigenvalues[::-1], vectors[:, ::-1]
-  rank = 1 + int(np.argmax(np.cumsum(eigenvalues) >= _KEPT_ENERGY * eigenvalues.sum()))
-  rows = vectors[:, :rank].T / np.sqrt(eigenvalues[:rank, None] + _WHITENING_REGULARIZER)
-  return rows - rows.mean(1, keepdims=True)
-
-
-def spherical_kmeans(
-  points: Float[np.ndarray, "points rank"],
-  count: int,
-  rng: np.random.Generator,
-  *,
-  iterations: int = _KMEANS_ITERATIONS,
-) -> tuple[Float[np.ndarray, "W rank"], Float[np.ndarray, " iterations"]]:
-  """Clusters directions: unit centres, assignment by the largest dot product.
-
-  Centres start at random points; an empty cluster starts again at one.
-
-  Args:
-    points: vectors of any length; a longer one weighs more.
-    count: number of clusters.
-    rng: source of the starting points.
-    iterations: assignments and updates.
-
-  Returns:
-    Centres of norm one, and before each update the objective: minus the mean
-    dot product of the points with their centres. It never rises.
-  """
-  lengths = np.linalg.norm(points, axis=1)
-  usable = np.flatnonzero(lengths > 0)
-  if len(usable) == 0:
-    raise UserError("training slices are flat: no patch of them has any contrast; check the images")
-  draw = lambda n: points[rng.choice(usable, n, replace=n > len(usable))].astype(np.float64)
-  unit = lambda v: v / np.linalg.norm(v, axis=1, keepdims=True)
-  columns = jnp.asarray(points, jnp.float32).T
-  assign = jax.jit(textons.largest_dot)
-
-  centers, objective = unit(draw(count)), []
-  for _ in range(iterations):
-    nearest = np.asarray(assign(columns, centers.astype(np.float32)))
-    objective.append(-np.mean(np.einsum("pr,pr->p", points, centers[nearest])))
-    # Summed on the host in float64: scatters on an accelerator do not repeat bit for bit.
-    sums = np.stack([np.bincount(nearest, column, count) for column in points.T], 1)
-    empty = np.linalg.norm(sums, axis=1) == 0
-    sums[empty] = draw(int(empty.sum()))
-    centers = unit(sums)
-  return centers.astype(np.float32), np.asarray(objective)
 
 
 @functools.partial(jax.jit, static_argnames="factor")
@@ -259,7 +180,7 @@ def fit(
 
   best, best_frequencies = None, None
   for factor in search.downsampling:
-    patches, basis = _whitened_patches(train_slices, factor, seed, search.norm_regularizer)
+    patches, basis = whitened_patches(train_slices, factor, seed, search.norm_regularizer)
     for count in search.words:
       words, _ = spherical_kmeans(patches, count, np.random.default_rng(seed))
       of = functools.partial(frequencies_of, basis=basis, words=words, factor=factor)
@@ -305,32 +226,6 @@ def predict_proba(
   """Probabilities of the strata of any number of slices, read in batches."""
   frequencies = frequencies_of(slices, model.basis, model.words, model.chosen["downsampling"])
   return _probabilities(model, frequencies)
-
-
-def learn_words(
-  slices: UInt8[ArrayLike, "slices h w"], *, count: int, factor: int, seed: int
-) -> tuple[Float[np.ndarray, "rank 7 7"], Float[np.ndarray, "W rank"]]:
-  """Learns a dictionary without labels.
-
-  Args:
-    slices: gray levels of training slices.
-    count: W.
-    factor: down-sampling of the slices.
-    seed: of the random patches and of k-means.
-
-  Returns:
-    Whitening filters, and words in whitened coordinates.
-  """
-  patches, basis = _whitened_patches(slices, factor, seed, HamesSearch.norm_regularizer)
-  return basis, spherical_kmeans(patches, count, np.random.default_rng(seed))[0]
-
-
-def _whitened_patches(slices, factor, seed, regularizer):
-  rng = np.random.default_rng(seed)
-  patches = textons.random_patches(slices, _PATCHES_PER_SLICE, PATCH, rng, factor=factor)
-  patches = normalize(patches.reshape(-1, PATCH * PATCH), regularizer)
-  rows = whitening(patches)
-  return patches @ rows.T, rows.reshape(-1, PATCH, PATCH).astype(np.float32)
 
 
 def frequencies_of(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Key, UInt8
+
+from rcm_jax.cnn.photometry import Photometry, disturb
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Augmentation:
     resampled: share of views that are rotated, sheared, zoomed or stretched at all.
       Interpolation smooths the speckle, so a network that saw resampled slices alone
       would meet another texture in the slices themselves.
+    photometry: what happens to gray levels.
   """
 
   rotate_degrees: float = 180.0
@@ -31,6 +36,13 @@ class Augmentation:
   stretch: float = 1.15
   flip: bool = True
   resampled: float = 0.5
+  photometry: Photometry = dataclasses.field(default_factory=Photometry)
+
+
+def augmentation_of(fields: Mapping[str, Any]) -> Augmentation:
+  """Returns the ranges that `config.augmentation`, or `dataclasses.asdict`, has as fields."""
+  photometry = fields.get("photometry", {})
+  return Augmentation(**{**fields, "photometry": Photometry(**photometry)})
 
 
 def view_matrix(key: Key[Array, ""], ranges: Augmentation) -> Float[Array, "2 2"]:
@@ -75,6 +87,9 @@ def views(
   def view(key, image):
     where = jnp.tensordot(view_matrix(key, ranges), grid, 1) + centre
     channel = lambda plane: map_coordinates(plane, list(where), order=1, mode="mirror")
-    return jax.vmap(channel, in_axes=-1, out_axes=-1)(image.astype(jnp.float32))
+    seen = jax.vmap(channel, in_axes=-1, out_axes=-1)(image.astype(jnp.float32))
+    if not ranges.photometry.share:
+      return seen
+    return disturb(jax.random.fold_in(key, 1), seen, ranges.photometry)
 
   return jax.vmap(view)(keys, slices)

@@ -143,6 +143,20 @@ def _convolve(x: Array, kernel: Array, spec: table.Conv) -> Array:
   )
 
 
+def compute_fn(
+  model: inception.InceptionV3,
+) -> Callable[[Params, UInt8[Array, "B H W C"]], tuple[Array, Array]]:
+  """The network's function of `fold`'s parameters and images, to be compiled."""
+  steps, channels = model.table, model.in_channels
+
+  def compute(params: Params, images: Array) -> tuple[Array, Array]:
+    inception.check_images(images.shape, channels)
+    features = _dense(params["embed"], pooled(params, images, steps))
+    return features, _dense(params["classifier"], jnp.maximum(features, 0))
+
+  return compute
+
+
 def extract_fn(model: inception.InceptionV3, dtype: DTypeLike = jnp.float32) -> Extractor:
   """Compiled extractor of a trained network.
 
@@ -159,13 +173,7 @@ def extract_fn(model: inception.InceptionV3, dtype: DTypeLike = jnp.float32) -> 
     ValueError: images of less than 75 pixels a side, or of another number of channels.
   """
   params = fold(model, dtype)
-  steps = model.table
-
-  def compute(params: Params, images: Array) -> tuple[Array, Array]:
-    inception.check_images(images.shape, model.in_channels)
-    features = _dense(params["embed"], pooled(params, images, steps))
-    return features, _dense(params["classifier"], jnp.maximum(features, 0))
-
+  compute = compute_fn(model)
   compiled = jax.jit(compute, compiler_options=inception.compiler_options())
 
   def extract(

@@ -24,6 +24,7 @@ import numpy as np
 
 from rcm_jax.cnn import inception_layers
 from rcm_jax.cnn.batch_norm import batch_norm_relu
+from rcm_jax.ops.backend import backend
 
 MIN_SIZE = 75  # pixels a side: below it the last blocks have no pixel left
 NUM_FEATURES = 256
@@ -203,7 +204,6 @@ class InceptionV3(nnx.Module):
     return self.classifier(self.dropout(nnx.relu(self.features(x))))
 
 
-@functools.cache
 def compiler_options(*, training: bool = False) -> dict[str, str]:
   """Options for `jax.jit` of this network, empty but on a CPU.
 
@@ -211,13 +211,21 @@ def compiler_options(*, training: bool = False) -> dict[str, str]:
   padding four times slower than XLA's own routines, and large ones on one core. Its reductions
   are the better ones, and in training batch normalisation is made of them.
   """
+  if backend() != "cpu":
+    return {}
   kinds = "LIBRARY_FUSION_TYPE_REDUCE" if training else ""
   options = {"xla_cpu_experimental_ynn_fusion_type": kinds}
+  return options if _is_known(*options.items()) else {}
+
+
+@functools.cache
+def _is_known(option: tuple[str, str]) -> bool:
+  """Whether this version of XLA takes the option."""
   try:
-    jax.jit(lambda: 0, compiler_options=options).lower().compile()
-  except jax.errors.JaxRuntimeError:  # another version of XLA, without this option
-    return {}
-  return options if jax.default_backend() == "cpu" else {}
+    jax.jit(lambda: 0, compiler_options=dict([option])).lower().compile()
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True
 
 
 def check_images(shape: tuple[int, ...], in_channels: int) -> None:

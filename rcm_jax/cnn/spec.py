@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import dataclasses
-import pathlib
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from rcm_jax.arrays import NUM_STRATA
-from rcm_jax.cnn import folded_inception, inception
+from rcm_jax.cnn import inception
 from rcm_jax.cnn import pretrained as pretrained_lib
 from rcm_jax.cnn.augmentation import Augmentation
-from rcm_jax.data.slices import Slices, sequential_batches
-from rcm_jax.runtime import checkpoints, devices
+from rcm_jax.ops.backend import backend
 
 Advance = Callable[[int, int], None]  # (done, total)
 
@@ -76,7 +73,7 @@ class CnnSpec:
 
 
 def _compute_dtype() -> jnp.dtype:
-  return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+  return jnp.dtype(jnp.float32 if backend() == "cpu" else jnp.bfloat16)
 
 
 def start(spec: CnnSpec) -> inception.InceptionV3:
@@ -114,58 +111,3 @@ def make_optimizer(spec: CnnSpec, epoch_steps: int) -> optax.GradientTransformat
     lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update
   )
   return optax.chain(adam, slower)
-
-
-def load(spec: CnnSpec, directory: pathlib.Path) -> inception.InceptionV3:
-  """Returns the network that `train` left in `directory`, in evaluation mode."""
-  model = spec.build()
-  graph, params, stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-  tree = checkpoints.load_tree(directory / "model", {"params": params, "stats": stats})
-  model = nnx.merge(graph, tree["params"], tree["stats"], rest)
-  model.eval()
-  return model
-
-
-def extract(
-  spec: CnnSpec,
-  model_directory: pathlib.Path,
-  splits: Mapping[str, Slices],
-  directory: pathlib.Path,
-  *,
-  batch_size: int,
-  dtype: str,
-  advance: Advance = lambda done, total: None,
-) -> None:
-  """Writes each slice's 256 features and class probabilities, split by split.
-
-  Args:
-    spec: the network.
-    model_directory: where `train` left it.
-    splits: slices by split.
-    directory: gets `SPLIT_features.npy` [n, 256] and `SPLIT_probabilities.npy` [n, 3].
-    batch_size: slices at once.
-    dtype: "float32" or "float16", of the stored features.
-    advance: called with the slices done and the slices in all.
-  """
-  mesh = devices.local_mesh()
-  count = len(devices.devices())
-  batch_size = -(-batch_size // count) * count
-  own = devices.own_rows(batch_size)
-  see = folded_inception.extract_fn(load(spec, model_directory), _compute_dtype())
-  total = sum(len(split) for split in splits.values())
-  done = 0
-  for name, split in splits.items():
-    features, probabilities = [], []
-    for images, rows in sequential_batches(
-      split, batch_size=batch_size, context=spec.context, own=own
-    ):
-      values, logits = see(jax.device_put(images, devices.split_leading(mesh)))
-      shares = np.asarray(values), np.asarray(jax.nn.softmax(logits.astype(jnp.float32)))
-      values, classes = (devices.gather(share)[: len(rows)] for share in shares)
-      features.append(values.astype(dtype))
-      probabilities.append(classes)
-      done += len(rows)
-      advance(done, total)
-    if devices.is_first():
-      np.save(directory / f"{name}_features.npy", np.concatenate(features))
-      np.save(directory / f"{name}_probabilities.npy", np.concatenate(probabilities))

@@ -4,27 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import json
+import functools
 import pathlib
-import shutil
 import time
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from rcm_jax.cnn import train_step
 from rcm_jax.cnn.spec import CnnSpec
 from rcm_jax.cnn.train_step import Learned
-from rcm_jax.data.slices import Slices, sequential_batches, training_batches, training_rows
-from rcm_jax.runtime import checkpoints as checkpoints_lib
-from rcm_jax.runtime import devices, preemption, stage_cache
+from rcm_jax.data.batches import (
+  neighbour_rows,
+  sequential_batches,
+  training_batches,
+  training_rows,
+  with_context,
+)
+from rcm_jax.data.slices import Slices
+from rcm_jax.ops.backend import backend
+from rcm_jax.runtime import devices, preemption, resumable
 from tfds_rcm.errors import UserError
 
 Scalars = Callable[[int, Mapping[str, float]], None]  # (step, values)
 Advance = Callable[[int, int], None]  # (done, total)
 
 SECONDS_BETWEEN_SAVES = 600.0  # within an epoch; what a killed training has to do again at most
+HELD_BYTES = (
+  8 << 30
+)  # a split of at most so many stays on the device; the paper's has 1.9 GB in all
 STEPS_BETWEEN_VISITS = 16  # at which several processes agree on whether to save or to stop
 _CURVES = ("loss", "accuracy", "validation_accuracy", "seconds")
 
@@ -47,6 +58,30 @@ class _State(NamedTuple):
   history: np.ndarray
   metrics: np.ndarray
   seconds: np.ndarray
+
+
+class _Task(NamedTuple):
+  """What stays the same during a training.
+
+  Attributes:
+    spec: the network and its training.
+    data: training slices.
+    validation: validation slices.
+    programs: compiled for `mesh`.
+    mesh: devices that share a step's work.
+    held: `hold` of the training slices, or None where each batch is loaded.
+    own: rows of a batch that this process loads.
+    epoch_steps: steps an epoch.
+  """
+
+  spec: CnnSpec
+  data: Slices
+  validation: Slices
+  programs: train_step.Programs
+  mesh: Mesh
+  held: Callable[[jax.Array], jax.Array] | None
+  own: slice
+  epoch_steps: int
 
 
 def train(
@@ -77,127 +112,153 @@ def train(
     UserError: the loss is no longer finite; the state before that step is kept.
     preemption.Preempted: the process was asked to stop, and the state is saved.
   """
-  if (directory / "history.json").exists():  # killed between its end and its seal
-    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+  if resumable.finished(directory):
     return
-  data, validation = splits["train"], splits["validation"]
-  epoch_steps = -(-len(data) // spec.batch_size)
-  steps = epoch_steps * spec.epochs
   _check_groups(spec)
+  data = splits["train"]
   mesh = devices.device_mesh(spec.norm_groups)
-  programs = train_step.build(spec, epoch_steps, mesh)
   own = devices.own_rows(spec.batch_size)
-  seed = np.uint32(spec.seed)
-  numbers = devices.put_rows(np.arange(spec.batch_size, dtype=np.int32)[own], mesh)
+  epoch_steps = -(-len(data) // spec.batch_size)
+  programs = train_step.build(spec, epoch_steps, mesh)
+  held = hold(data, mesh) if _is_worth_holding(data) else None
+  task = _Task(spec, data, splits["validation"], programs, mesh, held, own, epoch_steps)
   learned = devices.put(programs.start, devices.replicated(mesh))
-  state = _State(
+  initial = _State(
     learned,
-    (learned.params, learned.stats),
+    _kept(learned),
     np.full((), -1, np.float32),
     np.full((spec.epochs, len(_CURVES)), np.nan, np.float32),
     np.zeros((epoch_steps, 2), np.float32),
     np.zeros((), np.float32),
   )
 
-  def validation_accuracy(learned):
-    learned = devices.local(learned)
-    batches = sequential_batches(
-      validation, batch_size=spec.batch_size, context=spec.context, own=own
-    )
-    correct = []
-    for images, rows in batches:
-      labels = validation.labels[np.resize(rows, spec.batch_size)][own]
-      if jax.process_count() == 1:
-        images = devices.put_rows(images, mesh)
-      correct.append((programs.hits(learned, images, labels), len(rows)))
-    correct = [devices.gather(np.asarray(hits))[:count] for hits, count in correct]
-    return np.asarray(np.concatenate(correct).mean(), np.float32)
-
-  def train_epoch(first, state, save):
-    """Trains from step `first` to the end of its epoch; `save` may be called in between."""
+  def leg(first, state, session):
+    state = _train_epoch(task, first, state, session, advance)
     epoch = first // epoch_steps
-    learned, metrics = state.learned, np.array(state.metrics)
-    started = saved = time.perf_counter()
-
-    def check(step, values):
-      metrics[step % epoch_steps] = devices.local(values)
-      if not np.isfinite(metrics[step % epoch_steps, 0]):
-        raise _not_finite(metrics[step % epoch_steps, 0], step, data, spec, checkpoints)
-
-    def so_far():
-      return state._replace(
-        learned=learned,
-        metrics=metrics,
-        seconds=np.asarray(float(state.seconds) + time.perf_counter() - started, np.float32),
-      )
-
-    batches = training_batches(
-      data,
-      batch_size=spec.batch_size,
-      context=spec.context,
-      seed=spec.seed,
-      start=first,
-      stop=(epoch + 1) * epoch_steps,
-      own=own,
-    )
-    before = None
-    visit = 1 if jax.process_count() == 1 else STEPS_BETWEEN_VISITS
-    for step, batch in enumerate(batches, first):
-      learned, now = programs.train(
-        learned, seed, np.int32(step), numbers, *devices.put_rows(batch, mesh)
-      )
-      if before is not None:
-        check(step - 1, before)  # waits for it: the device has the next step to do meanwhile
-      before = now
-      advance(step + 1, steps)
-      if step % visit == 0 and devices.any_process(
-        preemption.asked() or time.perf_counter() - saved > SECONDS_BETWEEN_SAVES
-      ):
-        check(step, now)
-        saved = time.perf_counter()
-        if (step + 1) % epoch_steps:
-          save(step + 1, so_far())
-    check(step, now)
-    accuracy = validation_accuracy(learned)
-    state = so_far()
-    row = np.array([*metrics.mean(0), accuracy, state.seconds])
-    history = np.array(state.history)
-    history[epoch] = row
-    state = state._replace(
-      history=history, metrics=np.zeros_like(metrics), seconds=np.zeros((), np.float32)
-    )
-    if accuracy > state.best_accuracy:
-      state = state._replace(best=(learned.params, learned.stats), best_accuracy=accuracy)
+    row = np.array([*state.metrics.mean(0), _accuracy(task, state.learned), state.seconds])
     scalars(epoch, dict(zip(_CURVES, row.tolist(), strict=True)))
-    return state
+    return (epoch + 1) * epoch_steps, _end_epoch(state, epoch, row)
 
-  about = {"cnn": dataclasses.asdict(spec), **(about or {})}
-  with (
-    preemption.at_safe_points(),
-    checkpoints_lib.Checkpoints(directory / "checkpoints", about=about) as checkpoints,
-  ):
-
-    def save(step, state):
-      checkpoints.save(step, state)
-      if devices.any_process(preemption.asked()):
-        checkpoints.wait()
-        raise preemption.Preempted(f"in train_cnn, after step {step} of {steps}")
-
-    found = checkpoints.restore(state)
-    done, state = (0, state) if found is None else found
-    resumed(done // epoch_steps)
-    while done < steps:
-      state = train_epoch(done, state, save)
-      done = (done // epoch_steps + 1) * epoch_steps
-      if devices.any_process(preemption.asked() or checkpoints.affordable):
-        save(done, state)
+  state = resumable.run(
+    leg,
+    directory,
+    initial,
+    lambda: initial,
+    name="train_cnn",
+    unit="step",
+    total=epoch_steps * spec.epochs,
+    about={"cnn": dataclasses.asdict(spec), **(about or {})},
+    resumed=lambda step: resumed(step // epoch_steps),
+  )
   params, stats = devices.local(state.best)
   curves = np.asarray(state.history).T.tolist()
-  checkpoints_lib.save_tree(directory / "model", {"params": params, "stats": stats})
-  if devices.is_first():
-    history = json.dumps(dict(zip(_CURVES, curves, strict=True)))
-    stage_cache.write_text(directory / "history.json", history)
-    shutil.rmtree(directory / "checkpoints")
+  resumable.finish(
+    directory,
+    {"model": {"params": params, "stats": stats}},
+    lambda: dict(zip(_CURVES, curves, strict=True)),
+  )
+
+
+def _train_epoch(
+  task: _Task, first: int, state: _State, session: resumable.Session, advance: Advance
+) -> _State:
+  """Trains from step `first` to the end of its epoch, and saves in between where it must."""
+  spec = task.spec
+  stop = (first // task.epoch_steps + 1) * task.epoch_steps
+  learned, metrics = state.learned, np.array(state.metrics)
+  numbers = devices.put_rows(np.arange(spec.batch_size, dtype=np.int32)[task.own], task.mesh)
+  started = saved = time.perf_counter()
+
+  def check(step, values):
+    row = metrics[step % task.epoch_steps] = devices.local(values)
+    if not np.isfinite(row[0]):
+      raise _not_finite(float(row[0]), step, task, session)
+
+  def so_far():
+    seconds = float(state.seconds) + time.perf_counter() - started
+    return state._replace(learned=learned, metrics=metrics, seconds=np.asarray(seconds, np.float32))
+
+  batches = training_batches(
+    task.data,
+    batch_size=spec.batch_size,
+    context=spec.context,
+    seed=spec.seed,
+    start=first,
+    stop=stop,
+    own=task.own,
+    pick=with_context if task.held is None else neighbour_rows,
+  )
+  before = None
+  visit = 1 if jax.process_count() == 1 else STEPS_BETWEEN_VISITS
+  for step, batch in enumerate(batches, first):
+    images, labels = devices.put_rows(batch, task.mesh)
+    images = images if task.held is None else task.held(images)
+    learned, now = task.programs.train(
+      learned, np.uint32(spec.seed), np.int32(step), numbers, images, labels
+    )
+    if before is not None:
+      check(step - 1, before)  # waits for it: the device has the next step to do meanwhile
+    before = now
+    advance(step + 1, task.epoch_steps * spec.epochs)
+    if step % visit == 0 and devices.any_process(
+      preemption.asked() or time.perf_counter() - saved > SECONDS_BETWEEN_SAVES
+    ):
+      check(step, now)
+      saved = time.perf_counter()
+      if step + 1 < stop:
+        session.save(step + 1, so_far())
+  check(step, now)
+  return so_far()
+
+
+def _end_epoch(state: _State, epoch: int, row: np.ndarray) -> _State:
+  """Puts an epoch's curves in their place, and keeps its parameters if they are the best."""
+  history = np.array(state.history)
+  history[epoch] = row
+  state = state._replace(
+    history=history, metrics=np.zeros_like(state.metrics), seconds=np.zeros((), np.float32)
+  )
+  accuracy = history[epoch, _CURVES.index("validation_accuracy")]
+  if accuracy > state.best_accuracy:
+    state = state._replace(best=_kept(state.learned), best_accuracy=np.asarray(accuracy))
+  return state
+
+
+def _accuracy(task: _Task, learned: Learned) -> np.ndarray:
+  """Share of the validation slices that are classified correctly."""
+  spec, split = task.spec, task.validation
+  learned = devices.local(learned)
+  correct = []
+  for images, rows in sequential_batches(
+    split, batch_size=spec.batch_size, context=spec.context, own=task.own
+  ):
+    labels = split.labels[np.resize(rows, spec.batch_size)][task.own]
+    if jax.process_count() == 1:
+      images = devices.put_rows(images, task.mesh)
+    correct.append((task.programs.hits(learned, images, labels), len(rows)))
+  correct = [devices.gather(np.asarray(hits))[:count] for hits, count in correct]
+  return np.asarray(np.concatenate(correct).mean(), np.float32)
+
+
+def _is_worth_holding(split: Slices) -> bool:
+  """Whether slices go to the device once, and not with every step: a GPU waits for what it is sent."""
+  return backend() != "cpu" and jax.process_count() == 1 and split.slices.nbytes <= HELD_BYTES
+
+
+def hold(split: Slices, mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+  """Puts a split's slices onto every device of a mesh.
+
+  Returns:
+    `batches.neighbour_rows` [B, context], divided over the devices → what `batches.with_context` shows.
+  """
+  slices = jax.device_put(np.asarray(split.slices), devices.replicated(mesh))
+  take = lambda slices, rows: jnp.moveaxis(slices[rows], 1, -1)
+  return functools.partial(jax.jit(take, out_shardings=devices.split_leading(mesh)), slices)
+
+
+def _kept(learned: Learned) -> tuple[Any, Any]:
+  """Copies parameters and statistics, which the next step may overwrite where they lie."""
+  return jax.tree.map(jnp.copy, (learned.params, learned.stats))
 
 
 def _check_groups(spec: CnnSpec) -> None:
@@ -208,10 +269,11 @@ def _check_groups(spec: CnnSpec) -> None:
     )
 
 
-def _not_finite(loss, step, data, spec, checkpoints) -> UserError:
+def _not_finite(loss: float, step: int, task: _Task, session: resumable.Session) -> UserError:
+  data, spec = task.data, task.spec
   rows = training_rows(data, batch_size=spec.batch_size, seed=spec.seed)[step]
   stacks = sorted({data.stack_id[i] for i in data.stack[rows]})
   return UserError(
     f"training loss of the CNN is {loss} at step {step} (stacks {', '.join(stacks)}); "
-    f"{checkpoints.kept('step')}; lower config.cnn.learning_rate or look at these stacks"
+    f"{session.kept()}; lower config.cnn.learning_rate or look at these stacks"
   )

@@ -16,6 +16,7 @@ import numpy as np
 
 from rcm_jax.data import slices as slices_lib
 from tfds_rcm.errors import UserError
+from tfds_rcm.study.splits import SPLITS
 
 NAME = "features.npz"
 _KINDS = ("features", "probabilities")
@@ -81,7 +82,7 @@ def load(path: str) -> FeatureFile:
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
       about = json.loads(str(arrays["about"]))
       splits, values = {}, {}
-      for name in slices_lib.SPLITS:
+      for name in SPLITS:
         labels, depth_um, stack, *ids = (arrays[f"{name}.{key}"] for key in _KNOWN)
         images = np.empty((len(labels), 0, 0), np.uint8)
         names = (tuple(x.tolist()) for x in ids)

@@ -1,32 +1,16 @@
-"""TFDS records → decoded slices on disk → batches.
-
-Records are decoded once into one flat file of gray levels a split, so that training
-reads whole batches through the page cache and never holds the images in memory.
-"""
+"""Decoded slices of a split, a memory map, and their arrangement as padded stacks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 import dataclasses
-import importlib
 import pathlib
-from typing import Any
 
-import grain
 import numpy as np
-from PIL import Image
-import tensorflow_datasets as tfds
 
 from rcm_jax.arrays import Features
-from rcm_jax.runtime import stage_cache
+from rcm_jax.data.scale import Scale
 from tfds_rcm.errors import UserError
-from tfds_rcm.features import LABELS, read_record
-
-SPLITS = ("train", "validation", "test")
-_MODULES = {
-  name: f"tfds_rcm.{name}.{name}_dataset_builder"
-  for name in ("rcm_phantom", "rcm_dryad", "rcm_clinical")
-}
+from tfds_rcm.study.splits import SPLITS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +24,7 @@ class Slices:
     stack: index of each slice's stack into `stack_id` and `patient_id`.
     stack_id: one name a stack.
     patient_id: one name a stack.
+    field_um: side of the square that every slice shows in µm; None if nobody knows.
   """
 
   slices: np.ndarray
@@ -48,9 +33,15 @@ class Slices:
   stack: np.ndarray
   stack_id: tuple[str, ...]
   patient_id: tuple[str, ...]
+  field_um: float | int | None = None
 
   def __len__(self) -> int:
     return len(self.labels)
+
+  @property
+  def scale(self) -> Scale:
+    """What a slice shows, in pixels and in µm."""
+    return Scale(self.slices.shape[1], self.field_um)
 
   @property
   def lengths(self) -> np.ndarray:
@@ -81,175 +72,7 @@ class Slices:
       self.stack[rows],
       self.stack_id[:stacks],
       self.patient_id[:stacks],
-    )
-
-
-def open_builder(source: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-  """Returns the prepared TFDS builder of `source`, such as "rcm_phantom/demo".
-
-  Raises:
-    UserError: no such builder, or not prepared below `data_dir`.
-  """
-  name, _, preset = source.partition("/")
-  if name not in _MODULES:
-    raise UserError(f"config.data.sources: no dataset '{name}'; known are {', '.join(_MODULES)}")
-  importlib.import_module(_MODULES[name])
-  try:
-    builder = tfds.builder(
-      name, config=preset or None, data_dir=data_dir, file_format="array_record"
-    )
-  except ValueError as error:
-    raise UserError(f"config.data.sources: '{source}': {str(error).splitlines()[0]}") from error
-  if not builder.info.splits:
-    option = f" --preset={preset}" if preset else ""
-    option = option if name == "rcm_phantom" else " --source=STUDY"
-    raise UserError(
-      f"{builder.data_dir}: dataset '{source}' is not prepared; run: "
-      f"python -m tfds_rcm.prepare {name}{option} --data_dir={builder.data_dir_root}"
-    )
-  empty = [
-    split
-    for split in SPLITS
-    if split not in builder.info.splits or not builder.info.splits[split].num_examples
-  ]
-  if empty:
-    raise UserError(
-      f"{builder.data_dir}: split '{empty[0]}' of '{source}' has no stacks; every one of "
-      f"{', '.join(SPLITS)} needs some: divide the stacks anew and prepare the dataset again"
-    )
-  return builder
-
-
-def fingerprint(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
-  """Returns what identifies a prepared dataset's content: names, sizes, leading bytes."""
-  folder = pathlib.Path(builder.data_dir)
-  return {
-    "name": builder.info.full_name,
-    "files": {
-      path.name: (path.stat().st_size, stage_cache.file_digest(path, 1 << 20))
-      for path in sorted(folder.iterdir())
-      if path.is_file()
-    },
-  }
-
-
-class _Records:
-  """TFDS records in random access; a record that cannot be decoded names itself."""
-
-  def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
-    self._name = f"{builder.data_dir}: {split}"
-    self._source = builder.as_data_source(split)
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    try:
-      return self._source[index]
-    except Exception as error:  # TFDS, ArrayRecord and Pillow raise many types for damaged bytes
-      reason = str(error).strip().split("\n")[0]
-      raise UserError(
-        f"{self._name} record {index} cannot be decoded ({reason}); delete this "
-        "folder and prepare the dataset again"
-      ) from error
-
-
-def _decode_record(example: dict[str, Any], image_size: int | None) -> dict[str, Any]:
-  record = read_record(example)
-  name = f"stack '{record.stack_id}'"
-  slices = [image[..., 0] for image in record.slices]
-  if not slices:
-    raise UserError(f"{name} has no slices; remove it and prepare the dataset again")
-  if not len(record.labels) == len(record.depth_um) == len(slices):
-    raise UserError(
-      f"{name} has {len(slices)} slices, {len(record.labels)} labels and "
-      f"{len(record.depth_um)} depths; expected as many of each"
-    )
-  outside = np.flatnonzero((record.labels < 0) | (record.labels >= len(LABELS)))
-  if outside.size:
-    raise UserError(
-      f"{name} slice {outside[0]}: label {record.labels[outside[0]]} is none of "
-      f"0 to {len(LABELS) - 1} ({', '.join(LABELS)})"
-    )
-  if image_size is not None:
-    slices = [resize(image, image_size) for image in slices]
-  return {
-    "stack_id": record.stack_id,
-    "patient_id": record.patient_id,
-    "labels": np.maximum(record.labels - 1, 0).astype(np.int8),
-    "depth_um": record.depth_um,
-    "slices": np.stack(slices),
-  }
-
-
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-  """Cuts the central square out and resamples it with an antialiasing filter."""
-  height, width = image.shape
-  if (height, width) == (size, size):
-    return image
-  side = min(height, width)
-  top, left = (height - side) // 2, (width - side) // 2
-  square = Image.fromarray(image[top : top + side, left : left + side])
-  return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
-
-
-def decode(
-  builders: Sequence[tfds.core.DatasetBuilder],
-  directory: pathlib.Path,
-  *,
-  image_size: int | None,
-  advance: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
-  """Decodes prepared datasets, one after the other in each split, into `directory`.
-
-  Of several datasets, each puts its name before those of its stacks and patients.
-
-  Args:
-    builders: prepared TFDS builders.
-    directory: gets `SPLIT.u8`, the gray levels, and `SPLIT.npz`, all else.
-    image_size: side in pixels that every slice is resampled to; None keeps the size,
-      which must then be one and the same.
-    advance: called with the stacks done and the stacks in all.
-
-  Raises:
-    UserError: a record is damaged, incomplete, or of another size.
-  """
-  total = sum(builder.info.splits[split].num_examples for builder in builders for split in SPLITS)
-  done = 0
-  for split in SPLITS:
-    shape = None
-    columns: dict[str, list] = {key: [] for key in ("stack_id", "patient_id", "labels", "depth_um")}
-    with (directory / f"{split}.u8").open("wb") as file:
-      for builder in builders:
-        records = grain.MapDataset.source(_Records(builder, split))
-        records = records.map(lambda record: _decode_record(record, image_size))
-        for record in records.to_iter_dataset(
-          grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
-        ):
-          slices = record.pop("slices")
-          if shape is None:
-            shape = slices.shape[1:]
-          if slices.shape[1:] != shape:
-            raise UserError(
-              f"stack '{record['stack_id']}' has slices of {slices.shape[1:]} pixels, others of "
-              f"{shape}; set config.data.image_size to bring all to one size"
-            )
-          file.write(slices.tobytes())
-          for key, value in record.items():
-            columns[key].append(value)
-          if len(builders) > 1:  # two studies may each have a patient 1
-            for key in ("stack_id", "patient_id"):
-              columns[key][-1] = f"{builder.name}/{columns[key][-1]}"
-          done += 1
-          advance(done, total)
-    np.savez(
-      directory / f"{split}.npz",
-      shape=np.asarray(shape),
-      stack_id=np.asarray(columns["stack_id"]),
-      patient_id=np.asarray(columns["patient_id"]),
-      labels=np.concatenate(columns["labels"]),
-      depth_um=np.concatenate(columns["depth_um"]),
-      stack=np.repeat(np.arange(len(columns["labels"])), [len(x) for x in columns["labels"]]),
+      self.field_um,
     )
 
 
@@ -258,6 +81,7 @@ def load_slices(directory: pathlib.Path) -> dict[str, Slices]:
   splits = {}
   for split in SPLITS:
     with np.load(directory / f"{split}.npz", allow_pickle=False) as table:
+      field_um = float(table["field_um"])
       splits[split] = Slices(
         slices=np.memmap(directory / f"{split}.u8", np.uint8, "r").reshape(
           -1, *table["shape"].tolist()
@@ -267,80 +91,9 @@ def load_slices(directory: pathlib.Path) -> dict[str, Slices]:
         stack=table["stack"],
         stack_id=tuple(table["stack_id"].tolist()),
         patient_id=tuple(table["patient_id"].tolist()),
+        field_um=None if np.isnan(field_um) else field_um,
       )
   return splits
-
-
-def with_context(split: Slices, rows: np.ndarray, context: int) -> np.ndarray:
-  """Returns slices with their neighbours as channels, [len(rows), height, width, context].
-
-  Args:
-    split: where the slices are.
-    rows: which slices.
-    context: slices seen at once, odd; 1 is the slice alone. Beyond an end of the stack
-      the end slice is repeated (our choice: the paper does not say).
-  """
-  if context == 1:
-    return split.slices[rows][..., None]
-  first = np.searchsorted(split.stack, split.stack[rows], side="left")
-  last = np.searchsorted(split.stack, split.stack[rows], side="right") - 1
-  offsets = range(-(context // 2), context // 2 + 1)
-  return np.stack([split.slices[np.clip(rows + k, first, last)] for k in offsets], axis=-1)
-
-
-def training_rows(split: Slices, *, batch_size: int, seed: int) -> grain.MapDataset:
-  """Returns the endless sequence of shuffled row batches; every slice comes once an epoch.
-
-  Batch n is the same however the sequence was entered, so a resumed training needs its
-  step and nothing else. The last batch of an epoch is filled up from the next.
-  """
-  return grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat().batch(batch_size)
-
-
-def training_batches(
-  split: Slices,
-  *,
-  batch_size: int,
-  context: int,
-  seed: int,
-  start: int,
-  stop: int,
-  own: slice = slice(None),
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields batches number `start` to `stop` of `training_rows`, or of each the rows in `own`.
-
-  Yields:
-    uint8 slices [batch, height, width, context] and labels [batch].
-  """
-  batches = training_rows(split, batch_size=batch_size, seed=seed)[start:stop].map(
-    lambda batch: (
-      with_context(split, batch[own], context),
-      split.labels[batch[own]].astype(np.int32),
-    )
-  )
-  yield from batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
-
-
-def sequential_batches(
-  split: Slices, *, batch_size: int, context: int, own: slice = slice(None)
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields all slices in order; the last batch is filled up by repeating its last row.
-
-  Yields:
-    uint8 slices [batch, height, width, context], or those in `own` of the batch alone, and the
-    rows [≤ batch] that the whole batch comes from.
-  """
-  count = len(split)
-
-  def batch(start: int) -> tuple[np.ndarray, np.ndarray]:
-    rows = np.arange(start, min(start + batch_size, count))
-    filled = np.pad(rows, (0, batch_size - len(rows)), mode="edge")
-    return with_context(split, filled[own], context), rows
-
-  starts = grain.MapDataset.range(0, count, batch_size)
-  yield from starts.map(batch).to_iter_dataset(
-    grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-  )
 
 
 def pad(split: Slices, values: np.ndarray, length: int | None = None) -> np.ndarray:

@@ -38,7 +38,7 @@ class BoundaryPosterior(NamedTuple):
     probability: row 0: first slice at or below the DEJ; row 1: first dermis slice. Column t is
       the probability that it is slice t; the count of real slices stands for "not in this
       stack". Rows sum to one.
-    median: posterior medians, the boundaries of least expected absolute error.
+    median: posterior medians, the boundaries of least expected absolute error; a possible pair.
   """
 
   probability: Float[Array, "*batch 2 T1"]
@@ -138,7 +138,18 @@ def boundary_posterior(
   sums = _sum_up(jnp.maximum(scores, _LEAST_SCORE), mask)
   probability = jax.nn.softmax(jnp.stack([sums.deeper, sums.shallower]), axis=1)
   median = jnp.sum(jnp.cumsum(probability, axis=1) < 0.5, axis=1)
-  return BoundaryPosterior(probability, jnp.minimum(median, jnp.sum(mask)))
+  return BoundaryPosterior(probability, _possible(median, jnp.sum(mask)))
+
+
+def order_log_odds(unary_scores: Float[Array, "T 3"], mask: Bool[Array, "T"]) -> Float[Array, ""]:
+  """Log-odds that a stack's slices stand in their order and not in the opposite one.
+
+  Args:
+    unary_scores: as for `log_likelihood`, of slices that were judged without their neighbours.
+    mask: True on real slices.
+  """
+  upwards = jnp.maximum(jnp.sum(mask) - 1 - jnp.arange(len(mask)), 0)
+  return _sum_up(unary_scores, mask).total - _sum_up(unary_scores[upwards], mask).total
 
 
 def marginal_posterior(
@@ -156,7 +167,7 @@ def marginal_posterior(
   passed = jnp.stack([1 - marginals[:, 0], marginals[:, 2]])
   passed = jax.lax.cummax(jnp.where(mask, passed, 1.0), axis=1)  # rounding aside, it is one
   probability = jnp.diff(passed, axis=1, prepend=0.0, append=1.0)
-  return BoundaryPosterior(probability, jnp.sum(passed < 0.5, axis=1))
+  return BoundaryPosterior(probability, _possible(jnp.sum(passed < 0.5, axis=1), jnp.sum(mask)))
 
 
 def posterior_of(
@@ -176,6 +187,13 @@ def posterior_of(
     return marginal_posterior(probabilities, mask)
   tiny = jnp.finfo(jnp.float32).tiny
   return boundary_posterior(jnp.log(jnp.maximum(probabilities, tiny)) / temperature, mask)
+
+
+def _possible(median, count):
+  """Medians are a possible pair; of equal halves, rounding could make them another."""
+  first, second = jnp.minimum(median, count)
+  inside = (first > 0) & (first < count)
+  return jnp.stack([first, jnp.maximum(second, first + inside)])
 
 
 def _sum_up(unary_scores, mask):

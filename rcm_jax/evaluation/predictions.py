@@ -16,7 +16,7 @@ import numpy as np
 
 from rcm_jax import arrays
 from rcm_jax.decoding import strata as strata_lib
-from rcm_jax.runtime import stage_cache
+from rcm_jax.runtime import files
 from tfds_rcm import errors
 
 COLUMNS = (
@@ -130,7 +130,7 @@ def write_csv(path: str | os.PathLike, predictions: Iterable[StackPrediction]) -
   writer.writerow(COLUMNS)
   for prediction in predictions:
     writer.writerows(_rows(prediction))
-  stage_cache.write_text(pathlib.Path(path), text.getvalue())
+  files.write_text(pathlib.Path(path), text.getvalue())
 
 
 def read_csv(

@@ -6,14 +6,44 @@ attention map whose row n says how much each slice counts for slice n.
 
 from __future__ import annotations
 
+import dataclasses
+from typing import get_args
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rcm_jax.ops import toeplitz
+from tfds_rcm.errors import UserError, nearest
 
 HalfWidth = Int[Array, ""] | int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionSpec:
+  """How slices see each other; what is of another kind of attention says nothing.
+
+  Attributes:
+    kind: of attention; `head.ATTENTIONS` has them.
+    half_width: largest D of the members, of Toeplitz attention.
+    edge_mode: what Toeplitz attention does beyond the ends of a stack: "zero" leaves the weights
+      there out, as the paper does, "renormalize" shares them out.
+    units: of the perceptron of global attention.
+  """
+
+  kind: str = "none"
+  half_width: int = 0
+  edge_mode: toeplitz.EdgeMode = "zero"
+  units: int = 64
+
+  def __post_init__(self):
+    modes = get_args(toeplitz.EdgeMode)
+    if self.edge_mode not in modes:
+      raise UserError(
+        f"config.head.edge_mode: '{self.edge_mode}' is none of {', '.join(modes)}"
+        f"{nearest(str(self.edge_mode), modes)}"
+      )
 
 
 class NoAttention(nnx.Module):
@@ -38,15 +68,15 @@ class ToeplitzAttention(nnx.Module):
     logits: [2 D + 1], softmax of which weighs the slices from D above to D below.
   """
 
-  def __init__(self, half_width: int, *, boundary: str):
+  def __init__(self, half_width: int, *, edge_mode: toeplitz.EdgeMode):
     """Starts from equal weights.
 
     Args:
       half_width: D, or the largest D of several members trained side by side.
-      boundary: "zero" as in the paper, or "renormalize" where the stack ends.
+      edge_mode: "zero" as in the paper, or "renormalize" where the stack ends.
     """
     self.logits = nnx.Param(jnp.zeros(2 * half_width + 1))
-    self.boundary = boundary
+    self.edge_mode = edge_mode
 
   def taps(self, half_width: HalfWidth = None) -> Float[Array, "K"]:
     """Returns the weights by offset, shallow to deep, zero beyond `half_width`."""
@@ -55,7 +85,7 @@ class ToeplitzAttention(nnx.Module):
   def __call__(
     self, h: Float[Array, "T E"], mask: Bool[Array, "T"], half_width: HalfWidth = None
   ) -> Float[Array, "T E"]:
-    return toeplitz.toeplitz_attention(h, self.taps(half_width), mask, boundary=self.boundary)
+    return toeplitz.toeplitz_attention(h, self.taps(half_width), mask, edge_mode=self.edge_mode)
 
   def weights(
     self, h: Float[Array, "T E"], mask: Bool[Array, "T"], half_width: HalfWidth = None
@@ -63,7 +93,7 @@ class ToeplitzAttention(nnx.Module):
     """Returns the band matrix that the call multiplies by."""
     identity = jnp.eye(h.shape[0], dtype=h.dtype)
     return (
-      toeplitz.toeplitz_attention(identity, self.taps(half_width), mask, boundary=self.boundary)
+      toeplitz.toeplitz_attention(identity, self.taps(half_width), mask, edge_mode=self.edge_mode)
       * mask
     )
 

@@ -2,61 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
-import numpy as np
 
-from rcm_jax.arrays import Features
+from rcm_jax.data.pca import Components
 from rcm_jax.heads.encoders import CELLS
 from rcm_jax.heads.head import HeadSpec
-
-_LEAST_SHARE = 1e-9  # of the first component's variance
-
-
-class Components(NamedTuple):
-  """A linear map; (x - mean) @ matrix has unit variance where it was learned.
-
-  Attributes:
-    mean: of the features.
-    matrix: the first principal directions over their standard deviations.
-  """
-
-  mean: Float[np.ndarray, " W"]
-  matrix: Float[np.ndarray, "W F"]
-
-  def __call__(self, values: Float[np.ndarray, "*dims W"]) -> Float[np.ndarray, "*dims F"]:
-    """Returns the components."""
-    return (values - self.mean) @ self.matrix
-
-
-def learn(values: Float[np.ndarray, "n W"], count: int) -> Components:
-  """Returns the first `count` components of rows; zero where fewer directions vary."""
-  variances, directions = np.linalg.eigh(np.cov(values, rowvar=False, dtype=np.float64))
-  kept = slice(None, -count - 1, -1)  # eigenvalues rise
-  # What does not vary here would be blown up where it does.
-  varies = variances[kept] > _LEAST_SHARE * variances[-1]
-  scale = np.sqrt(np.where(varies, variances[kept], np.inf))
-  return Components(values.mean(0), (directions[:, kept] / scale).astype(np.float32))
-
-
-def of_splits(
-  features: Mapping[str, Features], count: int
-) -> tuple[Components, dict[str, Features]]:
-  """Learns on the training slices; returns the map, and all splits' components, 0 on padding."""
-  train = features["train"]
-  components = learn(np.asarray(train.values)[np.asarray(train.mask)], count)
-  seen = {
-    name: dataclasses.replace(
-      split, values=np.where(np.asarray(split.mask)[..., None], components(split.values), 0)
-    )
-    for name, split in features.items()
-  }
-  return components, seen
 
 
 def unfold(spec: HeadSpec, params: Any, components: Components) -> tuple[HeadSpec, Any]:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from flax import nnx
 import jax
 from jaxtyping import Array, Bool, Float, Key
 
 from rcm_jax.decoding import monotone_model
-from rcm_jax.heads.attention import GlobalAttention, HalfWidth, NoAttention, ToeplitzAttention
+from rcm_jax.heads.attention import (
+  AttentionSpec,
+  GlobalAttention,
+  HalfWidth,
+  NoAttention,
+  ToeplitzAttention,
+)
 from rcm_jax.heads.decoders import DenseDecoder, GruDecoder
 from rcm_jax.heads.encoders import CELLS, RecurrentEncoder, encode_windows
 from tfds_rcm.errors import UserError, nearest
+
+Decoder = Literal["dense", "gru"]
+Feedback = Literal["none", "own", "teacher", "scheduled"]
+Likelihood = Literal["slices", "boundaries"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,25 +34,17 @@ class HeadSpec:
   Attributes:
     num_features: F of a slice.
     hidden: H of the recurrent layers.
-    cell: "gru", "rnn" or "lstm".
+    cell: of the encoder; `encoders.CELLS` has them.
     bidirectional: whether the encoder runs both ways.
     window: slices that the encoder sees around each slice (odd); None for the stack.
-    attention: "none", "toeplitz", "additive" or "location".
-    half_width: largest D of the members; Toeplitz attention only.
-    boundary: "zero" or "renormalize"; Toeplitz attention only.
-    units: width of the score's perceptron; global attention only.
+    attention: between the encoder and the decoder.
     max_slices: longest stack in training.
-    decoder: "dense" or "gru".
-    feedback: what the decoder is told of the previous slice: "none", its own
-      probabilities ("own"), or in training the label always ("teacher") or less and
-      less often ("scheduled").
+    decoder: a dense layer, or a GRU over the slices.
+    feedback: what the decoder is given of the previous slice: nothing, its own probabilities
+      ("own"), or in training the label always ("teacher") or less and less often ("scheduled").
     likelihood: of a stack's labels: "slices" takes each slice by itself, as the paper does;
-      "boundaries" makes the decoder's outputs evidence in the monotone model of
-      `ops.boundaries`, and the head's probabilities its marginals.
-    input_dropout: share of the features that training hides from a stack's slices, the same ones
-      from all of them.
-    average: decay a step of the running average of the weights, which is judged and kept; 0
-      takes the weights themselves.
+      "boundaries" makes the decoder's outputs unary scores of `decoding.monotone_model`, and the
+      head's probabilities its marginals.
   """
 
   num_features: int
@@ -49,42 +52,32 @@ class HeadSpec:
   cell: str
   bidirectional: bool
   window: int | None
-  attention: str
-  half_width: int
-  boundary: str
-  units: int
+  attention: AttentionSpec
   max_slices: int
-  decoder: str
-  feedback: str
-  likelihood: str = "slices"
-  input_dropout: float = 0.0
-  average: float = 0.0
+  decoder: Decoder
+  feedback: Feedback
+  likelihood: Likelihood = "slices"
 
   def __post_init__(self):
-    choices = {
-      "cell": tuple(CELLS),
-      "attention": tuple(ATTENTIONS),
-      "boundary": ("zero", "renormalize"),
-      "decoder": tuple(DECODERS),
-      "feedback": ("none", "own", "teacher", "scheduled"),
-      "likelihood": ("slices", "boundaries"),
-    }
-    for name, allowed in choices.items():
-      if getattr(self, name) not in allowed:
+    for name, value, allowed in (
+      ("cell", self.cell, tuple(CELLS)),
+      ("attention", self.attention.kind, tuple(ATTENTIONS)),
+      ("decoder", self.decoder, get_args(Decoder)),
+      ("feedback", self.feedback, get_args(Feedback)),
+      ("likelihood", self.likelihood, get_args(Likelihood)),
+    ):
+      if value not in allowed:
         raise UserError(
-          f"config.head.{name}: '{getattr(self, name)}' is none of {', '.join(allowed)}"
-          f"{nearest(str(getattr(self, name)), allowed)}"
+          f"config.head.{name}: '{value}' is none of {', '.join(allowed)}"
+          f"{nearest(str(value), allowed)}"
         )
     if self.window is not None and (self.window < 1 or self.window % 2 == 0):
       raise UserError(
         f"config.head.window: {self.window} slices have no middle; give an odd number"
       )
-    for name in ("input_dropout", "average"):
-      if not 0 <= getattr(self, name) < 1:
-        raise UserError(f"config.head.{name}: {getattr(self, name)} is outside 0 to 1")
-    if not 0 <= self.half_width < self.max_slices:
+    if not 0 <= self.attention.half_width < self.max_slices:
       raise UserError(
-        f"config.head.half_widths: {self.half_width} is outside 0 to "
+        f"config.head.half_widths: {self.attention.half_width} is outside 0 to "
         f"{self.max_slices - 1}, the longest stack has {self.max_slices} slices"
       )
     if self.decoder == "gru" and self.feedback == "none":
@@ -98,16 +91,41 @@ class HeadSpec:
     """Whether the probabilities are marginals of the monotone model."""
     return self.likelihood == "boundaries"
 
+  @property
+  def limit(self) -> int | None:
+    """Slices that the head can see at most: location attention has one score a slice."""
+    return self.max_slices if self.attention.kind == "location" else None
+
+
+def current_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the fields of a `HeadSpec`, as `dataclasses.asdict` has them, of those of any version."""
+  fields = dict(fields)
+  if not isinstance(fields.get("attention"), Mapping):  # version 0.1 had attention's fields here
+    for name in ("input_dropout", "average"):
+      fields.pop(name, None)
+    old = {"half_width": "half_width", "edge_mode": "boundary", "units": "units"}
+    given = {name: fields.pop(of, None) for name, of in old.items()}
+    fields["attention"] = {"kind": fields.get("attention"), **given}
+  return fields
+
+
+def spec_of(fields: Mapping[str, Any]) -> HeadSpec:
+  """Returns the architecture that has these fields, of any version."""
+  fields = current_fields(fields)
+  return HeadSpec(**{**fields, "attention": AttentionSpec(**fields["attention"])})
+
 
 # A new kind of attention or decoder is one entry here.
 ATTENTIONS = {
   "none": lambda spec, size, rngs: NoAttention(),
-  "toeplitz": lambda spec, size, rngs: ToeplitzAttention(spec.half_width, boundary=spec.boundary),
+  "toeplitz": lambda spec, size, rngs: ToeplitzAttention(
+    spec.attention.half_width, edge_mode=spec.attention.edge_mode
+  ),
   "additive": lambda spec, size, rngs: GlobalAttention(
-    size, spec.units, score="additive", max_slices=spec.max_slices, rngs=rngs
+    size, spec.attention.units, score="additive", max_slices=spec.max_slices, rngs=rngs
   ),
   "location": lambda spec, size, rngs: GlobalAttention(
-    size, spec.units, score="location", max_slices=spec.max_slices, rngs=rngs
+    size, spec.attention.units, score="location", max_slices=spec.max_slices, rngs=rngs
   ),
 }
 DECODERS = {
@@ -149,7 +167,7 @@ class Head(nnx.Module):
     self.encoder = RecurrentEncoder(
       spec.num_features, spec.hidden, cell=spec.cell, bidirectional=spec.bidirectional, rngs=rngs
     )
-    self.attention = ATTENTIONS[spec.attention](spec, self.encoder.size, rngs)
+    self.attention = ATTENTIONS[spec.attention.kind](spec, self.encoder.size, rngs)
     self.decoder = DECODERS[spec.decoder](spec, self.encoder.size, rngs)
 
   def encode(
@@ -169,10 +187,10 @@ class Head(nnx.Module):
     Returns:
       Logits, zero on padding; with the likelihood of the boundaries, logarithms of the marginals.
     """
-    evidence = self.evidence(x, mask, half_width=half_width)
-    return monotone_model.log_marginals(evidence, mask) if self.spec.ordered else evidence
+    unary_scores = self.unary_scores(x, mask, half_width=half_width)
+    return monotone_model.log_marginals(unary_scores, mask) if self.spec.ordered else unary_scores
 
-  def evidence(
+  def unary_scores(
     self,
     x: Float[Array, "T F"],
     mask: Bool[Array, "T"],
@@ -196,7 +214,7 @@ class Head(nnx.Module):
       Logits of the slices, each by itself; zero on padding.
     """
     h = self.encode(x, mask, dropout)
-    if self.spec.attention == "toeplitz" and self.spec.decoder == "dense":
+    if self.spec.attention.kind == "toeplitz" and self.spec.decoder == "dense":
       # Both are linear, one in the slices and one in the columns: (A h) W = A (h W) has E / C times
       # fewer values to attend to.
       projected = self.attention(self.decoder.project(h, mask), mask, half_width)

@@ -59,14 +59,14 @@ def of_slices(logits: Float[Array, "B T 3"], targets: Targets) -> Float[Array, "
 
 
 def of_boundaries(
-  evidence: Float[Array, "B T 3"],
+  unary_scores: Float[Array, "B T 3"],
   targets: Targets,
   mae_weight: Float[arrays.ArrayLike, ""] | float,
 ) -> Float[Array, ""]:
   """Negative log-likelihood of both boundaries, and their expected error if that weighs anything.
 
   Args:
-    evidence: see `ops.boundaries`.
+    unary_scores: see `decoding.monotone_model`.
     targets: of the same stacks.
     mae_weight: of the mean expected absolute error of a boundary, per µm.
 
@@ -74,8 +74,8 @@ def of_boundaries(
     Negative log-likelihood by slice, so that it compares with `of_slices`, plus the error's share.
   """
   mask = targets.mask
-  log_likelihood = jax.vmap(monotone_model.log_likelihood)(evidence, mask, targets.boundaries)
-  log_marginal = jax.vmap(monotone_model.log_marginals)(evidence, mask)
+  log_likelihood = jax.vmap(monotone_model.log_likelihood)(unary_scores, mask, targets.boundaries)
+  log_marginal = jax.vmap(monotone_model.log_marginals)(unary_scores, mask)
   error_um = jax.vmap(monotone_model.expected_error_um)(
     log_marginal, targets.boundaries, targets.depth_um, mask
   )

@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import pathlib
-import shutil
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -23,13 +22,23 @@ import numpy as np
 
 from rcm_jax.arrays import Features
 from rcm_jax.heads.head import Head, HeadSpec
-from rcm_jax.heads.train_epochs import Member, compile_run, graph_of, make_train, over_members
+from rcm_jax.heads.member_parallel import compile_run, over_members
+from rcm_jax.heads.objective import Member, graph_of
+from rcm_jax.heads.train_epochs import make_train
 from rcm_jax.ops.toeplitz import toeplitz_weights
 from rcm_jax.runtime import checkpoints as checkpoints_lib
-from rcm_jax.runtime import devices, preemption, stage_cache
+from rcm_jax.runtime import devices, resumable
 from tfds_rcm.errors import UserError
 
 EPOCHS_PER_CALL = 20  # between two visits of the host: progress, checkpoint, a look for NaN
+
+
+class _Progress(NamedTuple):
+  """What is saved: the members' state, [M, …], and their curves [M, epochs, 2] so far."""
+
+  state: Any
+  curves: np.ndarray
+  seconds: np.ndarray
 
 
 def train(
@@ -41,6 +50,8 @@ def train(
   *,
   epochs: int,
   batch_size: int,
+  input_dropout: float = 0.0,
+  ema_decay: float = 0.0,
   advance: Callable[[int, int], None] = lambda done, total: None,
   scalars: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
   resumed: Callable[[int], None] = lambda step: None,
@@ -57,6 +68,8 @@ def train(
       `history.json`. An interrupted training goes on after its last finished call.
     epochs: passes over the training stacks.
     batch_size: stacks a step.
+    input_dropout: see `make_train`.
+    ema_decay: see `make_train`.
     advance: called with the epochs done and the epochs in all.
     scalars: called with each epoch's metrics, mean over members.
     resumed: called with the first epoch that will be trained.
@@ -66,8 +79,7 @@ def train(
     UserError: a member's loss is no longer finite; the state before that call is kept.
     preemption.Preempted: the process was asked to stop, and the state is saved.
   """
-  if (directory / "history.json").exists():  # killed between its end and its seal
-    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+  if resumable.finished(directory):
     return
   per_call = next(n for n in range(min(EPOCHS_PER_CALL, epochs), 0, -1) if epochs % n == 0)
   training = make_train(
@@ -77,68 +89,62 @@ def train(
     batch_size=batch_size,
     epochs=epochs,
     epochs_per_call=per_call,
+    input_dropout=input_dropout,
+    ema_decay=ema_decay,
   )
   spread, whole = _spread(len(members))
   stacked = spread(jax.tree.map(lambda *x: np.stack(x), *members))
   mesh = devices.local_mesh()
-  state = jax.jit(devices.split_work(over_members(training.init), mesh))(stacked)
-  started = time.perf_counter()
+  initial = jax.jit(devices.split_work(over_members(training.init), mesh))(stacked)
+  everyone = lambda epoch: spread(np.full(len(members), epoch, np.int32))
+  run = compile_run(training, initial, stacked, everyone(0))
+
+  def leg(epoch, progress, session):
+    started = time.perf_counter()
+    state, now = run(progress.state, stacked, everyone(epoch))
+    after = epoch + per_call
+    curves = np.array(progress.curves)
+    curves[:, epoch:after] = whole(now)
+    bad = np.argwhere(~np.isfinite(curves[:, epoch:after, 0]))
+    if bad.size:
+      member, when = bad[0]
+      raise UserError(
+        f"training loss of head member {members[member]} is not finite in epoch "
+        f"{epoch + when}; {session.kept()}; lower config.head.learning_rates"
+      )
+    for i in range(epoch, after):
+      loss, accuracy = curves[:, i].mean(0).tolist()
+      scalars(i, {"loss": loss, "validation_accuracy": accuracy})
+    advance(after, epochs)
+    seconds = np.asarray(progress.seconds + time.perf_counter() - started, np.float32)
+    return after, _Progress(state, curves, seconds)
+
   curves = np.full((len(members), epochs, 2), np.nan, np.float32)
-  about = {"head": dataclasses.asdict(spec), **(about or {})}
-  with (
-    preemption.at_safe_points(),
-    checkpoints_lib.Checkpoints(directory / "checkpoints", about=about) as checkpoints,
-  ):
-    rows = lambda leaf: np.zeros((len(members), *leaf.shape[1:]), leaf.dtype)
-    found = checkpoints.restore(
-      {"state": jax.tree.map(rows, state), "curves": curves, "seconds": np.zeros((), np.float32)}
-    )
-    first, seconds = 0, 0.0
-    if found is not None:
-      first, tree = found
-      state, curves = spread(tree["state"]), np.array(tree["curves"])
-      seconds = float(tree["seconds"])
-    resumed(first)
-    everyone = lambda epoch: spread(np.full(len(members), epoch, np.int32))
-    run = compile_run(training, state, stacked, everyone(first))
-    for epoch in range(first, epochs, per_call):
-      state, now = run(state, stacked, everyone(epoch))
-      curves[:, epoch : epoch + per_call] = whole(now)
-      bad = np.argwhere(~np.isfinite(curves[:, epoch : epoch + per_call, 0]))
-      if bad.size:
-        member, when = bad[0]
-        raise UserError(
-          f"training loss of head member {members[member]} is not finite in epoch "
-          f"{epoch + when}; {checkpoints.kept('epoch')}; lower config.head.learning_rates"
-        )
-      for i in range(epoch, epoch + per_call):
-        loss, accuracy = curves[:, i].mean(0).tolist()
-        scalars(i, {"loss": loss, "validation_accuracy": accuracy})
-      advance(epoch + per_call, epochs)
-      stop = devices.any_process(preemption.asked())
-      if stop or devices.any_process(checkpoints.affordable):
-        taken = np.asarray(seconds + time.perf_counter() - started, np.float32)
-        tree = {"state": whole(state), "curves": curves, "seconds": taken}
-        checkpoints.save(epoch + per_call, tree)
-      if stop:
-        checkpoints.wait()
-        raise preemption.Preempted(f"in train_heads, after epoch {epoch + per_call} of {epochs}")
-  best = whole(state.best_params)
-  checkpoints_lib.save_tree(directory / "heads", best)
-  if not devices.is_first():
-    return
-  stage_cache.write_text(
-    directory / "history.json",
-    json.dumps(
-      {
-        "members": [dict(zip(Member._fields, map(float, m), strict=True)) for m in members],
-        "loss": curves[..., 0].tolist(),
-        "validation_accuracy": curves[..., 1].tolist(),
-        "seconds": (seconds + time.perf_counter() - started) / len(members),
-      }
-    ),
+  rows = lambda leaf: np.zeros((len(members), *leaf.shape[1:]), leaf.dtype)
+  begin = _Progress(initial, curves, np.zeros((), np.float32))
+  progress = resumable.run(
+    leg,
+    directory,
+    begin._replace(state=jax.tree.map(rows, initial)),
+    lambda: begin,
+    name="train_heads",
+    unit="epoch",
+    total=epochs,
+    about={"head": dataclasses.asdict(spec), **(about or {})},
+    resumed=resumed,
+    to_tree=lambda progress: progress._replace(state=whole(progress.state)),
+    from_tree=lambda tree: tree._replace(state=spread(tree.state)),
   )
-  shutil.rmtree(directory / "checkpoints")
+  resumable.finish(
+    directory,
+    {"heads": whole(progress.state.best_params)},
+    lambda: {
+      "members": [dict(zip(Member._fields, map(float, m), strict=True)) for m in members],
+      "loss": progress.curves[..., 0].tolist(),
+      "validation_accuracy": progress.curves[..., 1].tolist(),
+      "seconds": float(progress.seconds) / len(members),
+    },
+  )
 
 
 def _spread(count: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
@@ -182,17 +188,10 @@ class Trained:
 
   def probabilities(self, features: Features) -> Float[np.ndarray, "M N T C"]:
     """Classifies stacks, on padding too, where the values mean nothing."""
-    graph = graph_of(self.spec)
-
-    def one(params, half_width):
-      model = nnx.merge(graph, params)
-      logits = jax.vmap(lambda x, m: model(x, m, half_width=half_width))(
-        jnp.asarray(features.values), jnp.asarray(features.mask)
-      )
-      return jax.nn.softmax(logits)
-
-    half_widths = jnp.array([m.half_width for m in self.members])
-    return np.asarray(jax.jit(over_members(one))(self.params, half_widths))
+    return self._of_stacks(
+      lambda model, x, mask, half_width: jax.nn.softmax(model(x, mask, half_width=half_width)),
+      features,
+    )
 
   def toeplitz_taps(self) -> dict[int, Float[np.ndarray, "seeds K"]]:
     """Learned weights by half-width D, shallow to deep, one row a member of that D."""
@@ -200,29 +199,37 @@ class Trained:
     for member, logits in zip(self.members, self.params["attention"]["logits"][...], strict=True):
       width = int(member.half_width)
       middle = np.asarray(toeplitz_weights(jnp.asarray(logits), width))
-      margin = self.spec.half_width - width
+      margin = self.spec.attention.half_width - width
       taps.setdefault(width, []).append(middle[margin : len(middle) - margin])
     return {width: np.stack(rows) for width, rows in taps.items()}
 
   def attention_weights(self, features: Features) -> Float[np.ndarray, "M N T T"]:
     """Attention map of every stack, by member (Figure 4)."""
+    return self._of_stacks(
+      lambda model, x, mask, half_width: model.attention_weights(x, mask, half_width), features
+    )
+
+  def _of_stacks(self, function: Callable[..., Any], features: Features) -> np.ndarray:
+    """Function (model, values, mask, half width) of every stack, by member."""
     graph = graph_of(self.spec)
 
-    def one(params, half_width):
-      model = nnx.merge(graph, params)
-      return jax.vmap(lambda x, m: model.attention_weights(x, m, half_width))(
-        jnp.asarray(features.values), jnp.asarray(features.mask)
-      )
+    @jax.jit
+    def run(params, half_widths, values, mask):
+      def one(params, half_width):
+        model = nnx.merge(graph, params)
+        return jax.vmap(lambda x, m: function(model, x, m, half_width))(values, mask)
+
+      return over_members(one)(params, half_widths)
 
     half_widths = jnp.array([m.half_width for m in self.members])
-    return np.asarray(jax.jit(over_members(one))(self.params, half_widths))
+    return np.asarray(run(self.params, half_widths, features.values, features.mask))
 
 
 def load(spec: HeadSpec, members: Sequence[Member], directory: pathlib.Path) -> Trained:
   """Reads what `train` left in `directory`."""
   one = nnx.state(nnx.eval_shape(lambda: Head(spec, nnx.Rngs(0))), nnx.Param)
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(members), *x.shape), x.dtype), one)
-  history = json.loads((directory / "history.json").read_text())
+  history = json.loads((directory / resumable.HISTORY).read_text())
   return Trained(
     spec, members, checkpoints_lib.load_tree(directory / "heads", like), history, directory
   )

@@ -24,7 +24,8 @@ import numpy as np
 from rcm_jax import arrays
 from rcm_jax.cnn import folded_inception, inception
 from rcm_jax.heads.head import Head, HeadSpec
-from rcm_jax.inference.model_card import Description
+from rcm_jax.inference.description import Description
+from rcm_jax.ops.backend import backend
 from rcm_jax.runtime import checkpoints, stage_cache
 from rcm_jax.textures import encoder as texture_encoder
 from tfds_rcm.errors import UserError
@@ -124,6 +125,12 @@ class Bundle:
     one = lambda head, x, half_width: jax.nn.softmax(head(x, mask, half_width=half_width))
     return self._over_members(one, features)
 
+  def slice_probabilities(self, features: Float[arrays.ArrayLike, "T F"]) -> Float[Array, "T 3"]:
+    """What the CNN itself says of each slice, without its neighbours; traceable."""
+    of_cnn = jnp.asarray(features)[:, : self.description.head.num_features]
+    logits = self.network.classifier(jnp.maximum(of_cnn, 0))
+    return jax.nn.softmax(logits.astype(jnp.float32))
+
   def attention(
     self, features: Float[arrays.ArrayLike, "T F"], mask: Bool[arrays.ArrayLike, "T"]
   ) -> Float[Array, "T T"]:
@@ -147,7 +154,8 @@ class Bundle:
         nnx.merge(graph, member[0]), x, member[1]
       )
       # One after the other: batched over members, the small products would be slower on a CPU.
-      found.append(jax.lax.map(one, (params, jnp.array(self.description.half_widths))).mean(0))
+      over = jax.lax.map if backend() == "cpu" else lambda one, xs: jax.vmap(one)(xs)
+      found.append(over(one, (params, jnp.array(self.description.half_widths))).mean(0))
     return sum(found) / len(found)
 
   def padded_length(self, count: int) -> int:
@@ -158,7 +166,7 @@ class Bundle:
     """
     head = self.description.head
     length = -(-count // _LENGTHS) * _LENGTHS
-    if head.attention != "location":
+    if head.limit is None:
       return length
     if count > head.max_slices:
       raise UserError(
@@ -209,9 +217,8 @@ def save(directory: pathlib.Path, bundle: Bundle) -> None:
   part = directory.with_name(f".{directory.name}.part")
   shutil.rmtree(part, ignore_errors=True)
   part.mkdir(parents=True)
-  _, params, stats, _ = nnx.split(bundle.network, nnx.Param, nnx.BatchStat, ...)
-  tree = _tree({"params": params, "stats": stats}, bundle.heads, bundle.encoders, bundle.view_heads)
-  checkpoints.save_tree(part / WEIGHTS, tree)
+  params, stats = nnx.state(bundle.network, nnx.Param, nnx.BatchStat)
+  checkpoints.save_tree(part / WEIGHTS, weight_tree({"params": params, "stats": stats}, bundle))
   (part / DESCRIPTION).write_text(bundle.description.to_json(), encoding="utf-8")
   stage_cache.seal(part)
   shutil.rmtree(directory, ignore_errors=True)
@@ -231,7 +238,7 @@ def load(directory: pathlib.Path) -> Bundle:
     if not (directory / "model" / DESCRIPTION).exists():
       if (directory / "results.json").exists():
         raise UserError(
-          f"{directory}: this run left no model; only those of a head on a CNN do (config.model head, "
+          f"{directory}: this run left no model; only those of a head on a CNN do (config.pipeline head, "
           "views or end_to_end, without config.features.file)"
         )
       raise UserError(
@@ -246,10 +253,11 @@ def load(directory: pathlib.Path) -> Bundle:
     )
   try:
     description = Description.from_json((directory / DESCRIPTION).read_text(encoding="utf-8"))
-  except (ValueError, KeyError, TypeError) as error:
+  except ValueError as error:
     raise UserError(f"{directory / DESCRIPTION}: {error}; run the training again") from error
-  network = build_network(description)
-  graph, params, stats, rest = nnx.split(network, nnx.Param, nnx.BatchStat, ...)
+  # Shapes alone: nothing is made of a size that the weights do not have.
+  network = nnx.eval_shape(lambda: build_network(description))
+  params, stats = nnx.state(network, nnx.Param, nnx.BatchStat)
   members = len(description.seeds)
   shapes = lambda spec: jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), _empty(spec)[1]
@@ -267,7 +275,8 @@ def load(directory: pathlib.Path) -> Bundle:
     raise UserError(
       f"{directory / WEIGHTS}: does not fit {DESCRIPTION} ({reason}); run the training again"
     ) from error
-  network = nnx.merge(graph, tree["cnn"]["params"], tree["cnn"]["stats"], rest)
+  network = build_network(description)
+  nnx.update(network, tree["cnn"]["params"], tree["cnn"]["stats"])
   network.eval()
   encoders = tuple(
     texture_encoder.Encoder(**tree[name]) for name in _numbered("texture", description.textures)
@@ -304,28 +313,17 @@ def _tree(
   }
 
 
+def weight_tree(cnn: Any, bundle: Bundle) -> dict[str, Any]:
+  """Returns what is kept of a bundle besides its description, with `cnn` for the CNN's part."""
+  return _tree(cnn, bundle.heads, bundle.encoders, bundle.view_heads)
+
+
 def build_network(description: Description) -> inception.InceptionV3:
   """Returns the CNN, freshly initialised; bfloat16 on an accelerator, float32 on a CPU."""
   return inception.InceptionV3(
     arrays.NUM_STRATA,
     in_channels=description.cnn["context"],
     width=description.cnn["width"],
-    dtype=jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16,
+    dtype=jnp.float32 if backend() == "cpu" else jnp.bfloat16,
     rngs=nnx.Rngs(0),
   )
-
-
-def named_weights(bundle: Bundle) -> dict[str, Float[np.ndarray, "..."]]:
-  """Returns all weights by name: "cnn.…" as the network nests them, "heads.…" with axis M first.
-
-  Encoders of textures have "texture0.filters" and so on, further heads "view0.…".
-  """
-  network = nnx.state(bundle.network, nnx.Any(nnx.Param, nnx.BatchStat))
-  weights = {}
-  for part, state in _tree(network, bundle.heads, bundle.encoders, bundle.view_heads).items():
-    flat = [((name,), leaf) for name, leaf in state.items()]  # of an encoder
-    if not part.startswith("texture"):
-      flat = nnx.to_flat_state(state)
-    for path, leaf in flat:
-      weights[".".join(map(str, (part, *path)))] = np.ascontiguousarray(leaf[...])
-  return weights

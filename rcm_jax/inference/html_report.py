@@ -35,14 +35,14 @@ def render(result: Mapping[str, Any], slices: UInt8[np.ndarray, "T height width"
   data = {"result": result, "images": images, "width": slices.shape[2]}
   coverage = result["model"]["coverage"]
   parts = {
-    "title": html.escape(result["stack"]["name"]),
+    "title": html.escape(result["stack"]["id"]),
     "facts": html.escape(_facts(result)),
     "use": html.escape(result["use"]),
     "warnings": _warnings(result),
     "boundaries": _boundaries(result),
     "plan": _plan(result),
-    "interval": "dashed: boundary"
-    + ("" if coverage is None else f"; shaded: its {coverage:.0%} interval"),
+    "interval": "dashed: boundary" + ("" if coverage is None else "; shaded: its interval"),
+    "coverage": html.escape(_coverage(result["model"])),
     "data": _script_json(data),
   }
   template = TEMPLATE.read_text(encoding="utf-8")
@@ -80,10 +80,26 @@ def _facts(result):
 def _warnings(result):
   if not result["warnings"]:
     return ""
-  items = "".join(f"<li>{html.escape(w['message'])}</li>" for w in result["warnings"])
+  lines = "".join(f"<li>{html.escape(w['message'])}</li>" for w in result["warnings"])
   return (
-    f'<section class="card cautions" role="alert"><h2>Look twice</h2><ul>{items}</ul></section>'
+    f'<section class="card warnings" role="alert"><h2>Look twice</h2><ul>{lines}</ul></section>'
   )
+
+
+def _coverage(model):
+  """What the intervals promise, and what they kept."""
+  if model["coverage"] is None:
+    return ""
+  measured = ", ".join(
+    f"{DISPLAY_NAMES[name]} {covered:.0%}"
+    for name, covered in model["measured_coverage"].items()
+    if covered is not None
+  )
+  promised = (
+    f"Intervals are meant to hold the true boundary for {model['coverage']:.0%} of patients"
+  )
+  kept = f"; of {model['test_patients']} test patients they did for: {measured}" if measured else ""
+  return f"{promised}{kept}."
 
 
 def _um(at):
@@ -95,8 +111,9 @@ def _boundaries(result):
   for b in result["boundaries"]:
     by_eye = " – read by eye" if b["read_by_eye"] else ""
     depth = "not in this stack" if b["depth_um"] is None else f"{_um(b)}{by_eye}"
-    rows.append((DISPLAY_NAMES[b["name"]], depth, _range(b), b["slice"]))
-  return _table(("", "depth", "interval, µm", "slice"), rows)
+    sure = f"{b['probability_shown']:.0%}"
+    rows.append((DISPLAY_NAMES[b["name"]], depth, _range(b), sure, b["slice"]))
+  return _table(("", "depth", "interval, µm", "in stack", "first slice"), rows)
 
 
 def _plan(result):
@@ -106,7 +123,7 @@ def _plan(result):
     if mosaic["note"]:
       depth = f"{depth} ({mosaic['note']})" if mosaic["depth_um"] is not None else mosaic["note"]
     rows.append((f"{number} {mosaic['name']}", depth, _range(mosaic), mosaic["slice"]))
-  return _table(("layer", "depth", "interval, µm", "slice"), rows)
+  return _table(("layer", "depth", "interval, µm", "nearest slice"), rows)
 
 
 def _range(item):
@@ -118,12 +135,12 @@ def _table(titles: Iterable[str], rows: Iterable[tuple]) -> str:
   """One line a row; the last cell of each, a slice or None, becomes a button to go there."""
   head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
   lines = []
-  for name, depth, interval, index in rows:
+  for name, depth, *numbers, index in rows:
     go = ""
     if index is not None:
-      go = f'<button data-slice="{index}" aria-label="show slice {index + 1}">{index + 1}</button>'
+      go = f'<button data-slice="{index}" aria-label="show slice {index}">{index}</button>'
+    cells = "".join(f'<td class="number">{html.escape(number)}</td>' for number in numbers)
     lines.append(
-      f"<tr><td>{html.escape(name)}</td><td>{html.escape(depth)}</td>"
-      f'<td class="number">{html.escape(interval)}</td><td>{go}</td></tr>'
+      f"<tr><td>{html.escape(name)}</td><td>{html.escape(depth)}</td>{cells}<td>{go}</td></tr>"
     )
   return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"

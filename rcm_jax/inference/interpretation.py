@@ -1,6 +1,9 @@
 """From a stack's class probabilities to what an operator needs: strata, boundaries, mosaics.
 
-`read` is traceable and shared by prediction and export; the rest is plain Python on
+One rule decides: each boundary lies at the slice that is its posterior median. Strata, slices to
+look at and mosaics all follow from these two slices.
+
+`interpret` is traceable and shared by prediction and export; the rest is plain Python on
 its result.
 """
 
@@ -17,42 +20,41 @@ from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from rcm_jax import arrays
-from rcm_jax.decoding import boundaries, intervals
+from rcm_jax.decoding import boundaries, intervals, monotone_model
 from rcm_jax.decoding import strata as strata_lib
 from rcm_jax.decoding.intervals import Calibration
-from rcm_jax.inference.model_card import Training
 
 DISPLAY_NAMES = dict(zip(boundaries.BOUNDARIES, ("epidermis–DEJ", "DEJ–dermis"), strict=True))
-_STRATA_NAMES = dict(zip(arrays.STRATA, ("epidermis", "DEJ", "dermis"), strict=True))
-STEP_FACTOR = 1.5  # by how much a step may leave the range of training
-OUTSIDE_SHARE = 0.2  # of a stack's slices that may be darker, brighter or flatter than in training
+STRATA_NAMES = dict(zip(arrays.STRATA, ("epidermis", "DEJ", "dermis"), strict=True))
 MARGIN_UM = 10.0  # about one basal cell: how far off the junction its neighbours are looked at
 
 
-class Reading(NamedTuple):
-  """One stack, read.
+class Interpretation(NamedTuple):
+  """One interpreted stack.
 
   Attributes:
-    probabilities: calibrated, by slice and stratum.
-    strata: the most probable labelling among possible ones; of an ordered head, the one with the
-      median boundaries, which is possible too.
-    boundary_um: lower end, median and upper end of both boundaries' depths; ends are
-      infinite where the model has no intervals.
+    probabilities: of each slice's strata, calibrated.
+    strata: of each slice, between the boundaries.
+    boundary_um: lower end, median and upper end of both boundaries' depths; medians are depths
+      of slices, ends are infinite where the model has no intervals.
     in_stack: probability that the stack shows each boundary.
+    most_probable_strata: the most probable labelling among possible ones. It may differ from
+      `strata`, which err least in depth.
   """
 
   probabilities: Float[Array, "T 3"]
   strata: Int[Array, "T"]
   boundary_um: Float[Array, "2 3"]
   in_stack: Float[Array, "2"]
+  most_probable_strata: Int[Array, "T"]
 
 
-def read(
+def interpret(
   probabilities: Float[arrays.ArrayLike, "T 3"],
   depth_um: Float[arrays.ArrayLike, "T"],
   mask: Bool[arrays.ArrayLike, "T"],
   calibration: Calibration,
-) -> Reading:
+) -> Interpretation:
   """Decodes one stack; traceable and batched by `vmap`.
 
   Args:
@@ -63,16 +65,15 @@ def read(
   """
   probabilities = jnp.where(jnp.asarray(mask)[:, None], probabilities, 1 / arrays.NUM_STRATA)
   logits = jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny))
-  log_probs = jax.nn.log_softmax(logits / calibration.temperature)
-  boundary_um = intervals.boundary_intervals_um(probabilities, depth_um, mask, calibration)
-  temperature = calibration.boundary_temperature
-  posterior = strata_lib.posterior_of(probabilities, mask, temperature).probability
-  outside = posterior[:, 0] + jnp.take(posterior, jnp.sum(mask), axis=1)
-  if temperature is None:
-    strata = jnp.where(mask, strata_lib.strata_of(probabilities, ordered=True), 0)
-  else:
-    strata = strata_lib.monotone(log_probs, mask)
-  return Reading(jnp.exp(log_probs), strata, boundary_um, 1 - outside)
+  posterior = monotone_model.posterior_of(probabilities, mask, calibration.boundary_temperature)
+  absent = posterior.probability[:, 0] + jnp.take(posterior.probability, jnp.sum(mask), axis=1)
+  return Interpretation(
+    probabilities=jax.nn.softmax(logits / calibration.temperature),
+    strata=boundaries.strata_between(posterior.median, mask),
+    boundary_um=intervals.boundary_intervals_um(probabilities, depth_um, mask, calibration),
+    in_stack=1 - absent,
+    most_probable_strata=strata_lib.monotone(logits, mask),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +82,12 @@ class Boundary:
 
   Attributes:
     name: "epidermis_dej" or "dej_dermis".
-    shown: whether the decoded strata have it.
-    probability_shown: that the stack has it, by the posterior.
-    depth_um: posterior median; None unless shown.
+    shown: whether its median is a slice of the stack, with slices above and below it.
+    probability_shown: that the stack has it, by the posterior. Not shown, it is at most one half.
+    depth_um: posterior median, the depth of `slice`; None unless shown.
     low_um: lower end of the interval; None without interval.
     high_um: upper end.
-    slice: the first slice below it; None unless shown.
+    slice: the first slice at or below it, counted from 0; None unless shown.
   """
 
   name: str
@@ -107,7 +108,8 @@ class Mosaic:
     depth_um: where; None if the stack does not tell.
     low_um: the same, were the boundaries at their intervals' lower ends.
     high_um: at the upper ends.
-    slice: the nearest slice; None outside the stack.
+    slice: the nearest slice of the layer's stratum, counted from 0; None where there is none
+      within half a step.
     note: what to mind; empty if nothing.
   """
 
@@ -119,133 +121,90 @@ class Mosaic:
   note: str
 
 
-class Caution(NamedTuple):
-  """What an operator should know before trusting a reading.
+class Layer(NamedTuple):
+  """What a mosaic shows.
 
   Attributes:
-    code: "stratum_absent", "step", "intensity", "no_interval" or "wide_interval".
-    message: one sentence.
+    name: of the layer.
+    stratum: that it is part of.
+    weights: of the boundaries' depths, whose sum is its depth.
+    offset_um: added to it.
   """
 
-  code: str
-  message: str
+  name: str
+  stratum: str
+  weights: tuple[float, ...]
+  offset_um: float
 
 
-# The mosaics of the paper's introduction: name, weights of both boundaries, offset in µm. The
-# paper names the layers; the depths within them are ours.
-_MOSAICS = (
-  ("stratum spinosum with basal layer", (1.0, 0.0), -MARGIN_UM),
-  ("upper DEJ", (5 / 6, 1 / 6), 0.0),
-  ("middle DEJ", (1 / 2, 1 / 2), 0.0),
-  ("lower DEJ", (1 / 6, 5 / 6), 0.0),
-  ("papillary dermis", (0.0, 1.0), MARGIN_UM),
+# The mosaics of the paper's introduction. The paper names the layers; the depths within them are
+# ours.
+LAYERS = (
+  Layer("stratum spinosum with basal layer", "epidermis", (1.0, 0.0), -MARGIN_UM),
+  Layer("upper DEJ", "dej", (5 / 6, 1 / 6), 0.0),
+  Layer("middle DEJ", "dej", (1 / 2, 1 / 2), 0.0),
+  Layer("lower DEJ", "dej", (1 / 6, 5 / 6), 0.0),
+  Layer("papillary dermis", "dermis", (0.0, 1.0), MARGIN_UM),
 )
-MOSAICS = tuple(name for name, *_ in _MOSAICS)
+MOSAICS = tuple(layer.name for layer in LAYERS)
 
 
-def named_boundaries(reading: Reading, depth_um: Float[np.ndarray, "T"]) -> list[Boundary]:
+def named_boundaries(found: Interpretation, depth_um: Float[np.ndarray, "T"]) -> list[Boundary]:
   """Names both boundaries of a stack.
 
   Args:
-    reading: on the host, real slices only.
+    found: on the host, real slices only.
     depth_um: of each slice.
   """
-  first = np.searchsorted(reading.strata, [1, 2])  # of strata that never decrease
-  found = []
+  first = np.searchsorted(found.strata, np.arange(1, arrays.NUM_STRATA))  # strata never decrease
+  named = []
   for b, name in enumerate(boundaries.BOUNDARIES):
     shown = bool(0 < first[b] < len(depth_um))
-    low, median, high = (
-      float(x) if shown and math.isfinite(x) else None for x in np.asarray(reading.boundary_um[b])
+    low, _, high = (
+      float(x) if shown and math.isfinite(x) else None for x in np.asarray(found.boundary_um[b])
     )
-    probability = float(np.clip(reading.in_stack[b], 0, 1))
-    index = int(first[b]) if shown else None
-    found.append(Boundary(name, shown, probability, median, low, high, index))
-  return found
+    at, index = (float(depth_um[first[b]]), int(first[b])) if shown else (None, None)
+    if shown and low is not None and high is not None:  # the ends are of fewer digits
+      low, high = min(low, at), max(high, at)
+    probability = float(np.clip(found.in_stack[b], 0, 1 if shown else 0.5))  # rounding aside
+    named.append(Boundary(name, shown, probability, at, low, high, index))
+  return named
 
 
-def depth_plan(found: Sequence[Boundary], depth_um: Float[np.ndarray, "T"]) -> list[Mosaic]:
+def depth_plan(
+  found: Sequence[Boundary], depth_um: Float[np.ndarray, "T"], strata: Int[np.ndarray, "T"]
+) -> list[Mosaic]:
   """Plans the paper's five mosaics from both boundaries.
 
   The basal layer is looked at one cell above the first boundary, the papillary dermis as
   far below the second; upper, middle and lower DEJ are the middles of the junction's thirds.
-  """
-  plan = []
-  for name, weights, offset in _MOSAICS:
-    used = [(weight, b) for weight, b in zip(weights, found, strict=True) if weight]
-    missing = [DISPLAY_NAMES[b.name] for _, b in used if b.depth_um is None]
-    if missing:
-      note = f"the stack does not show {' and '.join(missing)}"
-      plan.append(Mosaic(name, None, None, None, None, note))
-      continue
-    at = sum(weight * b.depth_um for weight, b in used) + offset
-    low = high = None
-    if all(b.low_um is not None and b.high_um is not None for _, b in used):
-      low = sum(weight * b.low_um for weight, b in used) + offset
-      high = sum(weight * b.high_um for weight, b in used) + offset
-    note = ""
-    if at > depth_um[-1]:
-      note = "below the last slice"
-    elif at < depth_um[0]:
-      note = "above the first slice"
-    index = None if note else int(np.abs(depth_um - at).argmin())
-    plan.append(Mosaic(name, at, low, high, index, note))
-  return plan
-
-
-def cautions(
-  reading: Reading,
-  found: Sequence[Boundary],
-  depth_um: Float[np.ndarray, "T"],
-  gray: Float[np.ndarray, "T 2"],
-  training: Training,
-) -> list[Caution]:
-  """Says what in a stack or its reading should make an operator look twice.
 
   Args:
-    reading: on the host, real slices only.
-    found: its boundaries.
+    found: the boundaries.
     depth_um: of each slice.
-    gray: mean and standard deviation of each slice's gray levels.
-    training: what the model has seen.
+    strata: of each slice.
   """
-  noted = []
-  for stratum, name in enumerate(arrays.STRATA):
-    if not (reading.strata == stratum).any():
-      text = f"no slice of {_STRATA_NAMES[name]} was found: the stack may start or end too soon"
-      noted.append(Caution("stratum_absent", text))
-  steps = np.diff(depth_um)
-  low, _, high = training.step_um
-  strange = steps[(steps < low / STEP_FACTOR) | (steps > high * STEP_FACTOR)]
-  if strange.size:
-    known = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
-    text = f"slices lie {strange[0]:.3g} µm apart; the model was trained on {known} µm"
-    noted.append(Caution("step", text))
-  for column, (name, (low, high)) in enumerate(
-    (("brightness", training.gray_mean), ("contrast", training.gray_spread))
-  ):
-    values = gray[:, column]
-    outside = np.flatnonzero((values < low) | (values > high))
-    if outside.size > OUTSIDE_SHARE * len(values):
-      text = (
-        f"{outside.size} of {len(values)} slices, the first of them slice {outside[0] + 1}, have a "
-        f"{name} outside what the model was trained on"
-      )
-      noted.append(Caution("intensity", text))
-  if training.wide_um is None:
-    text = "the model has no intervals: it was trained with too few validation patients"
-    noted.append(Caution("no_interval", text))
-  for b, limit in zip(found, training.wide_um or (math.inf, math.inf), strict=True):
-    if is_wide(b, limit):
-      text = (
-        f"the interval of {DISPLAY_NAMES[b.name]} is {b.high_um - b.low_um:.0f} µm wide: read it "
-        "by eye"
-      )
-      noted.append(Caution("wide_interval", text))
-  return noted
+  return [_mosaic(layer, found, depth_um, strata) for layer in LAYERS]
 
 
-def is_wide(boundary: Boundary, limit_um: float) -> bool:
-  """Returns whether a boundary's interval is wider than nearly all in validation."""
-  if boundary.low_um is None or boundary.high_um is None:
-    return False
-  return boundary.high_um - boundary.low_um > limit_um
+def _mosaic(layer, found, depth_um, strata):
+  used = [(weight, b) for weight, b in zip(layer.weights, found, strict=True) if weight]
+  missing = [DISPLAY_NAMES[b.name] for _, b in used if b.depth_um is None]
+  if missing:
+    note = f"the stack does not show {' and '.join(missing)}"
+    return Mosaic(layer.name, None, None, None, None, note)
+  place = lambda depths: sum(weight * x for (weight, _), x in zip(used, depths)) + layer.offset_um
+  at = place([b.depth_um for _, b in used])
+  low = high = None
+  if all(b.low_um is not None and b.high_um is not None for _, b in used):
+    low, high = (place([getattr(b, end) for _, b in used]) for end in ("low_um", "high_um"))
+  if at > depth_um[-1]:
+    return Mosaic(layer.name, at, low, high, None, "below the last slice")
+  if at < depth_um[0]:
+    return Mosaic(layer.name, at, low, high, None, "above the first slice")
+  of_layer = np.flatnonzero(strata == arrays.STRATA.index(layer.stratum))
+  nearest = int(of_layer[np.abs(depth_um[of_layer] - at).argmin()])  # a shown boundary has slices
+  note = ""
+  if nearest != int(np.abs(depth_um - at).argmin()):
+    note = f"the nearest slice of {STRATA_NAMES[layer.stratum]} lies at {depth_um[nearest]:.1f} µm"
+  return Mosaic(layer.name, at, low, high, nearest, note)

@@ -7,12 +7,17 @@ return zero logits.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rcm_jax.ops.backend import has_kernels, unroll
 from rcm_jax.ops.flat_dot import flat_dot
 from rcm_jax.ops.gru import GruParams
+
+Implementation = Literal["auto", "scan", "pallas"]
 
 
 def class_feedback(
@@ -22,6 +27,7 @@ def class_feedback(
   *,
   labels: Float[Array, "T C"] | None = None,
   use_label: Bool[Array, "T"] | None = None,
+  implementation: Implementation = "auto",
 ) -> Float[Array, "T C"]:
   """logits[n] = context[n] W + p[n - 1] U + b with p = softmax(logits), p[-1] = 0.
 
@@ -34,6 +40,8 @@ def class_feedback(
       probabilities (teacher forcing). None: the decoder's own probabilities, gradient flows through them.
     use_label: with labels, the slices that are told the label; the others are told the probabilities
       (scheduled sampling). None: all.
+    implementation: "scan" is a loop of XLA's, "pallas" one kernel for GPUs; "auto" is "pallas" for
+      float32 on a GPU with jax 0.11 or later.
 
   Returns:
     Logits [T, C], zero on padding.
@@ -57,6 +65,14 @@ def class_feedback(
   if "feedback_kernel" not in params:
     return jnp.where(mask[:, None], hoisted, 0)
   told, forced = _told(labels, use_label, mask, hoisted.dtype, classes)
+  if implementation == "auto":
+    implementation = "pallas" if has_kernels() and hoisted.dtype == jnp.float32 else "scan"
+  if implementation == "pallas":
+    from rcm_jax.ops import feedback_mosaic  # takes a while to import, for nothing on a CPU
+
+    flags = mask.astype(hoisted.dtype), forced.astype(hoisted.dtype)
+    logits = feedback_mosaic.feed(hoisted, params["feedback_kernel"], flags[0], told, flags[1])
+    return jnp.where(mask[:, None], logits, 0)
 
   def step(p, inputs):
     base, real, label, take = inputs
@@ -64,7 +80,7 @@ def class_feedback(
     return jnp.where(real, jax.nn.softmax(logits), p), logits
 
   start = jnp.zeros(classes, hoisted.dtype)
-  logits = jax.lax.scan(step, start, (hoisted, mask, told, forced))[1]
+  logits = jax.lax.scan(step, start, (hoisted, mask, told, forced), unroll=unroll())[1]
   return jnp.where(mask[:, None], logits, 0)
 
 
@@ -123,7 +139,7 @@ def gru_feedback(
     return (h, p), logits
 
   start = (jnp.zeros(hidden, hoisted.dtype), jnp.zeros(classes, hoisted.dtype))
-  logits = jax.lax.scan(step, start, (hoisted, mask, told, forced))[1]
+  logits = jax.lax.scan(step, start, (hoisted, mask, told, forced), unroll=unroll())[1]
   return jnp.where(mask[:, None], logits, 0)
 
 

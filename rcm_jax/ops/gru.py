@@ -7,21 +7,23 @@
 (Cho et al. 2014, in the form of cuDNN and PyTorch.) A padded step carries the
 state through: its output repeats the state, which is zero before the first real step.
 
-`gru_loop.py` has the fast recurrence; here are the layer around it and the reference.
+`gru_loop.py` has the fast recurrence, `gru_mosaic.py` and `gru_unrolled.py` its forms for GPUs; here
+are the layer around it and the reference.
 """
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from rcm_jax.ops import gru_loop
+from rcm_jax.ops.backend import backend, has_kernels, knows_kernels
 from rcm_jax.ops.flat_dot import flat_dot
 
-Implementation = Literal["auto", "reference", "scan", "pallas"]
+Implementation = Literal["auto", "reference", "scan", "unrolled", "pallas"]
 
 # Added to the update gate of padded steps: σ is then exactly 1 and the state passes, so that
 # neither loop needs a mask and every gradient of a padded step is exactly zero.
@@ -59,8 +61,10 @@ def gru(
     recurrent_mask: recurrent dropout: multiplies the state wherever it enters the recurrent product, the
       same at every step (0 or 1 / keep probability). Shared by the three gates (Gal and Ghahramani 2016,
       tied weights), which keeps one matrix product a step; Keras draws one mask a gate.
-    implementation: "reference" is a plain scan that JAX differentiates, "scan" the fast recurrence,
-      "pallas" one kernel with the time loop inside; "auto" is "scan".
+    implementation: "reference" is a plain scan that JAX differentiates, "scan" the recurrence that is
+      fast on a CPU, "unrolled" the same for a GPU, "pallas" one kernel for Hopper GPUs with the
+      time loop inside. "auto" is "scan" on a CPU. Elsewhere it is "unrolled", but on a GPU with jax
+      0.11 or later "pallas" for float32, up to 64 units and up to 32 stacks that share weights.
 
   Returns:
     States [T, H] in slice order.
@@ -141,10 +145,11 @@ def _directions(
   x, params, mask, recurrent_mask, reverse: tuple[bool, ...], implementation: str
 ) -> Float[Array, "directions T H"]:
   """States of each direction; every leaf of params has the directions as leading axis."""
-  if implementation not in ("auto", "reference", "scan", "pallas"):
-    raise ValueError(
-      f"gru: implementation {implementation!r} is not auto, reference, scan or pallas"
-    )
+  known = get_args(Implementation)
+  if implementation not in known:
+    raise ValueError(f"gru: implementation {implementation!r} is none of {', '.join(known)}")
+  if implementation == "pallas" and not knows_kernels():
+    raise ValueError(f"gru: the kernels need jax 0.11 or later, this is {jax.__version__}")
   x = jnp.where(mask[:, None], x, 0)
   kernel, recurrent, bias = params["kernel"], params["recurrent_kernel"], params["bias"]
   if implementation == "reference":
@@ -177,9 +182,15 @@ def _directions(
     bias[:, 1, 2 * hidden :],
     _turn(jnp.broadcast_to(real, (len(reverse), *real.shape)), reverse),
     recurrent_mask,
-    pallas=implementation == "pallas",
+    form=_auto() if implementation == "auto" else implementation,
   )
   return _turn(h, reverse)
+
+
+def _auto() -> str:
+  if backend() == "cpu":
+    return "scan"
+  return "gpu" if has_kernels() else "unrolled"
 
 
 def _turn(steps: Array, reverse: tuple[bool, ...]) -> Array:

@@ -28,7 +28,7 @@ from jax.custom_batching import custom_vmap
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rcm_jax.ops import gru_pallas
+from rcm_jax.ops import gru_unrolled
 from rcm_jax.ops.flat_dot import flat_dots
 
 
@@ -39,7 +39,7 @@ def recurrence(
   real: Float[Array, "G T 1"],
   recurrent_mask: Float[Array, "G H"] | None,
   *,
-  pallas: bool = False,
+  form: str = "scan",
 ) -> Float[Array, "G T H"]:
   """States of G recurrences of one stack.
 
@@ -49,7 +49,8 @@ def recurrence(
     bias: recurrent bias of the candidate, which the reset gate multiplies.
     real: 1 on real steps, 0 on padded ones.
     recurrent_mask: multiplies the state that enters the product.
-    pallas: both loops as Pallas kernels.
+    form: "scan" for these loops, "unrolled" for those of `gru_unrolled`, "pallas" for the kernels of
+      `gru_mosaic`, "gpu" for these where they fit and the unrolled loops where not.
 
   Returns:
     State after each step.
@@ -58,12 +59,35 @@ def recurrence(
     (projected, recurrent_kernel, bias, recurrent_mask)
   )
   scale = None if scale is None else scale[:, None]
-  run = _batched(gru_pallas.forward if pallas else forward)
+  run = _batched(_loops(form)[0])
   h, zr, g, q = (a[:, :, 0] for a in run((x[:, :, None], scale), (kernel, candidate_bias)))
   before = jnp.concatenate([jnp.zeros_like(h[:, :1]), h[:, :-1]], axis=1)
   scaled = before if scale is None else before * scale
   recurrent = _probe(scaled, recurrent_kernel, real, bias)
-  return _attach(pallas, projected, recurrent, h, (before, zr, g, q), (scale, kernel))
+  return _attach(form, projected, recurrent, h, (before, zr, g, q), (scale, kernel))
+
+
+def _loops(form: str) -> tuple[Callable, Callable]:
+  """The loop forward and the one backward."""
+  if form == "scan":
+    return forward, backward
+  if form == "unrolled":
+    return gru_unrolled.forward, gru_unrolled.backward
+  from rcm_jax.ops import gru_mosaic  # takes a while to import, for nothing on a CPU
+
+  def choose(kernel, loop):
+    def run(stacks, weights):
+      _, _, batch, _ = stacks[0].shape
+      if form == "gpu" and not gru_mosaic.fits(weights[0].shape[1], batch, stacks[0].dtype):
+        return loop(stacks, weights)
+      return kernel(stacks, weights)
+
+    return run
+
+  return (
+    choose(gru_mosaic.forward, gru_unrolled.forward),
+    choose(gru_mosaic.backward, gru_unrolled.backward),
+  )
 
 
 def _batched(loop: Callable) -> Callable:
@@ -190,20 +214,20 @@ def _put(array: Array, value: Array, step: Array, column: int = 0) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attach(pallas, projected, recurrent, h, saved, fixed):
+def _attach(form, projected, recurrent, h, saved, fixed):
   """The states `h`, already computed, with their gradient in both pre-activations."""
-  del pallas, projected, recurrent, saved, fixed
+  del form, projected, recurrent, saved, fixed
   return h
 
 
-def _attach_forward(pallas, projected, recurrent, h, saved, fixed):
-  del pallas, projected, recurrent
+def _attach_forward(form, projected, recurrent, h, saved, fixed):
+  del form, projected, recurrent
   return h, (saved, fixed)
 
 
-def _attach_backward(pallas, residuals, d_h):
+def _attach_backward(form, residuals, d_h):
   saved, (scale, kernel) = residuals
-  run = _batched(gru_pallas.backward if pallas else backward)
+  run = _batched(_loops(form)[1])
   stacks = (*(a[:, :, None] for a in (d_h, *saved)), scale)
   d_projected, d_recurrent = run(stacks, (kernel,))
   return d_projected[:, :, 0], d_recurrent[:, :, 0], None, None, None

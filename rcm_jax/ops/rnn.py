@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rcm_jax.ops.backend import unroll
 from rcm_jax.ops.flat_dot import flat_dot
 from rcm_jax.ops.gru import check_recurrent
 
@@ -48,7 +49,7 @@ def simple_rnn(
     return h, h
 
   start = jnp.zeros(params["recurrent_kernel"].shape[0], x_proj.dtype)
-  return jax.lax.scan(step, start, (x_proj, mask), reverse=reverse)[1]
+  return jax.lax.scan(step, start, (x_proj, mask), reverse=reverse, unroll=unroll())[1]
 
 
 def lstm(
@@ -88,7 +89,7 @@ def lstm(
     return (h, cell), h
 
   start = jnp.zeros(params["recurrent_kernel"].shape[0], x_proj.dtype)
-  return jax.lax.scan(step, (start, start), (x_proj, mask), reverse=reverse)[1]
+  return jax.lax.scan(step, (start, start), (x_proj, mask), reverse=reverse, unroll=unroll())[1]
 
 
 def bidirectional(

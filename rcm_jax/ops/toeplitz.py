@@ -14,10 +14,8 @@ from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rcm_jax.ops import toeplitz_pallas
-
-Boundary = Literal["zero", "renormalize"]
-Implementation = Literal["auto", "reference", "shift", "band", "conv", "pallas"]
+EdgeMode = Literal["zero", "renormalize"]
+Implementation = Literal["auto", "reference", "shift", "band", "conv"]
 
 _ROWS = 32  # rows of a block of the "band" form: blocks of 32 × (32 + 2 D), not T × T
 
@@ -50,7 +48,7 @@ def toeplitz_attention(
   weights: Float[Array, "K"],
   mask: Bool[Array, "T"],
   *,
-  boundary: Boundary = "zero",
+  edge_mode: EdgeMode = "zero",
   implementation: Implementation = "auto",
 ) -> Float[Array, "T H"]:
   """out[n] = Σ_k weights[k + D] · h[n + k] over real slices.
@@ -59,13 +57,12 @@ def toeplitz_attention(
     h: one vector a slice. Padded rows may hold anything, NaN too.
     weights: K = 2 D + 1 taps; k < 0 looks shallower, k > 0 deeper.
     mask: True on real slices.
-    boundary: "zero" leaves the weights as they are where the band reaches outside the stack (the paper's
+    edge_mode: "zero" leaves the weights as they are where the band reaches outside the stack (the paper's
       map); "renormalize" divides by the sum of the weights that fall on real slices.
     implementation: "reference" is the plain T × T band matrix. The others compute the same: "shift" as
       2 D + 1 shifted multiply-adds, which XLA fuses into one pass and into its neighbors; "band" as
-      blocks of the band matrix; "conv" as XLA's convolution; "pallas" as one kernel whose backward
-      pass reads everything once. "auto" is "shift", and "reference" for kernels of more than a third
-      of the stack's slices, whose gradient costs less as a dense product.
+      blocks of the band matrix; "conv" as XLA's convolution. "auto" is "shift", and "reference" for
+      kernels of more than a third of the stack's slices, whose gradient costs less as a dense product.
 
   Returns:
     Context vectors [T, H], zero on padding.
@@ -78,13 +75,13 @@ def toeplitz_attention(
     raise ValueError(
       f"toeplitz_attention: h must be [T, H] and mask [T], got h {h.shape} and mask {mask.shape}"
     )
-  if boundary not in ("zero", "renormalize"):
-    raise ValueError(f"toeplitz_attention: boundary {boundary!r} is not 'zero' or 'renormalize'")
+  if edge_mode not in ("zero", "renormalize"):
+    raise ValueError(f"toeplitz_attention: edge_mode {edge_mode!r} is not 'zero' or 'renormalize'")
   if implementation not in _IMPLEMENTATIONS:
     known = ", ".join(_IMPLEMENTATIONS)
     raise ValueError(f"toeplitz_attention: implementation {implementation!r} is not one of {known}")
   out = _IMPLEMENTATIONS[implementation](jnp.where(mask[:, None], h, 0), weights)
-  if boundary == "renormalize":
+  if edge_mode == "renormalize":
     covered = _shifted(mask[:, None].astype(weights.dtype), weights, apart=False)
     out = out / jnp.where(covered > 0, covered, 1)
   return jnp.where(mask[:, None], out, 0)
@@ -217,5 +214,4 @@ _IMPLEMENTATIONS = {
   "shift": _shift,
   "band": _band,
   "conv": _conv,
-  "pallas": toeplitz_pallas.apply,
 }

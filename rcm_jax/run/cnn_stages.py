@@ -8,16 +8,17 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
+from rcm_jax.cnn import extraction
 from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.cnn import training as cnn_training
-from rcm_jax.cnn.augmentation import Augmentation
+from rcm_jax.cnn.augmentation import augmentation_of
 from rcm_jax.data import feature_file
+from rcm_jax.ops.backend import numerics
 from rcm_jax.reporting import plots
 from rcm_jax.run import stages
-from rcm_jax.runtime import stage_cache
+from rcm_jax.runtime import files, resumable
 from rcm_jax.runtime.metric_writer import Advance
 
 
@@ -41,17 +42,17 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
   if config.features.file:
     return _read_features(run)
   spec = cnn_spec.CnnSpec(
-    **{**config.cnn, "seed": seed}, augmentation=Augmentation(**config.augmentation)
+    **{**config.cnn, "seed": seed}, augmentation=augmentation_of(config.augmentation)
   )
   described = dataclasses.asdict(spec)
   if spec.pretrained:
-    described["pretrained"] = stage_cache.file_digest(pathlib.Path(spec.pretrained))
+    described["pretrained"] = files.file_digest(pathlib.Path(spec.pretrained))
   else:  # what follows only from it determines nothing
     for name in ("pretrained_input", "frozen_epochs", "body_rate"):
       del described[name]
   described |= {
     "source": run.source,
-    "backend": jax.default_backend(),
+    "backend": numerics(),
   }
   model_dir = stages.stage(
     run.cache_dir,
@@ -64,7 +65,7 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
     everywhere=True,
   )
   classifier = extract_features(run, spec, model_dir)
-  history = json.loads((model_dir / "history.json").read_text())
+  history = json.loads((model_dir / resumable.HISTORY).read_text())
   plots.training_curves(
     {
       "loss": history["loss"],
@@ -73,7 +74,7 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
     },
     run.workdir / "figures" / "cnn_training.png",
   )
-  method = config.method if config.model == "cnn" else "inception_v3"
+  method = config.name if config.pipeline == "cnn" else "inception_v3"
   result = _result(run, classifier, method, seed, spec.context)
   return classifier, stages.Result(result.predictions, {(method, seed): sum(history["seconds"])})
 
@@ -116,7 +117,7 @@ def _extract(
     run.writer,
     "extract",
     described,
-    lambda directory, advance: cnn_spec.extract(
+    lambda directory, advance: extraction.extract(
       spec,
       model_dir,
       {name: run.splits[name] for name in splits},

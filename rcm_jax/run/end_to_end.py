@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
-import json
 import pathlib
-import shutil
 import time
 from typing import Any, NamedTuple
 
@@ -27,11 +25,11 @@ import optax
 from rcm_jax.arrays import ArrayLike
 from rcm_jax.cnn import inception
 from rcm_jax.cnn.augmentation import Augmentation, augment
+from rcm_jax.data import batches as batches_lib
 from rcm_jax.data import slices as slices_lib
-from rcm_jax.heads import losses, train_epochs
+from rcm_jax.heads import losses, objective
 from rcm_jax.heads.head import HeadSpec
-from rcm_jax.runtime import checkpoints as checkpoints_lib
-from rcm_jax.runtime import preemption, stage_cache
+from rcm_jax.runtime import resumable
 from tfds_rcm.errors import UserError
 
 
@@ -46,6 +44,7 @@ class Tuning:
     head_rate: the same for the heads.
     micro_batch: slices that the CNN sees at once.
     remat: whether the backward pass computes the CNN's activations again instead of keeping them.
+    input_dropout: see `heads.train_epochs.make_train`.
     augmentation: ranges of the random views; None shows the slices as they are.
     seed: of order, views and dropout.
   """
@@ -56,6 +55,7 @@ class Tuning:
   head_rate: float
   micro_batch: int
   remat: bool
+  input_dropout: float
   augmentation: Augmentation | None
   seed: int
 
@@ -130,12 +130,12 @@ def features_fn(
 def loss_fn(
   network: inception.InceptionV3,
   spec: HeadSpec,
-  trained: Sequence[train_epochs.Member],
+  trained: Sequence[objective.Member],
   tuning: Tuning,
 ) -> Callable[[Any, Batch, Key[Array, ""]], tuple[Float[Array, ""], Float[Array, " M"]]]:
   """Returns ({"cnn", "heads"}, batch, key) → (mean loss of the members, each one's without penalty)."""
   features = features_fn(network, tuning)
-  told = float(spec.feedback == "teacher")  # what is scheduled has come to its end
+  forcing = float(spec.feedback == "teacher")  # what is scheduled has come to its end
 
   def loss(params, batch, key):
     view_key, head_key = jax.random.split(key)
@@ -145,8 +145,8 @@ def loss_fn(
     for place, member in enumerate(trained):
       own = jax.tree.map(lambda leaf, place=place: leaf[place], params["heads"])
       own_key = jax.random.fold_in(head_key, member.seed)
-      draws = train_epochs.draw(spec, member, own_key, values.shape[:2], told)
-      found.append(train_epochs.loss(spec, own, member, values, batch.truth, draws))
+      draws = objective.draw(spec, member, own_key, values.shape[:2], forcing, tuning.input_dropout)
+      found.append(objective.loss(spec, own, member, values, batch.truth, draws))
     whole, of_data = map(jnp.stack, zip(*found, strict=True))
     return whole.mean(), of_data
 
@@ -191,7 +191,7 @@ def batches(
     starts = np.cumsum([0, *map(len, rows[:-1])])
     place = np.minimum(starts[:, None] + np.arange(longest), room - 1)
     rows = np.concatenate(rows)
-    slices = slices_lib.with_context(
+    slices = batches_lib.with_context(
       split, np.pad(rows, (0, room - len(rows)), mode="edge"), context
     )
     yield Batch(slices, len(rows), place, jax.tree.map(lambda x, s=stacks: x[s], truth))
@@ -200,7 +200,7 @@ def batches(
 def train(
   network: inception.InceptionV3,
   spec: HeadSpec,
-  trained: Sequence[train_epochs.Member],
+  trained: Sequence[objective.Member],
   heads: Any,
   splits: Mapping[str, slices_lib.Slices],
   directory: pathlib.Path,
@@ -220,7 +220,7 @@ def train(
     heads: their parameters, leading axis M.
     splits: slices by split.
     directory: gets `model` and `heads`, the best parameters, as the stages before write them, and
-      `history.json`. A training that was interrupted here goes on after its last whole epoch.
+      `history.json`. A training that was interrupted here goes on after the last epoch that was saved.
     tuning: how they are trained.
     advance: called with the steps done and the steps in all.
     scalars: called with each epoch's metrics.
@@ -231,10 +231,8 @@ def train(
     UserError: the loss is no longer finite.
     preemption.Preempted: the process was asked to stop; stops after the epoch, which is saved.
   """
-  if (directory / "history.json").exists():  # killed between its end and its seal
-    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+  if resumable.finished(directory):
     return
-  context = network.in_channels
   split = splits["train"]
   epoch_steps = -(-len(split.stack_id) // tuning.batch_size)
   optimize = optimizer(tuning, epoch_steps)
@@ -249,69 +247,68 @@ def train(
     return optax.apply_updates(params, updates), opt_state, of_data
 
   accuracy = accuracy_fn(network, spec, trained, splits["validation"], tuning)
+
+  def leg(epoch, state, session):
+    started = time.perf_counter()
+    params, opt_state = state.params, state.optimizer
+    seen = []
+    stacks = batches(split, spec, tuning, context=network.in_channels, epoch=epoch)
+    for step, batch in enumerate(stacks, epoch * epoch_steps):
+      params, opt_state, of_data = train_step(params, opt_state, step, batch)
+      seen.append(of_data)
+      advance(step + 1, epoch_steps * tuning.epochs)
+    row = np.stack([np.mean(seen, axis=0), accuracy(params)])
+    if not np.isfinite(row).all():
+      raise UserError(
+        f"training loss of CNN and heads together is not finite in epoch {epoch}; "
+        f"{session.kept()}; lower config.end_to_end.cnn_rate or head_rate"
+      )
+    best = state.best_params, state.best_accuracy
+    if _mean(row[1]) > state.best_accuracy:
+      best = params, _mean(row[1])
+    curves = np.array(state.curves)
+    curves[:, epoch] = row
+    seconds = state.seconds + time.perf_counter() - started
+    scalars(epoch, {"loss": float(row[0].mean()), "validation_accuracy": float(row[1].mean())})
+    return epoch + 1, _State(params, opt_state, *best, curves, np.asarray(seconds))
+
   params = {"cnn": nnx.state(network, nnx.Param), "heads": heads}
   curves = np.full((2, tuning.epochs, len(trained)), np.nan, np.float32)
-  state = _State(
+  initial = _State(
     params, optimize.init(params), params, np.zeros((), np.float32), curves, np.zeros(())
   )
-  about = {"head": dataclasses.asdict(spec), "tuning": dataclasses.asdict(tuning), **(about or {})}
-  with (
-    preemption.at_safe_points(),
-    checkpoints_lib.Checkpoints(directory / "checkpoints", about=about) as checkpoints,
-  ):
-    found = checkpoints.restore(state)
-    if found is None:
-      first, state = 0, state._replace(best_accuracy=_mean(accuracy(params)))
-    else:
-      first, state = found
-    resumed(first)
-    for epoch in range(first, tuning.epochs):
-      started = time.perf_counter()
-      params, opt_state = state.params, state.optimizer
-      seen = []
-      numbered = enumerate(
-        batches(split, spec, tuning, context=context, epoch=epoch), epoch * epoch_steps
-      )
-      for step, batch in numbered:
-        params, opt_state, of_data = train_step(params, opt_state, step, batch)
-        seen.append(of_data)
-        advance(step + 1, epoch_steps * tuning.epochs)
-      row = np.stack([np.mean(seen, axis=0), accuracy(params)])
-      if not np.isfinite(row).all():
-        raise UserError(
-          f"training loss of CNN and heads together is not finite in epoch {epoch}; "
-          f"{checkpoints.kept('epoch')}; lower config.end_to_end.cnn_rate or head_rate"
-        )
-      best = state.best_params, state.best_accuracy
-      if _mean(row[1]) > state.best_accuracy:
-        best = params, _mean(row[1])
-      curves = np.array(state.curves)
-      curves[:, epoch] = row
-      seconds = state.seconds + time.perf_counter() - started
-      state = _State(params, opt_state, *best, curves, np.asarray(seconds))
-      scalars(epoch, {"loss": float(row[0].mean()), "validation_accuracy": float(row[1].mean())})
-      checkpoints.save(epoch + 1, state)
-      if preemption.asked():
-        checkpoints.wait()
-        raise preemption.Preempted(f"in end_to_end, after epoch {epoch + 1} of {tuning.epochs}")
+  state = resumable.run(
+    leg,
+    directory,
+    initial,
+    lambda: initial._replace(best_accuracy=_mean(accuracy(params))),
+    name="end_to_end",
+    unit="epoch",
+    total=tuning.epochs,
+    about={
+      "head": dataclasses.asdict(spec),
+      "tuning": dataclasses.asdict(tuning),
+      **(about or {}),
+    },
+    resumed=resumed,
+  )
+  best, (of_training, accuracies) = state.best_params, np.asarray(state.curves)
   stats = nnx.state(network, nnx.BatchStat)
-  best = state.best_params
-  checkpoints_lib.save_tree(directory / "model", {"params": best["cnn"], "stats": stats})
-  checkpoints_lib.save_tree(directory / "heads", best["heads"])
-  losses_, accuracies = np.asarray(state.curves)
-  history = {
-    "loss": losses_.T.tolist(),
-    "validation_accuracy": accuracies.T.tolist(),
-    "seconds": float(state.seconds) / len(trained),
-  }
-  stage_cache.write_text(directory / "history.json", json.dumps(history))
-  shutil.rmtree(directory / "checkpoints")
+  resumable.finish(
+    directory,
+    {"model": {"params": best["cnn"], "stats": stats}, "heads": best["heads"]},
+    lambda: {
+      "loss": of_training.T.tolist(),
+      "validation_accuracy": accuracies.T.tolist(),
+      "seconds": float(state.seconds) / len(trained),
+    },
+  )
 
 
 def accuracy_fn(
   network: inception.InceptionV3,
   spec: HeadSpec,
-  trained: Sequence[train_epochs.Member],
+  trained: Sequence[objective.Member],
   split: slices_lib.Slices,
   tuning: Tuning,
 ) -> Callable[[Any], Float[np.ndarray, " M"]]:
@@ -322,10 +319,10 @@ def accuracy_fn(
 
   @jax.jit
   def shares(heads, padded):
-    return jax.lax.map(lambda one: train_epochs.accuracy(spec, *one, padded), (heads, stacked))
+    return jax.lax.map(lambda one: objective.accuracy(spec, *one, padded), (heads, stacked))
 
   def accuracy(params):
-    pairs = slices_lib.sequential_batches(
+    pairs = batches_lib.sequential_batches(
       split, batch_size=tuning.micro_batch, context=network.in_channels
     )
     values = [features(params["cnn"], images)[: len(rows)] for images, rows in pairs]

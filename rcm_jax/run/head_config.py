@@ -8,11 +8,12 @@ import re
 
 import ml_collections
 
-from rcm_jax.baselines import hames
 from rcm_jax.cnn.inception import NUM_FEATURES
 from rcm_jax.data.slices import Slices
+from rcm_jax.heads.attention import AttentionSpec
 from rcm_jax.heads.head import HeadSpec
-from rcm_jax.heads.train_epochs import Member
+from rcm_jax.heads.objective import Member
+from rcm_jax.textures import dictionary
 from rcm_jax.textures.encoder import TextureSpec
 from tfds_rcm.errors import UserError
 
@@ -26,7 +27,7 @@ def members(config: ml_collections.ConfigDict) -> list[Member]:
   ]
 
 
-def method(config: ml_collections.ConfigDict, member: Member, name: str | None = None) -> str:
+def row_name(config: ml_collections.ConfigDict, member: Member, name: str | None = None) -> str:
   """Name of a member's row: `name`, made exact where members differ in more than seed.
 
   Args:
@@ -35,7 +36,7 @@ def method(config: ml_collections.ConfigDict, member: Member, name: str | None =
     name: None for the run's method.
   """
   head = config.head
-  name = config.method if name is None else name
+  name = config.name if name is None else name
   # The name may go on behind the half-width.
   if head.attention == "toeplitz" and (len(head.half_widths) > 1 or head.likelihood == "slices"):
     width = f"_d{member.half_width}"
@@ -51,31 +52,29 @@ def spec(config: ml_collections.ConfigDict, splits: Mapping[str, Slices]) -> Hea
   """Returns the architecture that `config.head` describes for these stacks, by split.
 
   Raises:
-    UserError: there is no such architecture.
+    UserError: there is no such architecture, or a share is none.
   """
   head = config.head
   longest = max(int(splits[name].lengths.max()) for name in ("train", "validation"))
-  if head.components is not None and not 1 <= head.components <= NUM_FEATURES:
+  if head.pca_components is not None and not 1 <= head.pca_components <= NUM_FEATURES:
     raise UserError(
-      f"config.head.components: {head.components} is outside 1 to {NUM_FEATURES}, the number of the "
+      f"config.head.pca_components: {head.pca_components} is outside 1 to {NUM_FEATURES}, the number of the "
       "CNN's features"
     )
+  for name in ("input_dropout", "ema_decay"):
+    if not 0 <= head[name] < 1:
+      raise UserError(f"config.head.{name}: {head[name]} is outside 0 to 1")
   return HeadSpec(
-    num_features=head.components or NUM_FEATURES,
+    num_features=head.pca_components or NUM_FEATURES,
     hidden=head.hidden,
     cell=head.cell,
     bidirectional=head.bidirectional,
     window=head.window,
-    attention=head.attention,
-    half_width=max(head.half_widths),
-    boundary=head.boundary,
-    units=head.units,
+    attention=AttentionSpec(head.attention, max(head.half_widths), head.edge_mode, head.units),
     max_slices=min(head.max_slices, longest),
     decoder=head.decoder,
     feedback=head.feedback,
     likelihood=head.likelihood,
-    input_dropout=head.input_dropout,
-    average=head.average,
   )
 
 
@@ -98,10 +97,10 @@ def textures(
     )
   factors = sorted({factor for view in wanted.views for factor in view})
   for factor in factors:
-    if not 1 <= factor <= side // hames.PATCH:
+    if not 1 <= factor <= side // dictionary.PATCH:
       raise UserError(
-        f"config.textures.views: down-sampling {factor} is outside 1 to {side // hames.PATCH}; slices "
-        f"of {side} px must keep a patch of {hames.PATCH}"
+        f"config.textures.views: down-sampling {factor} is outside 1 to {side // dictionary.PATCH}; slices "
+        f"of {side} px must keep a patch of {dictionary.PATCH}"
       )
   if not 1 <= wanted.gray_levels <= 256:
     raise UserError(f"config.textures.gray_levels: {wanted.gray_levels} is outside 1 to 256")
@@ -112,7 +111,7 @@ def textures(
         f"(config.textures.{words})"
       )
   encoders = [
-    TextureSpec(hames.PATCH, wanted.words, factor, wanted.components, wanted.seed)
+    TextureSpec(dictionary.PATCH, wanted.words, factor, wanted.components, wanted.seed)
     for factor in factors
   ]
   gray = TextureSpec(1, wanted.gray_levels, 1, wanted.gray_components, wanted.seed)

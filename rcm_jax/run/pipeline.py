@@ -20,16 +20,18 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 import ml_collections
 
-from rcm_jax.data import feature_file
+from rcm_jax.data import feature_file, records
+from rcm_jax.data import scale as scale_lib
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.evaluation import results
 from rcm_jax.reporting import console_table, plots
-from rcm_jax.run import methods, stages
-from rcm_jax.runtime import devices, stage_cache
+from rcm_jax.run import methods, renamed, stages
+from rcm_jax.runtime import devices, files, stage_cache
 from rcm_jax.runtime.metric_writer import Writer
 from tfds_rcm import prepare
 from tfds_rcm.errors import UserError, nearest
 
+PRECISIONS = ("highest", "high", "default")  # of float32 products on a GPU
 _PACKAGES = (
   "jax",
   "jaxlib",
@@ -54,10 +56,17 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pat
   Raises:
     UserError: the configuration, the data or a directory cannot be worked with.
   """
-  if config.model not in methods.METHODS:
+  if config.pipeline not in methods.METHODS:
     raise UserError(
-      f"config.model: '{config.model}' is none of {', '.join(methods.METHODS)}{nearest(config.model, methods.METHODS)}"
+      f"config.pipeline: '{config.pipeline}' is none of {', '.join(methods.METHODS)}"
+      f"{nearest(config.pipeline, methods.METHODS)}"
     )
+  if config.precision not in PRECISIONS:
+    raise UserError(
+      f"config.precision: '{config.precision}' is none of {', '.join(PRECISIONS)}"
+      f"{nearest(str(config.precision), PRECISIONS)}"
+    )
+  jax.config.update("jax_default_matmul_precision", config.precision)
   if not devices.is_first():  # it computes with the first one, and leaves the results to it
     with tempfile.TemporaryDirectory() as elsewhere:
       _run(config, pathlib.Path(elsewhere), cache_dir)
@@ -87,13 +96,15 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
       name = stages.dataset_name(config.data)
       source, tested, splits = _decode_all(config.data, workdir, cache_dir, writer)
     this = stages.Run(config, workdir, cache_dir, writer, source, tested, splits, about)
-    result = methods.METHODS[config.model](this)
+    result = methods.METHODS[config.pipeline](this)
   finally:
     writer.close()
   dataset = {
     "name": name,
     "stacks": {name: len(split.stack_id) for name, split in splits.items()},
     "slices": {name: len(split) for name, split in splits.items()},
+    "image_size": splits["test"].scale.image_size or None,  # a file of features has no images
+    "field_um": splits["test"].scale.field_um,
   }
   rows = results.write_run(
     workdir, dataset, result.predictions, versions=_versions(), train_seconds=result.seconds
@@ -110,9 +121,9 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
 def _from_file(config: ml_collections.ConfigDict) -> tuple[str, str, dict[str, slices_lib.Slices]]:
   """Returns the dataset's name, a name for its content, and its splits, from a file of features."""
   path = config.features.file
-  if config.model != "head":
+  if config.pipeline != "head":
     raise UserError(
-      f"config.features.file: {path}: the model '{config.model}' needs images; leave the file out"
+      f"config.features.file: {path}: the model '{config.pipeline}' needs images; leave the file out"
     )
   if config.data.test_sources or config.data.train_stacks is not None:
     raise UserError(
@@ -120,7 +131,7 @@ def _from_file(config: ml_collections.ConfigDict) -> tuple[str, str, dict[str, s
       "config.data.train_stacks"
     )
   known = feature_file.load(path)
-  return known.dataset, f"features-{stage_cache.file_digest(pathlib.Path(path))[:12]}", known.splits
+  return known.dataset, f"features-{files.file_digest(pathlib.Path(path))[:12]}", known.splits
 
 
 def _decode_all(
@@ -145,6 +156,12 @@ def _decode_all(
         f"config.data.test_sources: slices of {size} pixels, those of the training data have "
         f"{expected}; set config.data.image_size to bring all to one size"
       )
+    trained, seen = (splits[name].field_um for name in ("train", "test"))
+    if (trained is None) != (seen is None) or (seen and not scale_lib.same_field(seen, trained)):
+      raise UserError(
+        f"config.data.test_sources: a field of {seen} µm, that of the training data is {trained} µm; "
+        "set config.data.field_um and image_size to bring both to one scale"
+      )
   return source, tested, splits
 
 
@@ -161,22 +178,29 @@ def _decode(
       with writer.progress(source) as advance:
         prepare.prepare_phantom(preset or "demo", wanted.data_dir, progress=advance)
   devices.wait_for_all("datasets are prepared")
-  builders = [slices_lib.open_builder(source, wanted.data_dir) for source in sources]
+  builders = [records.open_builder(source, wanted.data_dir) for source in sources]
   for builder in builders:  # who was in which split belongs to the results
     divided = pathlib.Path(builder.data_dir) / "splits.csv"
     if divided.exists():
       shutil.copyfile(divided, workdir / f"splits_{builder.name}.csv")
   spec = {
-    "sources": [slices_lib.fingerprint(builder) for builder in builders],
+    "sources": [records.fingerprint(builder) for builder in builders],
     "image_size": wanted.image_size,
+    "field_um": wanted.field_um,
+    "train_tiles": wanted.train_tiles,
   }
   return stages.stage(
     cache_dir,
     writer,
     "decode",
     spec,
-    lambda directory, advance: slices_lib.decode(
-      builders, directory, image_size=wanted.image_size, advance=advance
+    lambda directory, advance: records.decode(
+      builders,
+      directory,
+      image_size=wanted.image_size,
+      field_um=wanted.field_um,
+      train_tiles=wanted.train_tiles,
+      advance=advance,
     ),
   )
 
@@ -188,8 +212,10 @@ def _claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str
   used = any((workdir / name).exists() for name in ("metrics.jsonl", "results.json"))
   if used and path.exists():
     try:
-      theirs = json.loads(path.read_text())["config"]
-    except (ValueError, KeyError) as error:
+      theirs = ml_collections.ConfigDict(json.loads(path.read_text())["config"])
+      renamed.modernize(theirs)
+      theirs = json.loads(theirs.to_json_best_effort())
+    except (ValueError, KeyError, TypeError) as error:
       raise UserError(
         f"{path}: not a run's configuration ({error}); choose another --workdir"
       ) from error
@@ -198,7 +224,7 @@ def _claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str
         f"{workdir}: holds a run with config.{key} = {old}, not {new}; choose another --workdir"
       )
   written = {"config": mine, "versions": _versions(), "git_revision": _git_revision()}
-  stage_cache.write_text(path, json.dumps(written, indent=2))
+  files.write_text(path, json.dumps(written, indent=2))
   return written
 
 

@@ -8,7 +8,8 @@ the first process alone writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import math
 import os
@@ -21,8 +22,9 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 import numpy as np
 
+from rcm_jax.ops.backend import backend, told_devices
+from tfds_rcm.cores import num_cores
 from tfds_rcm.errors import UserError
-from tfds_rcm.staging import num_cores
 
 SECONDS_OF_SILENCE = 300  # after which a process that does not answer ends the others
 
@@ -33,7 +35,10 @@ _LONGEST_PATH = 4096  # bytes
 
 
 def start(
-  coordinator: str | None = None, processes: int | None = None, index: int | None = None
+  coordinator: str | None = None,
+  processes: int | None = None,
+  index: int | None = None,
+  gpus: Sequence[int] | None = None,
 ) -> None:
   """Joins the processes of a run, if there are several; before anything else asks for devices.
 
@@ -44,19 +49,58 @@ def start(
       all three come from Slurm's environment.
     processes: in all.
     index: of this one.
+    gpus: numbers of this machine's GPUs that this process takes, of those that it may see. None: of
+      several, the one whose number is the process', counted over and over; processes are then
+      numbered machine by machine. (In a Slurm step each process takes one by Slurm's count.)
 
   Raises:
-    UserError: some, but not all, of the three are given.
+    UserError: some, but not all, of the three are given, or a GPU that this process cannot see.
   """
+  if visible := visible_gpus():
+    repeat_results()
   given = (coordinator, processes, index)
   if any(value is not None for value in given):
     if any(value is None for value in given):
       raise UserError("--coordinator, --processes and --process belong together; give all or none")
-    _initialize(coordinator, processes, index)
+    _initialize(coordinator, processes, index, local_device_ids=_own_gpus(visible, index, gpus))
   elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
     _initialize()
   else:
     _use_second_core()
+
+
+def visible_gpus() -> list[str]:
+  """Returns the NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+  visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+  if visible is not None:
+    return [gpu for gpu in visible.split(",") if gpu]
+  return sorted(
+    (path.name.removeprefix("nvidia") for path in pathlib.Path("/dev").glob("nvidia[0-9]*")),
+    key=int,
+  )
+
+
+def _own_gpus(visible: Sequence[str], index: int, chosen: Sequence[int] | None) -> list[int] | None:
+  if chosen:
+    absent = [number for number in chosen if not 0 <= number < len(visible)]
+    if absent:
+      raise UserError(
+        f"--gpus: there is no GPU {absent[0]} among the {len(visible)} that this process may use; "
+        "they are counted from 0, see nvidia-smi -L and CUDA_VISIBLE_DEVICES"
+      )
+    return list(chosen)
+  return [index % len(visible)] if len(visible) > 1 else None
+
+
+def repeat_results() -> None:
+  """Has XLA choose GPU kernels that give the same bits every time; before JAX looks for devices.
+
+  Which of several such kernels is fastest XLA still tries out, when it compiles; the compilation
+  cache keeps what it found.
+  """
+  flags = os.environ.get("XLA_FLAGS", "")
+  if "nondeterministic_ops" not in flags and "xla_gpu_deterministic_ops" not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_exclude_nondeterministic_ops=true".strip()
 
 
 def _use_second_core() -> None:
@@ -72,21 +116,23 @@ def _use_second_core() -> None:
 
 def devices() -> list[jax.Device]:
   """Returns all processes' devices that work is split over."""
-  if _has_second_core and jax.default_backend() == "cpu":
-    return jax.devices()[:1]
-  return jax.devices()
+  if (told := told_devices()) is not None:
+    return told
+  return jax.devices()[:1] if _has_second_core and backend() == "cpu" else jax.devices()
 
 
 def core_pair() -> Mesh | None:
   """Returns two cores of the CPU along one axis; None where computing is done elsewhere, or there is one core."""
-  if not _has_second_core or jax.default_backend() != "cpu":
+  if not _has_second_core or backend() != "cpu":
     return None
   return jax.make_mesh((2,), (_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices())
 
 
-def _initialize(*args: Any) -> None:
+def _initialize(*args: Any, local_device_ids: Sequence[int] | None = None) -> None:
   jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
-  jax.distributed.initialize(*args, heartbeat_timeout_seconds=SECONDS_OF_SILENCE)
+  jax.distributed.initialize(
+    *args, local_device_ids=local_device_ids, heartbeat_timeout_seconds=SECONDS_OF_SILENCE
+  )
   # On CPUs, devices that first talk to each other must do so within 30 s; later they wait. Now all
   # have just started; at their first step one may still compile when the others have done so.
   wait_for_all("start")
@@ -195,12 +241,34 @@ def mean_over_devices(
   return jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
 
 
-def split_work(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-  """Maps a function over shares of its arguments' first axes, without any communication."""
+def split_work(
+  function: Callable[..., Any], mesh: Mesh, copied: Sequence[bool] | None = None
+) -> Callable[..., Any]:
+  """Maps a function over shares of its arguments' first axes, without any communication.
+
+  Args:
+    function: of arrays.
+    mesh: of the devices. On a single one, the function itself is returned.
+    copied: for each argument, whether every device gets it whole; None if none is.
+  """
   if mesh.size == 1:
     return function
   spec = PartitionSpec(_AXIS)
-  return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+  specs = spec if copied is None else tuple(PartitionSpec() if c else spec for c in copied)
+  return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False)
+
+
+def ahead(results: Iterable[Any], depth: int = 2) -> Iterator[Any]:
+  """Yields results in order, each after the `depth` after it have been asked for.
+
+  Devices compute what was asked for while the host reads what they have done.
+  """
+  waiting = collections.deque()
+  for result in results:
+    waiting.append(result)
+    if len(waiting) > depth:
+      yield waiting.popleft()
+  yield from waiting
 
 
 def is_first() -> bool:

@@ -20,7 +20,7 @@ from rich.progress import (
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
-from rcm_jax.runtime import devices, stage_cache
+from rcm_jax.runtime import devices, files
 
 Advance = Callable[[int, int], None]  # (done, total)
 
@@ -55,7 +55,7 @@ class Writer:
         continue
       if entry["stage"] != stage or entry["step"] < step:
         kept.append(line)
-    stage_cache.write_text(self._path, "".join(f"{line}\n" for line in kept))
+    files.write_text(self._path, "".join(f"{line}\n" for line in kept))
 
   def scalars(self, stage: str, step: int, values: Mapping[str, float]) -> None:
     """Records one step's metrics."""

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import fcntl
-import hashlib
 import json
-import os
 import pathlib
 import shutil
 from typing import Any
@@ -20,41 +17,13 @@ from typing import Any
 import numpy as np
 
 from rcm_jax.runtime import devices
+from rcm_jax.runtime.files import digest, file_digest, write_text
+from tfds_rcm import locks
 from tfds_rcm.errors import UserError
 
 SEAL = "sealed.json"
 _LOCK = ".lock"
 _CHECKSUM_LIMIT = 64 << 20  # larger files are checked by their size alone
-
-
-def digest(spec: Mapping[str, Any]) -> str:
-  """Returns twelve hexadecimal digits that name a JSON-serialisable description."""
-  text = json.dumps(spec, sort_keys=True, default=list)
-  return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def file_digest(path: pathlib.Path, limit: int | None = None) -> str:
-  """Returns the SHA-256 of a file, or of its first `limit` bytes."""
-  sha = hashlib.sha256()
-  with path.open("rb") as file:
-    remaining = limit if limit is not None else path.stat().st_size
-    while remaining > 0 and (block := file.read(min(1 << 20, remaining))):
-      sha.update(block)
-      remaining -= len(block)
-  return sha.hexdigest()
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is either whole or absent, also after a power cut."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    with temporary.open("w", encoding="utf-8") as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -68,20 +37,13 @@ def locked(directory: pathlib.Path, *, wait: bool) -> Iterator[None]:
   Raises:
     UserError: the directory is held elsewhere and `wait` is False, or cannot be written.
   """
-  try:
-    directory.mkdir(parents=True, exist_ok=True)
-    file = (directory / _LOCK).open("w")
-  except OSError as error:
-    raise UserError(
-      f"{directory}: cannot be written ({error.strerror}); choose another directory"
-    ) from error
-  with file:
+  with contextlib.ExitStack() as stack:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+      stack.enter_context(locks.held(directory / _LOCK, wait=wait))
+    except OSError as error:
       raise UserError(
-        f"{directory}: another run is working here; wait for it to end or choose another directory"
-      ) from None
+        f"{directory}: cannot be written ({error.strerror}); choose another directory"
+      ) from error
     yield
 
 
@@ -89,9 +51,9 @@ def is_sealed(directory: pathlib.Path) -> bool:
   """Returns whether a stage's result is whole: sealed, and every file as it was then."""
   try:
     files = json.loads((directory / SEAL).read_text())["files"]
-  except (OSError, ValueError, KeyError):
+    return all(_matches(directory / name, *entry) for name, entry in files.items())
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the seal is no seal
     return False
-  return all(_matches(directory / name, *entry) for name, entry in files.items())
 
 
 def _matches(path: pathlib.Path, size: int, checksum: str | None) -> bool:

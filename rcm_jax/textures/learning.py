@@ -10,12 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from rcm_jax.baselines import hames
+from rcm_jax.data import pca
 from rcm_jax.data.slices import Slices
-from rcm_jax.heads import fold_pca
 from rcm_jax.runtime.metric_writer import Advance
+from rcm_jax.textures import dictionary, textons
 from rcm_jax.textures import encoder as texture_encoder
-from rcm_jax.textures import textons
 from rcm_jax.textures.encoder import Encoder, TextureSpec
 
 _EXACT = 2**24  # float32 holds every whole number up to here
@@ -41,7 +40,7 @@ def extract(
   for name, split in splits.items():
     roots[name] = textons.stream(root, split.slices)
     advance(len(roots), len(splits))
-  learned = fold_pca.learn(roots["train"], spec.components)
+  learned = pca.learn(roots["train"], spec.components)
   np.savez(directory / texture_encoder.FILE, **Encoder(filters, *learned)._asdict())
   for name, values in roots.items():
     np.save(directory / f"{name}_features.npy", learned(values))
@@ -58,7 +57,7 @@ def learn_filters(
   if spec.patch == 1:
     least = np.arange(spec.words) * 256 // spec.words * spec.downsampling**2
     return least.astype(np.float32).reshape(-1, 1, 1)
-  basis, words = hames.learn_words(
+  basis, words = dictionary.learn_words(
     slices, count=spec.words, factor=spec.downsampling, seed=spec.seed
   )
   return whole_filters(basis, words, spec.downsampling)

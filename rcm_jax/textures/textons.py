@@ -32,6 +32,7 @@ from jaxtyping import Array, Float, Int, Shaped, UInt8
 import numpy as np
 
 from rcm_jax.arrays import NUM_STRATA, STRATA, ArrayLike
+from rcm_jax.ops.backend import backend
 from tfds_rcm.errors import UserError
 
 _Model = TypeVar("_Model")
@@ -45,7 +46,7 @@ _matmul = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 def _for_backend(amounts: dict[str, int]) -> int:
-  return amounts["cpu" if jax.default_backend() == "cpu" else "accelerator"]
+  return amounts["cpu" if backend() == "cpu" else "accelerator"]
 
 
 def leung_malik_bank(

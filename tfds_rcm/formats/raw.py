@@ -29,16 +29,22 @@ class RawStack:
     names: where each slice comes from, for messages.
     read: stored values of one slice, [height, width] or [height, width, channels].
     depth_um: depth of each slice in µm if the files tell it.
+    no_depth: why they do not, the end of a message.
     pixel_um: side of a pixel in µm if the files tell it.
-    inverted: True if the lowest value is the brightest (DICOM MONOCHROME1).
+    inverted: True if the lowest value is the brightest (DICOM MONOCHROME1, TIFF WhiteIsZero).
+    has_channels: False if `read` hands out the channel that was chosen, not all.
+    warnings: what is odd but allowed.
     close: releases the files.
   """
 
   names: Sequence[str]
   read: Callable[[int], Shaped[np.ndarray, "height width *channels"]]
   depth_um: Float[np.ndarray, " T"] | None = None
+  no_depth: str = "the files do not tell their depth"
   pixel_um: float | None = None
   inverted: bool = False
+  has_channels: bool = True
+  warnings: tuple[str, ...] = ()
   close: Callable[[], None] = lambda: None
 
 
@@ -110,31 +116,85 @@ def check_count(place: str | os.PathLike[str], slices: int, num_bytes: int) -> N
 
 
 def to_gray(
-  place: str, pixels: Shaped[np.ndarray, "height width *channels"]
+  place: str,
+  pixels: Shaped[np.ndarray, "height width *channels"],
+  channel: int | None = None,
 ) -> Shaped[np.ndarray, "height width"]:
   """One channel from gray, or from colour saved by mistake (equal channels stay exact).
 
+  Args:
+    place: for messages.
+    pixels: gray, RGB, or RGB with an alpha channel.
+    channel: takes this one of several channels, counted from 1, instead of the luma.
+
   Raises:
-    UserError: if there are two or more than four channels, or anything but real numbers.
+    UserError: if there are two or more than four channels and none is chosen, if
+      transparency varies, or if there is anything but real numbers.
   """
   if pixels.dtype == bool:
     pixels = pixels.astype(np.uint8) * 255
   if pixels.dtype.kind not in "uif":
     raise UserError(f"{place}: stored as {pixels.dtype}, expected real numbers; export it anew")
+  # Files of one stack may differ in the order of bytes.
+  pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+  channels = pixels.shape[-1] if pixels.ndim == 3 else 1
+  if channel is not None:
+    check_channel(place, channels, channel)
+    return pixels if pixels.ndim == 2 else pixels[..., channel - 1]
   if pixels.ndim == 2:
     return pixels
-  channels = pixels.shape[-1]
-  if pixels.ndim == 3 and channels == 1:
+  if pixels.ndim != 3 or channels not in (1, 3, 4):
+    check_channel(place, pixels.shape[-1], None)
+  if channels == 1:
     return pixels[..., 0]
-  if pixels.ndim != 3 or channels not in (3, 4):
-    raise UserError(
-      f"{place}: a slice of shape {pixels.shape} has {channels} channels, expected gray or RGB; "
-      "export the reflectance channel alone"
-    )
-  luma = pixels[..., :3] @ _LUMA
+  if channels == 4:
+    pixels = without_alpha(place, pixels)
+  luma = pixels @ _LUMA
   if np.issubdtype(pixels.dtype, np.integer):
     luma = np.rint(luma)
   return luma.astype(pixels.dtype)
+
+
+def check_channel(place: str | os.PathLike[str], channels: int, channel: int | None) -> None:
+  """Refuses several channels of which none is chosen, and the choice of one that is not there.
+
+  Raises:
+    UserError: with the channels that there are.
+  """
+  if channel is None and channels != 1:
+    raise UserError(
+      f"{place}: has {channels} channels, expected gray or RGB; choose the reflectance channel "
+      f"with --channel=1 to --channel={channels}, or export it alone"
+    )
+  if channel is not None and not 1 <= channel <= channels:
+    raise UserError(f"{place}: channel={channel}, expected 1 to {channels}, the channels it has")
+
+
+def without_alpha(
+  place: str, pixels: Shaped[np.ndarray, "height width channels"]
+) -> Shaped[np.ndarray, "height width colours"]:
+  """Drops a last channel that tells transparency and is the same everywhere.
+
+  Raises:
+    UserError: if it varies, since then what is seen depends on what lies below.
+  """
+  alpha = pixels[..., -1]
+  if (alpha != alpha.flat[0]).any():
+    raise UserError(f"{place}: is transparent in part; export it without an alpha channel")
+  return pixels[..., :-1]
+
+
+def oriented(
+  pixels: Shaped[np.ndarray, "height width *channels"], orientation: int
+) -> Shaped[np.ndarray, "side other *channels"]:
+  """Turns stored rows and columns as the tag Orientation (274) of TIFF and EXIF tells.
+
+  Writers' mistakes, 0 and what lies above 8, count as 1: as stored.
+  """
+  if 5 <= orientation <= 8:
+    pixels = np.swapaxes(pixels, 0, 1)
+  flips = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}
+  return np.flip(pixels, flips.get(orientation, ()))
 
 
 def crop_caption(

@@ -3,51 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-import contextlib
-import logging
 import os
 import pathlib
-import sys
-import xml.etree.ElementTree
 
 import numpy as np
-from PIL import Image
 import tifffile
 
 from tfds_rcm.errors import UserError
-from tfds_rcm.formats.raw import RawStack, check_path, check_size, decoding
+from tfds_rcm.formats import tiff_metadata, tiff_pixels
+from tfds_rcm.formats.raw import RawStack, check_count, check_path, decoding
 
 SUFFIXES = frozenset({".tif", ".tiff"})
-# What it would log about a damaged file is told once, by the error that we raise.
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-_MICRONS = {"micron", "microns", "um", "µm", "μm", "\\u00b5m"}
+_REDUCED_OR_MASK = 1 | 4  # of NewSubfileType
 
 
-def open_tiff(path: pathlib.Path) -> RawStack:
+def open_tiff(path: pathlib.Path, channel: int | None = None) -> RawStack:
   """All pages of one file, shallow first; spacing from ImageJ's or OME's metadata.
 
+  Args:
+    path: the file.
+    channel: takes one of several channels that have pages of their own, counted from 1.
+
   Raises:
-    UserError: if the file is damaged or empty, or has several channels.
+    UserError: if the file is damaged or empty, has several channels and none is chosen,
+      or holds what `tiff_pixels.check_page` refuses.
   """
-  check_path(path)
-  with decoding(path):
-    tif = tifffile.TiffFile(path)
+  tif = _opened(path)
   try:
+    pages = _checked_pages(path, tif)
     with decoding(path):
-      pages = [page.aspage() for page in _chain(path, tif) if not page.is_reduced]
-      _check_last_page(path, tif)
-      step_um, pixel_um = _spacing(path, tif)
-      for number, page in enumerate(pages):
-        _check_page(f"{path} page {number}", page, tif.filehandle.size)
+      planes = tiff_metadata.count_planes(tif) if len(pages) == 1 else 1
+      count = planes if planes > 1 else len(pages)
+      check_count(path, count, tif.filehandle.size)
+      order, channels = tiff_metadata.slices_in_order(path, tif, count, channel)
+      step_um, pixel_um = tiff_metadata.spacing_um(tif)
+    inverted = tiff_pixels.is_inverted(pages[0])
+    if any(tiff_pixels.is_inverted(page) != inverted for page in pages):
+      raise _mixed(path)
+    if planes > 1:
+      read = _planes_of_one_page(path, tif, pages[0], planes, order)
+    else:
+      read = lambda t: tiff_pixels.read_page(f"{path} page {order[t]}", pages[order[t]])
   except BaseException:
     tif.close()
     raise
-  depth_um = None if step_um is None else step_um * np.arange(len(pages))
   return RawStack(
-    names=[f"{path} page {t}" for t in range(len(pages))],
-    read=lambda t: _decode(path, pages[t]),
-    depth_um=depth_um,
+    names=[f"{path} page {i}" for i in order],
+    read=read,
+    depth_um=None if step_um is None else step_um * np.arange(len(order)),
     pixel_um=pixel_um,
+    inverted=inverted,
+    has_channels=channels == 1,
     close=tif.close,
   )
 
@@ -56,22 +62,58 @@ def open_tiffs(paths: Sequence[pathlib.Path]) -> RawStack:
   """A stack of single-page files, in the order given.
 
   Raises:
-    UserError: when a slice is read whose file has several pages.
+    UserError: as `open_tiff` for the first file; of the others when they are read, and
+      if one has several pages, or 0 is white in some files and black in others.
   """
 
-  def read(t: int) -> np.ndarray:
-    raw = open_tiff(paths[t])
+  def read_one(path: pathlib.Path) -> tuple[np.ndarray, bool]:
+    tif = _opened(path)
     try:
-      if len(raw.names) != 1:
+      pages = _checked_pages(path, tif)
+      with decoding(path):
+        slices = max(len(pages), tiff_metadata.count_planes(tif))
+      if slices != 1:
         raise UserError(
-          f"{paths[t]}: has {len(raw.names)} pages, expected one page a file in a folder of "
-          "several files; give a multi-page file's own path"
+          f"{path}: has {slices} pages, expected one page a file in a folder of several files; "
+          "give a multi-page file's own path"
         )
-      return raw.read(0)
+      return tiff_pixels.read_page(str(path), pages[0]), tiff_pixels.is_inverted(pages[0])
     finally:
-      raw.close()
+      tif.close()
 
-  return RawStack(names=[str(p) for p in paths], read=read)
+  _, inverted = read_one(paths[0])
+
+  def read(t: int) -> np.ndarray:
+    pixels, this = read_one(paths[t])
+    if this != inverted:
+      raise _mixed(paths[t])
+    return pixels
+
+  return RawStack(names=[str(p) for p in paths], read=read, inverted=inverted)
+
+
+def _mixed(place: str | os.PathLike[str]) -> UserError:
+  return UserError(
+    f"{place}: 0 is white in some slices and black in others; export all slices alike"
+  )
+
+
+def _opened(path: pathlib.Path) -> tifffile.TiffFile:
+  check_path(path)
+  with decoding(path):
+    return tifffile.TiffFile(path)
+
+
+def _checked_pages(path: pathlib.Path, tif: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+  """The file's pages without previews and masks."""
+  with decoding(path):
+    pages = [page.aspage() for page in _chain(path, tif) if not page.subfiletype & _REDUCED_OR_MASK]
+    _check_last_page(path, tif)
+    for number, page in enumerate(pages):
+      tiff_pixels.check_page(f"{path} page {number}", page, tif.filehandle.size)
+  if not pages:
+    raise UserError(f"{path}: holds no slices, only previews or masks; export it again")
+  return pages
 
 
 def _chain(path: pathlib.Path, tif: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
@@ -91,90 +133,28 @@ def _check_last_page(path: pathlib.Path, tif: tifffile.TiffFile) -> None:
     raise UserError(f"{path}: the file is truncated; copy or export it again")
 
 
-def _check_page(place: str, page: tifffile.TiffPage, file_bytes: int) -> None:
-  check_size(place, page.imagelength, page.imagewidth)
-  if page.samplesperpixel not in (1, 3, 4):
-    raise UserError(
-      f"{place}: has {page.samplesperpixel} channels, expected gray or RGB; export the "
-      "reflectance channel alone"
-    )
-  # tifffile fills what lies past the end of the file with zeros.
-  if any(o + n > file_bytes for o, n in zip(page.dataoffsets, page.databytecounts)):
-    raise UserError(f"{place}: the file is truncated; copy or export it again")
+def _planes_of_one_page(
+  path: pathlib.Path,
+  tif: tifffile.TiffFile,
+  page: tifffile.TiffPage,
+  planes: int,
+  order: Sequence[int],
+):
+  """Reads slices that lie one behind the other after a page that tells of the first alone."""
+  with decoding(path):
+    dtype = page.dtype.newbyteorder(tif.byteorder)
+    size = dtype.itemsize * page.size
+    if page.compression != tifffile.COMPRESSION.NONE or page.bitspersample != 8 * dtype.itemsize:
+      raise UserError(f"{path}: {planes} packed slices in one page; export them as pages")
+    start = page.dataoffsets[0]
+  if not page.is_contiguous or start + planes * size > tif.filehandle.size:
+    raise UserError(f"{path}: the file is truncated; copy or export it again")
 
+  def read(t: int) -> np.ndarray:
+    place = f"{path} page {order[t]}"
+    with decoding(place):
+      tif.filehandle.seek(start + order[t] * size)
+      stored = np.frombuffer(tif.filehandle.read(size), dtype).reshape(page.shape)
+      return tiff_pixels.finished(place, page, stored.astype(page.dtype))
 
-def _decode(path: pathlib.Path, page: tifffile.TiffPage) -> np.ndarray:
-  place = f"{path} page {page.index}"
-  with decoding(place):
-    try:
-      pixels = page.asarray()
-    except ValueError as error:
-      if "imagecodecs" not in str(error):
-        raise
-      pixels = _decode_with_pillow(path, page)
-  if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
-    pixels = np.moveaxis(pixels, 0, -1)
-  if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-    colors = np.asarray(page.colormap)[:, pixels]
-    return (np.moveaxis(colors, 0, -1) >> 8).astype(np.uint8)
-  if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype == np.uint8:
-    pixels = 255 - pixels
-  return pixels
-
-
-def _decode_with_pillow(path: pathlib.Path, page: tifffile.TiffPage) -> np.ndarray:
-  """LZW and JPEG pages, which tifffile decodes only with the package imagecodecs."""
-  if page.bitspersample != 8 and page.samplesperpixel != 1:
-    raise UserError(f"{path}: compression {page.compression.name} needs: pip install imagecodecs")
-  with _silent_libtiff(), Image.open(path) as image:
-    image.seek(page.index)
-    deep = image.mode.startswith(("I", "F"))
-    return np.asarray(image if deep else image.convert("L"))
-
-
-@contextlib.contextmanager
-def _silent_libtiff() -> Iterator[None]:
-  """Drops what libtiff, below Pillow, would print about a damaged file."""
-  sys.stderr.flush()
-  shown = os.dup(2)
-  try:
-    with open(os.devnull, "wb") as nowhere:
-      os.dup2(nowhere.fileno(), 2)
-    yield
-  finally:
-    os.dup2(shown, 2)
-    os.close(shown)
-
-
-def _spacing(path: pathlib.Path, tif: tifffile.TiffFile) -> tuple[float | None, float | None]:
-  """Step and pixel in µm from ImageJ's or OME's metadata, None where they are silent."""
-  if tif.is_imagej and tif.imagej_metadata:
-    meta = tif.imagej_metadata
-    _check_channels(path, int(meta.get("channels", 1)))
-    if str(meta.get("unit", "")).lower() not in _MICRONS:
-      return None, None
-    spacing = float(meta.get("spacing", 0)) or None
-    resolution = tif.pages[0].tags.get("XResolution")
-    numerator, denominator = resolution.value if resolution else (0, 1)
-    return spacing, denominator / numerator if numerator else None
-  if tif.is_ome and tif.ome_metadata:
-    pixels = xml.etree.ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")
-    if pixels is None:
-      return None, None
-    samples = {c.get("SamplesPerPixel", "1") for c in pixels.iterfind("{*}Channel")}
-    if samples <= {"1"}:
-      _check_channels(path, int(pixels.get("SizeC", 1)))
-    return _ome_um(pixels, "Z"), _ome_um(pixels, "X")
-  return None, None
-
-
-def _ome_um(pixels: xml.etree.ElementTree.Element, axis: str) -> float | None:
-  unit = pixels.get(f"PhysicalSize{axis}Unit", "µm").lower()
-  return float(pixels.get(f"PhysicalSize{axis}", 0)) or None if unit in _MICRONS else None
-
-
-def _check_channels(path: pathlib.Path, channels: int) -> None:
-  if channels != 1:
-    raise UserError(
-      f"{path}: has {channels} channels, expected gray or RGB; export the reflectance channel alone"
-    )
+  return read

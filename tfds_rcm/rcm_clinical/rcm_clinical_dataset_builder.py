@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tfds_rcm.manifest_builder import ManifestBuilder
+from tfds_rcm.study.builder import ManifestBuilder
 
 
 class Builder(ManifestBuilder):

@@ -12,7 +12,6 @@ the folder is taken instead.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-import csv
 import dataclasses
 import itertools
 import os
@@ -21,11 +20,12 @@ import re
 
 import tifffile
 
-from tfds_rcm import manifest, stack_io
-from tfds_rcm.errors import UserError
+from tfds_rcm import names, stack_io
+from tfds_rcm.errors import UserError, nearest
 from tfds_rcm.formats import images, tiff, volume
-from tfds_rcm.labels import TRANSITIONS
-from tfds_rcm.tables import Row, Table, read_table
+from tfds_rcm.formats.csv_table import Row, Table, column_name, passed_over, read_table, write_table
+from tfds_rcm.study import manifest as manifest_lib
+from tfds_rcm.study.annotations import TRANSITIONS
 
 NOTE = (
   "note        the layout of the Dryad archive (doi:10.5061/dryad.rg58m) could not be checked by "
@@ -50,7 +50,8 @@ class Hints:
   """What a user says about the archive.
 
   Attributes:
-    columns: the archive's column for stack_id, patient_id, slice, label, reader or site.
+    columns: the archive's column for stack_id, patient_id, slice, label, reader, site or a
+      transition.
     patient_pattern: regular expression whose group in a stack's path is its patient.
     step_um: distance between slices in µm.
     pixel_um: side of a pixel in µm.
@@ -65,7 +66,7 @@ class Hints:
 
 
 def convert(
-  folder: pathlib.Path, out: pathlib.Path, hints: Hints
+  folder: pathlib.Path, out: pathlib.Path, hints: Hints, warnings: list[str] | None = None
 ) -> tuple[pathlib.Path, pathlib.Path]:
   """Writes manifest.csv and labels.csv for an unpacked archive.
 
@@ -73,6 +74,7 @@ def convert(
     folder: the archive, unpacked.
     out: where the two files go.
     hints: what the user says about it.
+    warnings: where columns are noted that nobody reads.
 
   Returns:
     The two files.
@@ -86,28 +88,25 @@ def convert(
   rows = [(row, stack_of(row)) for row in labels.table.rows]
   patients = _patients(folder, stacks, labels, rows, hints)
   sites = {name: row[labels.columns["site"]] for row, name in rows if "site" in labels.columns}
-  out.mkdir(parents=True, exist_ok=True)
-  table_path, labels_path = out / manifest.MANIFEST, out / manifest.LABELS
+  if warnings is not None:
+    warnings.extend(labels.warnings)
   labelled = {name for _, name in rows}
-  with table_path.open("w", newline="", encoding="utf-8") as stream:
-    writer = csv.writer(stream)
-    writer.writerow(("stack_id", "patient_id", "path", "step_um", "pixel_um", "site", "source"))
-    for name, path in stacks.items():
-      if name in labelled:
-        step, pixel = hints.step_um or "", hints.pixel_um or ""
-        where = path.relative_to(folder).as_posix()
-        writer.writerow((name, patients[name], where, step, pixel, sites.get(name, ""), "dryad"))
+  table_path, labels_path = out / manifest_lib.MANIFEST, out / manifest_lib.LABELS
+  step, pixel = hints.step_um or "", hints.pixel_um or ""
+  entries = [
+    (name, patients[name], path.relative_to(folder).as_posix(), step, pixel, sites.get(name, ""))
+    for name, path in stacks.items() if name in labelled
+  ]  # fmt: skip
+  header = ("stack_id", "patient_id", "path", "step_um", "pixel_um", "site", "source")
+  write_table(table_path, header, [(*entry, "dryad") for entry in entries])
   given = [c for c in ("slice", "label", "reader", *TRANSITIONS) if c in labels.columns]
-  with labels_path.open("w", newline="", encoding="utf-8") as stream:
-    writer = csv.writer(stream)
-    writer.writerow(("stack_id", *given))
-    for row, name in rows:
-      writer.writerow((name, *(_cell(row, c, labels.columns[c]) for c in given)))
+  cells = [(name, *(_cell(row, c, labels.columns[c]) for c in given)) for row, name in rows]
+  write_table(labels_path, ("stack_id", *given), cells)
   return table_path, labels_path
 
 
 def find_stacks(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Stacks below a folder by their path from it; links are not followed.
+  """Stacks below a folder by their readable path from it; links are not followed.
 
   A folder with at least two images is a stack, and so is every file with several
   slices.
@@ -115,19 +114,28 @@ def find_stacks(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   Raises:
     UserError: if there are none.
   """
-  stacks = {}
+  found: list[tuple[pathlib.Path, str]] = []
   for parent, folders, files in os.walk(folder):
     folders.sort()
     paths = [pathlib.Path(parent, name) for name in sorted(files) if not name.startswith(".")]
     slices = [p for p in paths if p.suffix.lower() in stack_io.SUFFIXES]
     volumes = [p for p in slices if _is_volume(p)]
     for path in volumes:
-      stacks[path.relative_to(folder).with_suffix("").as_posix()] = path
+      found.append((path, path.suffix))
     if not volumes and len(slices) > 1:
-      stacks[pathlib.Path(parent).relative_to(folder).as_posix()] = pathlib.Path(parent)
-  if not stacks:
+      found.append((pathlib.Path(parent), ""))
+  if not found:
     kinds = ", ".join(sorted(stack_io.SUFFIXES))
     raise UserError(f"{folder}: no folder with images and no volume in it (of {kinds})")
+  stacks: dict[str, pathlib.Path] = {}
+  for path, suffix in found:
+    whole = names.readable(path.relative_to(folder).as_posix())
+    name = whole.removesuffix(suffix)
+    if name in stacks:  # a.npy beside a.tif
+      name = whole
+    if name in stacks:
+      raise UserError(f"{path}: reads like {stacks[name]}; rename one of them")
+    stacks[name] = path
   return stacks
 
 
@@ -151,9 +159,21 @@ class _Labels:
   table: Table
   columns: dict[str, str]  # the table's column for each of ours
 
+  @property
+  def warnings(self) -> list[str]:
+    used = self.columns.values()
+    headers = zip(self.table.headers, self.table.columns)
+    unknown = [header for header, column in headers if header and column not in used]
+    absent = [name for name in (*_NAMES, *TRANSITIONS) if name not in self.columns]
+    return passed_over(self.table.path, unknown, absent)
+
 
 def _find_labels(folder: pathlib.Path, hints: Hints) -> _Labels:
   """The one table that tells labels."""
+  known = (*_NAMES, *TRANSITIONS)
+  for ours in hints.columns:
+    if ours not in known:
+      raise UserError(f"--columns={ours}=…: no column {ours}{nearest(ours, known)}")
   paths = [hints.labels] if hints.labels else sorted(folder.rglob("*.*"))
   found, seen = [], []
   for path in paths:
@@ -166,11 +186,19 @@ def _find_labels(folder: pathlib.Path, hints: Hints) -> _Labels:
         seen.append(f"{path.name} (no table)")  # above all a README
         continue
       columns = _columns(table, hints.columns)
-      seen.append(f"{path.name} ({', '.join(table.columns)})")
+      seen.append(f"{path.name} ({', '.join(table.headers)})")
       if ("label" in columns and "slice" in columns) or set(TRANSITIONS) & set(columns):
         found.append(_Labels(table, columns))
   if len(found) == 1:
-    return found[0]
+    [labels] = found
+    for ours, header in hints.columns.items():
+      if ours not in labels.columns:
+        headers = labels.table.headers
+        near = nearest(header, headers)
+        raise UserError(
+          f"--columns={ours}={header}: no column {header!r} in {labels.table.path}{near}"
+        )
+    return labels
   if found:
     names = ", ".join(str(labels.table.path) for labels in found)
     raise UserError(f"{folder}: several tables tell labels ({names}); choose by --labels")
@@ -182,19 +210,27 @@ def _find_labels(folder: pathlib.Path, hints: Hints) -> _Labels:
 
 
 def _columns(table: Table, given: Mapping[str, str]) -> dict[str, str]:
+  """The table's column for each of ours: as given, else by its name without remarks."""
   columns = {name: name for name in TRANSITIONS if name in table.columns}
-  by_name = {_bare(column): column for column in reversed(table.columns)}
-  for ours, names in _NAMES.items():
-    wanted = [_bare(given[ours])] if ours in given else names
-    match = next((by_name[name] for name in wanted if name in by_name), None)
+  pairs = list(zip(table.headers, table.columns))[::-1]
+  by_bare = {_bare(header): column for header, column in pairs}
+  for ours, likely in _NAMES.items():
+    match = next((by_bare[name] for name in likely if name in by_bare), None)
     if match:
       columns[ours] = match
+  for ours, header in given.items():
+    columns.pop(ours, None)
+    name = column_name(header)
+    if name in table.columns:
+      columns[ours] = name
+    elif _bare(header) in by_bare:
+      columns[ours] = by_bare[_bare(header)]
   return columns
 
 
-def _bare(column: str) -> str:
+def _bare(header: str) -> str:
   """A column's name without what people add: `Class (1 = SC)` is class, `Image no.` image_no."""
-  return "_".join(re.findall(r"[^\W_]+", re.sub(r"\(.*\)", "", column.lower()) or column.lower()))
+  return column_name(re.sub(r"\(.*\)", "", header)) or column_name(header)
 
 
 def _matcher(stacks: Mapping[str, pathlib.Path], labels: _Labels) -> Callable[[Row], str]:
@@ -203,18 +239,21 @@ def _matcher(stacks: Mapping[str, pathlib.Path], labels: _Labels) -> Callable[[R
   for name in stacks:
     last = name.rpartition("/")[2]
     keys = {name, last, *(str(int(n)) for n in re.findall(r"\d+", last)[-1:])}
-    for key in keys:
+    for key in set().union(*map(names.keys, keys)):
       places.setdefault(key.lower(), set()).add(name)
 
   def stack_of(row: Row) -> str:
-    key = _stack_key(row, labels)
-    found = places.get(key.lower(), set())
-    if not found and key.isdecimal():
-      found = places.get(str(int(key)), set())
+    written = _stack_key(row, labels)
+    found: set[str] = set()
+    for key in (written, written.replace("\\", "/").strip("/")):
+      for spelled in () if found else names.keys(key):
+        found |= places.get(spelled.lower(), set())
+      if not found and key.isdecimal():
+        found = places.get(str(int(key)), set())
     if len(found) != 1:
       how = f"fits {len(found)} folders ({', '.join(sorted(found)[:3])})" if found else "fits none"
       raise UserError(
-        f"{row.place}: stack {key!r} {how} of the {len(stacks)} found, such as "
+        f"{row.place}: stack {written!r} {how} of the {len(stacks)} found, such as "
         f"{next(iter(stacks))}; say by --columns=stack_id=… which column names a stack's folder"
       )
     return next(iter(found))
@@ -224,19 +263,20 @@ def _matcher(stacks: Mapping[str, pathlib.Path], labels: _Labels) -> Callable[[R
 
 def _stack_key(row: Row, labels: _Labels) -> str:
   if "stack_id" in labels.columns:
-    return row[labels.columns["stack_id"]].replace("\\", "/").strip("/")
+    return row[labels.columns["stack_id"]]
   image = row[labels.columns["slice"]].replace("\\", "/") if "slice" in labels.columns else ""
   if "/" not in image:
     raise UserError(
-      f"{row.place}: no column tells the stack among {', '.join(labels.table.columns)}; give "
+      f"{row.place}: no column tells the stack among {', '.join(labels.table.headers)}; give "
       "--columns=stack_id=…"
     )
   return image.rpartition("/")[0].strip("/")
 
 
 def _cell(row: Row, ours: str, column: str) -> str:
-  text = row[column]
-  return text.replace("\\", "/").rpartition("/")[2] if ours == "slice" else text
+  if ours != "slice":
+    return row[column]
+  return row.raw[column].replace("\\", "/").rpartition("/")[2]
 
 
 def _patients(
@@ -251,10 +291,19 @@ def _patients(
     return _patients_by_pattern(stacks, hints.patient_pattern)
   if "patient_id" in labels.columns:
     column = labels.columns["patient_id"]
-    return {name: row[column] for row, name in rows}
+    first: dict[str, Row] = {}
+    for row, name in rows:
+      before = first.setdefault(name, row)
+      if row[column] != before[column]:
+        number = before.place.rpartition(" ")[2]
+        raise UserError(
+          f"{row.place}: patient {row[column]!r}, expected {before[column]!r} as of the same stack "
+          f"in row {number}"
+        )
+    return {name: row[column] for name, row in first.items()}
   raise UserError(
     f"{folder}: whose stacks they are cannot be inferred from the columns "
-    f"{', '.join(labels.table.columns)}; give --columns=patient_id=… or --patient_pattern=REGEX "
+    f"{', '.join(labels.table.headers)}; give --columns=patient_id=… or --patient_pattern=REGEX "
     f"with a group for the patient in paths like {next(iter(stacks))}"
   )
 

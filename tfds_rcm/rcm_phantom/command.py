@@ -7,7 +7,7 @@ import pathlib
 
 from rich import progress as rich_progress
 
-from tfds_rcm.errors import UserError
+from tfds_rcm.errors import UserError, printable
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
 from tfds_rcm.rcm_phantom import generate, preview, readers, render, spec
 
@@ -35,7 +35,7 @@ def run(name: str, args: argparse.Namespace, data_dir: pathlib.Path) -> None:
   """
   if args.preview is not None:
     _preview(spec.named(spec.with_seed(args.preset, args.seed)), args.stack, args.preview)
-    print(f"preview     {args.preview}")
+    print(printable(f"preview     {args.preview}"))
     return
   with rich_progress.Progress(
     rich_progress.TextColumn(name),
@@ -53,7 +53,7 @@ def run(name: str, args: argparse.Namespace, data_dir: pathlib.Path) -> None:
       seed=args.seed,
       progress=lambda done, total: bar.update(task, completed=done, total=total),
     )
-  print(f"dataset     {folder}")
+  print(printable(f"dataset     {folder}"))
 
 
 def _preview(phantom: spec.Phantom, stack_id: str | None, path: pathlib.Path) -> None:

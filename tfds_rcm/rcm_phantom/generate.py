@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import io
 import os
 import pathlib
@@ -17,8 +15,8 @@ from typing import Any
 import jax
 import tensorflow_datasets as tfds
 
-from tfds_rcm import staging
-from tfds_rcm.png import encode_png
+from tfds_rcm import cores, disk, locks, staging
+from tfds_rcm.formats.png import encode_png
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
 from tfds_rcm.rcm_phantom import readers, render, spec
 
@@ -28,7 +26,7 @@ Progress = Callable[[int, int], None]
 def stack_fields(phantom: spec.Phantom, anatomy: anatomy_lib.Anatomy) -> dict[str, Any]:
   """Renders one stack; returns the arguments of `features.stack_record`."""
   plan = readers.plan_stack(phantom, anatomy)
-  with futures.ThreadPoolExecutor(staging.num_cores()) as pool:
+  with futures.ThreadPoolExecutor(cores.num_cores()) as pool:
     # Encodes slices while the next ones are rendered.
     slices = list(pool.map(encode_png, render.render_stack(phantom, anatomy, plan)))
   return {
@@ -76,24 +74,16 @@ def prepare(
   if folder.exists():  # TFDS renames it into place when all is written
     return folder
   folder.parent.mkdir(parents=True, exist_ok=True)
-  with _alone(folder.parent / "preparing.lock"):
+  with locks.held(folder.parent / "preparing.lock"):
     # Another run may have made it while this one waited.
     builder = builder_lib.Builder(config=name, data_dir=data_dir, progress=progress)
     if not folder.exists():
       for leftover in folder.parent.glob("*.incomplete*"):  # of a killed run
         shutil.rmtree(leftover)
-      with _quiet_tfds(), _disk_errors(folder):
+      with _quiet_tfds(), disk.failures_told(folder):
         builder.download_and_prepare()
       shutil.rmtree(builder.staging_dir, ignore_errors=True)
   return folder
-
-
-@contextlib.contextmanager
-def _alone(path: pathlib.Path) -> Iterator[None]:
-  """Lets one process at a time into the block; a killed one leaves it too."""
-  with path.open("w") as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
-    yield
 
 
 @contextlib.contextmanager
@@ -102,16 +92,3 @@ def _quiet_tfds() -> Iterator[None]:
   tfds.disable_progress_bar()
   with contextlib.redirect_stdout(io.StringIO()):
     yield
-
-
-@contextlib.contextmanager
-def _disk_errors(folder: pathlib.Path) -> Iterator[None]:
-  """Makes an OSError of what ArrayRecord raises when the disk is full."""
-  try:
-    yield
-  except OSError:
-    raise
-  except Exception as error:
-    if "No space left" in str(error) or shutil.disk_usage(folder.parent).free == 0:
-      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
-    raise

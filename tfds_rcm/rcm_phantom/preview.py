@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, UInt8
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tfds_rcm import features
+from tfds_rcm import record as record_lib
 
 # Colors that stay apart for color-blind readers (Okabe and Ito).
 _COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167))
@@ -40,7 +40,7 @@ def contact_sheet(
   page = Image.new("RGB", (columns * (side + _GAP_PX) + _GAP_PX, top + rows * pitch), "white")
   draw = ImageDraw.Draw(page)
   draw.text((_GAP_PX, 2), title, "black")
-  for index, (name, color) in enumerate(zip(features.LABELS, _COLORS)):
+  for index, (name, color) in enumerate(zip(record_lib.LABELS, _COLORS)):
     left = _GAP_PX + 130 * index
     draw.rectangle((left, _STRIP_PX + 3, left + 11, _STRIP_PX + 14), color)
     draw.text((left + 16, _STRIP_PX + 2), name, "black")

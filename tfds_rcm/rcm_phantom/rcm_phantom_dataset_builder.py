@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from tfds_rcm import features
+from tfds_rcm import record as record_lib
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
 from tfds_rcm.rcm_phantom import generate, spec
 
@@ -75,7 +75,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         "Simulated stacks of reflectance confocal microscopy images of skin, with a stratum for "
         "each slice. No figure measured on it says anything about patients."
       ),
-      features=features.stack_features(),
+      features=record_lib.stack_features(),
     )
 
   def _shard_iterators_per_split(
@@ -101,8 +101,8 @@ class Builder(tfds.core.ShardBasedBuilder):
     for index in indices:
       self._progress(index, len(anatomies))
       fields = generate.staged_fields(self.staging_dir, phantom, anatomies[index])
-      yield fields["stack_id"], features.stack_record(**fields)
+      yield fields["stack_id"], record_lib.stack_record(**fields)
       self._progress(index + 1, len(anatomies))
 
-  def _example_writer(self) -> features.StableWriter:
-    return features.StableWriter(file_format=self.info.file_format)
+  def _example_writer(self) -> record_lib.StableWriter:
+    return record_lib.StableWriter(file_format=self.info.file_format)

@@ -38,7 +38,7 @@ class Plan:
     start_um: depth of the first slice below the true first contact: operators set their zero by
       eye, on the first image that shows skin.
     depth_um: below the first slice.
-    labels: indices into `tfds_rcm.features.LABELS`.
+    labels: indices into `tfds_rcm.record.LABELS`.
   """
 
   start_um: float

@@ -1,6 +1,6 @@
-"""Decoding as an ONNX graph: `reading.read` without loops.
+"""Decoding as an ONNX graph: `interpretation.interpret` without loops.
 
-A possible labelling is a pair of boundaries (see `ops.boundaries`), and a stack has few enough slices
+A possible labelling is a pair of boundaries (see `decoding.monotone_model`), and a stack has few enough slices
 that the table of all pairs is small. Its largest entry is the most probable labelling; its sums are
 the boundaries' distribution and the slices' marginals.
 """
@@ -19,53 +19,60 @@ _TINY = float(np.finfo(np.float32).tiny)
 _IMPOSSIBLE = -1e30
 
 
-class Reading(NamedTuple):
-  """One stack, read: what `export.serving_fn` returns."""
+class Outputs(NamedTuple):
+  """What `stablehlo.serving_fn` returns of one stack."""
 
   strata: Any
   probabilities: Any
   boundary_um: Any
   interval_um: Any
   in_stack: Any
+  most_probable_strata: Any
 
 
-def read(members: Sequence[Value], depth_um: Value, calibration: Calibration) -> Reading:
+def decode(members: Sequence[Value], depth_um: Value, calibration: Calibration) -> Outputs:
   """Adds the ensemble's mean, and decoding.
 
   Args:
-    members: evidence of each member, float32 [T, 3].
+    members: unary scores of each member, float32 [T, 3].
     depth_um: float32 [T].
     calibration: of the ensemble.
   """
   temperature = calibration.boundary_temperature
   if temperature is None:  # an ordered head
-    tables = [_pairs(evidence) for evidence in members]
+    tables = [_pairs(unary_scores) for unary_scores in members]
     tables = [_normalized(table, 1.0) for table in tables]
     posterior = _mean([_boundaries(table) for table in tables])
     mean = _mean([_marginals(table) for table in tables])
-    first, _, last = _columns(mean)
-    strata = (first <= 0.5).cast(np.int32) + (last >= 0.5).cast(np.int32)
   else:
-    mean = _mean([evidence.softmax() for evidence in members])
-    pairs = _pairs(_log(mean))
-    posterior = _boundaries(_normalized(pairs, temperature))
-    strata = _most_probable(pairs)
+    mean = _mean([unary_scores.softmax() for unary_scores in members])
+    posterior = _boundaries(_normalized(_pairs(_log(mean)), temperature))
+  median = _medians(posterior)
   probabilities = (_log(mean) / calibration.temperature).softmax()
   tail = (1 - calibration.coverage) / 2
-  low, median, high = (_quantile(posterior, q, depth_um) for q in (tail, 0.5, 1 - tail))
+  low, high = (_quantile(posterior, q, depth_um) for q in (tail, 1 - tail))
   margin = np.array(calibration.margin_um, np.float32)
   graph = depth_um.graph
-  low = graph.op("Min", low - margin, median)
-  high = graph.op("Max", high + margin, median)
+  depth = _depths(median, depth_um)
+  low = graph.op("Min", low - margin, depth)
+  high = graph.op("Max", high + margin, depth)
   ends = graph.concat([low.unsqueeze(1), high.unsqueeze(1)], axis=1)
   outside = posterior.rows(0, 1, axis=1) + posterior.rows(-1, axis=1)
-  return Reading(strata, probabilities, median, ends, 1.0 - outside.squeeze(1))
+  slices = graph.range(depth_um.size()).unsqueeze(1)
+  return Outputs(
+    strata=(median.unsqueeze(0) <= slices).cast(np.int32).sum(1),
+    probabilities=probabilities,
+    boundary_um=depth,
+    interval_um=ends,
+    in_stack=1.0 - outside.squeeze(1),
+    most_probable_strata=_most_probable(_pairs(_log(mean))),
+  )
 
 
-def outputs(found: Reading) -> dict[str, tuple[Any, Sequence[int | str], Value]]:
+def outputs(found: Outputs) -> dict[str, tuple[Any, Sequence[int | str], Value]]:
   """Returns type, shape and value by name, as `Graph.model` takes them."""
-  types = Reading(np.int32, *[np.float32] * 4)
-  shapes = Reading(("slices",), ("slices", 3), (2,), (2, 2), (2,))
+  types = Outputs(np.int32, *[np.float32] * 4, np.int32)
+  shapes = Outputs(("slices",), ("slices", 3), (2,), (2, 2), (2,), ("slices",))
   return {
     name: (getattr(types, name), getattr(shapes, name), value)
     for name, value in found._asdict().items()
@@ -88,16 +95,16 @@ def _columns(x):
   return [x.rows(c, c + 1, axis=1).squeeze(1) for c in range(3)]
 
 
-def _pairs(evidence: Value) -> Value:
+def _pairs(unary_scores: Value) -> Value:
   """Scores of all pairs: row b2, column b1, each 0 … T."""
-  graph = evidence.graph
-  epidermis, dej, dermis = _columns(evidence)
+  graph = unary_scores.graph
+  epidermis, dej, dermis = _columns(unary_scores)
 
   def sums(x):
     return graph.op("CumSum", graph.concat([[0.0], x], axis=0), np.int64(0))
 
   scores = sums(dej - dermis).unsqueeze(1) + sums(epidermis - dej).unsqueeze(0)
-  count = evidence.size()
+  count = unary_scores.size()
   b1 = graph.range(count + 1).unsqueeze(0)
   b2 = graph.range(count + 1).unsqueeze(1)
   # Both may be one where the stack has but one stratum: all dermis, or all epidermis.
@@ -131,7 +138,7 @@ def _marginals(table: Value) -> Value:
 
 
 def _most_probable(pairs: Value) -> Value:
-  """Strata [T] of the best pair; of equals the one with the deepest boundaries, as `decode.monotone`."""
+  """Strata [T] of the best pair; of equals the one with the deepest boundaries, as `strata.monotone`."""
   graph = pairs.graph
   size = pairs.size()
   best = graph.op("ArgMax", pairs.reshape(-1), axis=0, keepdims=0, select_last_index=1)
@@ -140,8 +147,27 @@ def _most_probable(pairs: Value) -> Value:
   return strata + (graph.op("Mod", best, size) <= t).cast(np.int32)
 
 
+def _medians(posterior: Value) -> Value:
+  """`monotone_model.BoundaryPosterior.median`, int64 [2]."""
+  graph = posterior.graph
+  up_to = graph.op("CumSum", posterior, np.int64(1)).rows(0, -1, axis=1)
+  count = up_to.size(1)
+  median = (up_to < 0.5).cast(np.int64).sum(1)
+  first, second = median.rows(0, 1), median.rows(1, 2)
+  inside = ((first >= 1) & (first < count)).cast(np.int64)
+  return graph.concat([first, graph.op("Max", second, first + inside)], axis=0)
+
+
+def _depths(indices: Value, depth_um: Value) -> Value:
+  """`boundaries.boundary_depths_um`."""
+  graph = depth_um.graph
+  last = depth_um.rows(-1)
+  step = last - depth_um.rows(-2).rows(0, 1)  # a stack of one has no step
+  return graph.concat([depth_um, last + step], axis=0).take(indices)
+
+
 def _quantile(posterior: Value, level: float, depth_um: Value) -> Value:
-  """`decode.boundary_quantiles_um`: each cell is crossed as far as the level has come in it."""
+  """`intervals.boundary_quantiles_um`: each cell is crossed as far as the level has come in it."""
   graph = posterior.graph
   ends = depth_um.rows(-2)  # one slice of a stack of one
   last = depth_um.rows(-1)

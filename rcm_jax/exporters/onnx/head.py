@@ -1,4 +1,4 @@
-"""A sequence head as an ONNX graph: features of one whole stack → evidence for each slice's stratum.
+"""A sequence head as an ONNX graph: features of one whole stack → scores of every stratum.
 
 There is no padding, so there is no mask. Gates and weights are those of `ops.gru`, `ops.rnn` and
 `ops.feedback`, in ONNX's order.
@@ -19,7 +19,7 @@ from rcm_jax.ops import toeplitz
 Params = Mapping[str, Any]  # one member's, as the head nests them
 
 
-def evidence(spec: HeadSpec, params: Params, half_width: int, features: Value) -> Value:
+def unary_scores(spec: HeadSpec, params: Params, half_width: int, features: Value) -> Value:
   """Adds one member of the ensemble.
 
   Args:
@@ -29,11 +29,11 @@ def evidence(spec: HeadSpec, params: Params, half_width: int, features: Value) -
     features: float32 [T, F].
 
   Returns:
-    float32 [T, 3]: logits, or evidence in the monotone model.
+    float32 [T, 3]: logits, or unary scores of the monotone model.
   """
   encode = _encode if spec.window is None else _encode_windows
   h = encode(spec, params["encoder"], features)
-  context = _ATTENTIONS[spec.attention](spec, params.get("attention", {}), half_width, h)
+  context = _ATTENTIONS[spec.attention.kind](spec, params.get("attention", {}), half_width, h)
   return _DECODERS[spec.decoder](params["decoder"], context)
 
 
@@ -113,7 +113,7 @@ def _toeplitz(spec: HeadSpec, params: Params, half_width: int, h: Value) -> Valu
   over_depth = lambda x: graph.op("Conv", x, taps[None, None], pads=[half, half])
   rows = h.transpose(1, 0).unsqueeze(1)  # [E, 1, T]
   out = over_depth(rows)
-  if spec.boundary == "renormalize":
+  if spec.attention.edge_mode == "renormalize":
     ones = graph.op("Expand", 1.0, graph.concat([[1, 1], h.size().reshape(1)], axis=0))
     out = out / over_depth(ones)
   return out.squeeze(1).transpose(1, 0)

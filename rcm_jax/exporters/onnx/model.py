@@ -10,14 +10,14 @@ import onnx
 from rcm_jax.exporters.onnx import cnn, decoding, head, textures
 from rcm_jax.exporters.onnx.graph import Graph
 from rcm_jax.inference import bundle as bundle_lib
-from rcm_jax.inference import model_card
+from rcm_jax.inference.description import RESEARCH_USE
 
 
 def serialize(bundle: bundle_lib.Bundle) -> bytes:
   """Returns the model as an ONNX file's content.
 
   Inputs are one stack's `slices`, uint8 [slices, height, width], shallow first, and `depth_um`,
-  float32 [slices]; outputs are those of `export.serving_fn` without the axis of stacks and without
+  float32 [slices]; outputs are those of `stablehlo.serving_fn` without the axis of stacks and without
   padding. Its metadata are the bundle's description.
   """
   description = bundle.description
@@ -35,8 +35,8 @@ def serialize(bundle: bundle_lib.Bundle) -> bytes:
   for spec, heads, features in views:
     for place, half_width in enumerate(description.half_widths):
       params = jax.tree.map(lambda leaf, place=place: np.asarray(leaf[place]), heads)
-      members.append(head.evidence(spec, nnx.to_pure_dict(params), half_width, features))
-  found = decoding.read(members, graph.input("depth_um"), description.calibration)
+      members.append(head.unary_scores(spec, nnx.to_pure_dict(params), half_width, features))
+  found = decoding.decode(members, graph.input("depth_um"), description.calibration)
   model = graph.model(
     description.method,
     inputs={
@@ -44,7 +44,7 @@ def serialize(bundle: bundle_lib.Bundle) -> bytes:
       "depth_um": (np.float32, ("slices",)),
     },
     outputs=decoding.outputs(found),
-    about=f"Skin strata in a stack of RCM slices. {model_card.RESEARCH_USE}",
+    about=f"Skin strata in a stack of RCM slices. {RESEARCH_USE}",
     metadata={"bundle": description.to_json()},
   )
   onnx.checker.check_model(model, full_check=True)

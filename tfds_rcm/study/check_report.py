@@ -7,9 +7,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tfds_rcm.labels import STRATA
-from tfds_rcm.splits import SPLITS
-from tfds_rcm.study import Examined, Plan
+from tfds_rcm.errors import printable
+from tfds_rcm.study.annotations import STRATA
+from tfds_rcm.study.plan import Examined, Plan
+from tfds_rcm.study.splits import SPLITS
+
+MANIFEST = "manifest"  # how the line begins that names it
 
 
 def report(plan: Plan, note: str = "") -> str:
@@ -20,7 +23,7 @@ def report(plan: Plan, note: str = "") -> str:
     note: a line to be said first, empty for none.
   """
   lines = [note] if note else []
-  lines.append(f"manifest    {plan.options.manifest}")
+  lines.append(f"{MANIFEST}    {plan.options.manifest}")
   lines.append(f"labels      {plan.options.labels or 'in the manifest'}")
   if plan.stacks:
     lines += _counts(plan.stacks)
@@ -32,12 +35,13 @@ def report(plan: Plan, note: str = "") -> str:
   for kind, found in (("warning", plan.warnings), ("problem", plan.problems)):
     lines += [f"{kind}     {line}" for line in found]
   lines.append(f"{len(plan.problems)} problems, {len(plan.warnings)} warnings")
-  return "\n".join(lines)
+  return "\n".join(map(printable, lines))
 
 
 def _counts(stacks: tuple[Examined, ...]) -> list[str]:
   lengths = np.array([len(s.labels) for s in stacks])
   slices = int(lengths.sum())
+  read_again = sum(s.read_again for s in stacks)
   steps = (np.median(np.diff(s.depth_um)) for s in stacks if len(s.depth_um) > 1)
   readers = {r.reader or "(unnamed)" for s in stacks for r in s.entry.readings}
   differing = sum(s.disagreements for s in stacks)
@@ -50,13 +54,17 @@ def _counts(stacks: tuple[Examined, ...]) -> list[str]:
     f"slices      {lengths.min()} to {lengths.max()} a stack, median {np.median(lengths):g}",
     f"pixels      {_tally(f'{s.shape[1]} x {s.shape[2]}' for s in stacks)}",
     f"pixel, µm   {_tally('unknown' if s.pixel_um is None else f'{s.pixel_um:g}' for s in stacks)}",
+    f"field, µm   {_tally('unknown' if s.field_um is None else f'{s.field_um:.4g}' for s in stacks)}",
     f"step, µm    {_tally(f'{step:g}' for step in steps)}",
     f"readers     {', '.join(sorted(readers))}",
   ]
-  if any(len(s.entry.readings) > 1 for s in stacks):
+  if read_again:
     among = sum(s.disagreements > 0 for s in stacks)
-    share = 100 * differing / slices
-    lines.append(f"disagree    on {differing} slices ({share:.1f} %) of {among} stacks")
+    share = 100 * differing / read_again
+    lines.append(
+      f"disagree    on {differing} of the {read_again} slices that two or more read ({share:.1f} %), "
+      f"in {among} stacks"
+    )
   return lines
 
 

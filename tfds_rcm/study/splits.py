@@ -7,18 +7,17 @@ every later run obeys it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-import csv
 import dataclasses
-import os
 import pathlib
 
 from jaxtyping import Float, Int
 import numpy as np
 
 from tfds_rcm.errors import UserError
-from tfds_rcm.tables import read_table
+from tfds_rcm.formats.csv_table import read_table, write_table
 
 SPLITS = ("train", "validation", "test")
+_COLUMNS = ("stack_id", "patient_id", "split", "source", "slices")
 PAPER_FRACTIONS = (245 / 504, 61 / 504, 198 / 504)  # stacks of the paper, section 3
 # A wrong number of stacks is worth more than any gain in balance.
 _COUNT_WEIGHT = 100.0
@@ -45,6 +44,8 @@ class Stack:
 def targets(sizes: Sequence[float | int], num_stacks: int) -> tuple[int, ...]:
   """Stacks wanted in each split, from counts that add up to all stacks or fractions of one.
 
+  A fraction above 0 wants a stack at least, where there are enough.
+
   Raises:
     UserError: if they are neither.
   """
@@ -52,7 +53,12 @@ def targets(sizes: Sequence[float | int], num_stacks: int) -> tuple[int, ...]:
     raise UserError(f"split_sizes: {_listed(sizes)}, expected three numbers, {', '.join(SPLITS)}")
   if abs(sum(sizes) - 1) < 1e-6:
     ends = np.rint(np.cumsum(sizes) * num_stacks).astype(int)
-    return tuple(int(n) for n in np.diff(ends, prepend=0))
+    counts = np.diff(ends, prepend=0)
+    for s in np.flatnonzero((counts == 0) & (np.asarray(sizes) > 0)):
+      if counts.max() > 1:
+        counts[counts.argmax()] -= 1
+        counts[s] = 1
+    return tuple(counts.tolist())
   if all(float(size).is_integer() for size in sizes) and sum(sizes) == num_stacks:
     return tuple(int(size) for size in sizes)
   raise UserError(
@@ -98,24 +104,26 @@ def divide(stacks: Sequence[Stack], wanted: Sequence[int], seed: int) -> dict[st
 
 def write(path: pathlib.Path, stacks: Sequence[Stack], split_of: Mapping[str, str]) -> None:
   """Writes the file, whole or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + ".partial")
-  with partial.open("w", newline="", encoding="utf-8") as stream:
-    writer = csv.writer(stream)
-    writer.writerow(("stack_id", "patient_id", "split", "source", "slices"))
-    order = sorted(stacks, key=lambda s: (SPLITS.index(split_of[s.stack_id]), s.stack_id))
-    for stack in order:
-      row = (stack.stack_id, stack.patient_id, split_of[stack.stack_id], stack.source)
-      writer.writerow((*row, sum(stack.class_counts)))
-  os.replace(partial, path)
+  order = sorted(stacks, key=lambda s: (SPLITS.index(split_of[s.stack_id]), s.stack_id))
+  rows = [
+    (s.stack_id, s.patient_id, split_of[s.stack_id], s.source, sum(s.class_counts)) for s in order
+  ]
+  write_table(path, _COLUMNS, rows)
 
 
-def read(path: pathlib.Path, patient_of: Mapping[str, str]) -> dict[str, str]:
+def read(
+  path: pathlib.Path,
+  patient_of: Mapping[str, str],
+  warnings: list[str] | None = None,
+  columns: Mapping[str, str] | None = None,
+) -> dict[str, str]:
   """Reads the file for the stacks there are.
 
   Args:
     path: the file.
     patient_of: patient of each stack_id.
+    warnings: where columns are noted that nobody reads.
+    columns: the file's headers for some of our columns.
 
   Returns:
     The split of each stack_id.
@@ -126,7 +134,15 @@ def read(path: pathlib.Path, patient_of: Mapping[str, str]) -> dict[str, str]:
   """
   split_of: dict[str, str] = {}
   first_row: dict[str, tuple[str, str]] = {}
-  for row in read_table(path, required=("stack_id", "split")).rows:
+  table = read_table(path, ("stack_id", "split"), known=_COLUMNS, renamed=columns)
+  if warnings is not None:
+    warnings.extend(table.warnings)
+  if table.rows and not any(row["stack_id"] in patient_of for row in table.rows):
+    raise UserError(
+      f"{path}: of another study: none of its {len(table.rows)} stacks is in the manifest; give "
+      "another --data_dir or --splits"
+    )
+  for row in table.rows:
     stack_id, split = row["stack_id"], row["split"].lower()
     if split not in SPLITS:
       raise UserError(f"{row.place}: split {row['split']!r}, expected one of {', '.join(SPLITS)}")

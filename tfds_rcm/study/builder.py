@@ -12,9 +12,12 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from tfds_rcm import check, features, splits, staging
+from tfds_rcm import disk, staging
+from tfds_rcm import record as record_lib
 from tfds_rcm.shards import is_whole_shard, write_shard
-from tfds_rcm.study import Job, Plan, make_record
+from tfds_rcm.study import check_report
+from tfds_rcm.study import splits as splits_lib
+from tfds_rcm.study.plan import Job, Plan, make_record
 
 _MAX_STACKS_PER_SHARD = 4  # some 70 MB each; what an interrupted process has to do again
 _MIN_SHARDS = 64  # so that small studies keep all cores busy, too
@@ -79,22 +82,30 @@ class ManifestBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     if stamp.is_file() and stamp.read_text() == plan.fingerprint:
       return False
     if not plan.options.splits.exists():
-      splits.write(plan.options.splits, [s.for_split for s in plan.stacks], plan.split_of)
+      splits_lib.write(plan.options.splits, [s.for_split for s in plan.stacks], plan.split_of)
     replaced = folder.with_name(f"replaced.{folder.name}")
-    for leftover in (*folder.parent.glob(f"incomplete.*{folder.name}"), replaced):  # a killed run's
+    for leftover in folder.parent.glob(f"incomplete.*{folder.name}"):  # a killed run's
       shutil.rmtree(leftover, ignore_errors=True)
+    if replaced.exists() and stamp.is_file():
+      shutil.rmtree(replaced)
+    elif replaced.exists():  # the run that was to replace it was killed
+      shutil.rmtree(folder, ignore_errors=True)
+      replaced.rename(folder)
     if folder.exists():
       folder.rename(replaced)
     try:
-      self._write(download_config)
+      with disk.failures_told(folder):
+        self._write(download_config)
+        splits_lib.write(folder / "splits.csv", [s.for_split for s in plan.stacks], plan.split_of)
+        report = check_report.report(plan) + "\n"
+        disk.write_whole(folder / "report.txt", report.encode())
+        disk.write_whole(stamp, plan.fingerprint.encode())  # the last one: now all is there
     except BaseException:
+      shutil.rmtree(folder, ignore_errors=True)
       if replaced.exists():
         replaced.rename(folder)
       raise
     shutil.rmtree(replaced, ignore_errors=True)
-    splits.write(folder / "splits.csv", [s.for_split for s in plan.stacks], plan.split_of)
-    (folder / "report.txt").write_text(check.report(plan) + "\n", encoding="utf-8")
-    stamp.write_text(plan.fingerprint)
     shutil.rmtree(self.staging_dir, ignore_errors=True)
     return True
 
@@ -107,7 +118,7 @@ class ManifestBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
   def _info(self) -> tfds.core.DatasetInfo:
     # A prepared dataset's own features.json tells how its slices are stored.
-    described = features.stack_features(png=self._plan.options.compress) if self._plan else None
+    described = record_lib.stack_features(png=self._plan.options.compress) if self._plan else None
     return tfds.core.DatasetInfo(
       builder=self,
       description=self.DESCRIPTION,
@@ -120,7 +131,7 @@ class ManifestBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
   ) -> dict[str, list[Any]]:
     del dl_manager
     shards = {}
-    for split in splits.SPLITS:
+    for split in splits_lib.SPLITS:
       if jobs := tuple(self._plan.jobs(split)):
         size = min(_MAX_STACKS_PER_SHARD, -(-len(jobs) // _MIN_SHARDS))
         shards[split] = [jobs[start : start + size] for start in range(0, len(jobs), size)]
@@ -139,7 +150,7 @@ class ManifestBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
   def _example_writer(self) -> tfds.core.ExampleWriter:
     if self._use_beam:
-      return features.StableWriter(file_format=self.info.file_format)
+      return record_lib.StableWriter(file_format=self.info.file_format)
     return _Linker(self)
 
 
@@ -174,4 +185,4 @@ def _names(jobs: Sequence[Job]) -> Iterator[tuple[str, None]]:
 
 def _decode(jobs: Sequence[Job]) -> Iterator[tuple[str, dict[str, Any]]]:
   for job in jobs:
-    yield job.stack.entry.stack_id, features.stack_record(**make_record(job))
+    yield job.stack.entry.stack_id, record_lib.stack_record(**make_record(job))

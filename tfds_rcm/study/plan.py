@@ -6,7 +6,7 @@ problems before anything is written, so that a bad row costs seconds, not a nigh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -16,15 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from tfds_rcm import labels as labels_lib
-from tfds_rcm import manifest as manifest_lib
-from tfds_rcm import splits as splits_lib
 from tfds_rcm import stack_io, staging
 from tfds_rcm.errors import UserError
-from tfds_rcm.png import encode_png
+from tfds_rcm.formats.png import encode_png
+from tfds_rcm.study import annotations as labels_lib
+from tfds_rcm.study import manifest as manifest_lib
+from tfds_rcm.study import patients
+from tfds_rcm.study import splits as splits_lib
 
 # Part of the staged shards' names: to be raised when what is stored changes.
-_FORMAT = 3
+_FORMAT = 4
 # Protocol buffers hold no more than 2 GiB. A record's other fields are small.
 MAX_PIXELS = 2**31 - 2**20
 
@@ -44,7 +45,10 @@ class Options:
     rules: how labels are to be understood.
     value_range: stored values that become black and white in pixels deeper than 8
       bit; each stack's own range if None.
+    channel: which of several channels is read, counted from 1.
     compress: slices as PNG files, smaller and slower, see `features.stack_features`.
+    columns: the CSVs' headers for some of our columns.
+    distinct_patients: ids that are as many patients, however alike, see `patients`.
   """
 
   folder: pathlib.Path
@@ -55,7 +59,10 @@ class Options:
   seed: int = 0
   rules: labels_lib.Rules = dataclasses.field(default_factory=labels_lib.Rules)
   value_range: stack_io.Range | None = None
+  channel: int | None = None
   compress: bool = False
+  columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  distinct_patients: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +75,9 @@ class Examined:
     depth_um: depth of each slice in µm.
     pixel_um: side of a pixel in µm, None if unknown.
     labels: index into labels.STRATA of each slice.
-    disagreements: slices on which readers differ.
+    read_again: slices that two or more readers labelled.
+    disagreements: those on which readers differ.
+    deep: whether stored values have more than 8 bit, and are scaled.
     warnings: what is odd but allowed.
   """
 
@@ -77,8 +86,15 @@ class Examined:
   depth_um: tuple[float, ...]
   pixel_um: float | None
   labels: tuple[int, ...]
+  read_again: int
   disagreements: int
+  deep: bool
   warnings: tuple[str, ...]
+
+  @property
+  def field_um(self) -> float | None:
+    """Side of the square that can be cut from a slice, in µm."""
+    return None if self.pixel_um is None else min(self.shape[1:]) * self.pixel_um
 
   @property
   def for_split(self) -> splits_lib.Stack:
@@ -110,7 +126,7 @@ class Plan:
     """What `make_record` is to make for a split."""
     for stack in self.stacks:
       if self.split_of[stack.entry.stack_id] == split:
-        yield Job(stack, self.options.value_range, self.options.compress)
+        yield Job(stack, self.options)
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -136,8 +152,7 @@ class Job:
   """One stack to be decoded and packed."""
 
   stack: Examined
-  value_range: stack_io.Range | None
-  compress: bool
+  options: Options
 
   @functools.cached_property
   def key(self) -> str:
@@ -146,7 +161,7 @@ class Job:
     described = [entry.stack_id, entry.patient_id, entry.site, entry.step_um, stack.pixel_um]
     files = sorted(entry.path.iterdir()) if entry.path.is_dir() else [entry.path]
     stamps = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
-    how = (_FORMAT, self.value_range, self.compress)
+    how = (_FORMAT, self.options.value_range, self.options.channel, self.options.compress)
     return staging.fingerprint(how, described, stack.labels, stamps)
 
 
@@ -157,8 +172,8 @@ def make_record(job: Job) -> dict[str, Any]:
     UserError: if a slice cannot be read.
   """
   entry = job.stack.entry
-  with _at_row(entry), _open(entry, job.value_range) as reader:
-    slices = [encode_png(pixels) if job.compress else pixels for pixels in reader.once()]
+  with _at_row(entry), _open(entry, job.options) as reader:
+    slices = [encode_png(pixels) if job.options.compress else pixels for pixels in reader.once()]
   return {
     "stack_id": entry.stack_id,
     "patient_id": entry.patient_id,
@@ -183,16 +198,25 @@ def make_plan(options: Options, *, decode: bool = False, workers: int | None = N
       stack is among the plan's problems.
   """
   problems: list[str] = []
-  entries = manifest_lib.read_manifest(options.manifest, options.folder, options.labels, problems)
+  warnings: list[str] = []
+  entries = manifest_lib.read_manifest(
+    options.manifest, options.folder, options.labels, problems, warnings, options.columns
+  )
+  with manifest_lib.collected(problems):
+    patients.check(_first_rows(entries), options.distinct_patients)
   examine = functools.partial(_examine, options=options, decode=decode)
-  stacks, warnings = [], []
+  stacks = []
   # Opening takes less time than starting processes does; decoding does not.
   for found in staging.in_parallel(examine, entries, workers=workers if decode else 1):
-    if isinstance(found, str):
-      problems.append(found)
-    else:
+    if isinstance(found, Examined):
       stacks.append(found)
       warnings.extend(found.warnings)
+    elif found:
+      problems.append(found)
+  warnings.extend(_of_all(stacks, options))
+  readings = (reading for entry in entries for reading in entry.readings)
+  if unknown := labels_lib.unknown_labels(readings, options.rules.label_map):
+    problems.append(unknown)
   split_of: dict[str, str] = {}
   if not problems:
     with manifest_lib.collected(problems):
@@ -200,31 +224,71 @@ def make_plan(options: Options, *, decode: bool = False, workers: int | None = N
   return Plan(options, tuple(stacks), split_of, tuple(problems), tuple(warnings))
 
 
+def _of_all(stacks: Sequence[Examined], options: Options) -> Iterator[str]:
+  """What is odd about stacks beside each other."""
+  of_stack = lambda stack: f"'{stack.entry.stack_id}'"
+  deep = [stack for stack in stacks if stack.deep]
+  if deep and len(deep) < len(stacks) and options.value_range is None:
+    yield (
+      f"stack {of_stack(deep[0])} and {len(deep) - 1} others have more than 8 bit and are scaled to "
+      "their own range, the rest are not; give --value_range to have one scale"
+    )
+  fields = {stack.field_um: stack for stack in stacks}
+  known = sorted(field for field in fields if field is not None)
+  if known and None in fields:
+    yield (
+      f"stack {of_stack(fields[None])} does not tell its pixel size, others do: no model can be "
+      "trained on both; give pixel_um in the manifest"
+    )
+  if known and known[-1] > 1.05 * known[0]:
+    yield (
+      f"fields of {known[0]:.4g} to {known[-1]:.4g} µm: a model sees one, given by "
+      f"--config.data.field_um={known[0]:.4g} --config.data.image_size=PIXELS"
+    )
+
+
+def _first_rows(entries: Sequence[manifest_lib.Entry]) -> dict[str, str]:
+  """Where each patient stands first."""
+  places: dict[str, str] = {}
+  for entry in entries:
+    places.setdefault(entry.patient_id, entry.place)
+  return places
+
+
 def _split(options: Options, stacks: Sequence[Examined], warnings: list[str]) -> dict[str, str]:
-  wanted = splits_lib.targets(options.split_sizes or splits_lib.PAPER_FRACTIONS, len(stacks))
+  sizes = options.split_sizes or splits_lib.PAPER_FRACTIONS
+  wanted = splits_lib.targets(sizes, len(stacks))
   obeyed = options.splits.exists()
   if obeyed:
     patient_of = {s.entry.stack_id: s.entry.patient_id for s in stacks}
-    split_of = splits_lib.read(options.splits, patient_of)
+    split_of = splits_lib.read(options.splits, patient_of, warnings, options.columns)
   else:
     split_of = splits_lib.divide([s.for_split for s in stacks], wanted, options.seed)
   got = tuple(list(split_of.values()).count(split) for split in splits_lib.SPLITS)
-  if got == wanted:
-    return split_of
   counts = f"{'/'.join(map(str, got))} stacks instead of {'/'.join(map(str, wanted))}"
-  if not obeyed:
-    warnings.append(f"splits: {counts}: whole patients come no nearer")
-  elif options.split_sizes:
+  if got != wanted and obeyed and options.split_sizes:
     raise UserError(
       f"{options.splits}: {counts} as split_sizes asks for; give no split_sizes to have the file "
       "obeyed, or remove it to have a new one made"
     )
+  empty = [s for s, count, size in zip(splits_lib.SPLITS, got, sizes) if not count and size]
+  if empty:
+    raise UserError(
+      f"{options.splits if obeyed else 'splits'}: no stack is in {' or '.join(empty)}; give "
+      f"--split_sizes={','.join(map(str, got))} if that is meant"
+    )
+  if got != wanted and not obeyed:
+    warnings.append(f"splits: {counts}: whole patients come no nearer")
   return split_of
 
 
-def _open(entry: manifest_lib.Entry, value_range: stack_io.Range | None) -> stack_io.StackReader:
+def _open(entry: manifest_lib.Entry, options: Options) -> stack_io.StackReader:
   return stack_io.open_stack(
-    entry.path, step_um=entry.step_um, pixel_um=entry.pixel_um, value_range=value_range
+    entry.path,
+    step_um=entry.step_um,
+    pixel_um=entry.pixel_um,
+    value_range=options.value_range,
+    channel=options.channel,
   )
 
 
@@ -233,6 +297,8 @@ def _at_row(entry: manifest_lib.Entry) -> Iterator[None]:
   """Adds the manifest's row to an error that names no row."""
   try:
     yield
+  except labels_lib.UnknownLabel:
+    raise
   except UserError as error:
     places = [row.place for reading in entry.readings for row in reading.rows]
     if str(error).startswith((entry.place, *places)):
@@ -241,12 +307,9 @@ def _at_row(entry: manifest_lib.Entry) -> Iterator[None]:
 
 
 def _examine(entry: manifest_lib.Entry, *, options: Options, decode: bool) -> Examined | str:
-  """A stack, or the problem with it."""
+  """A stack, or the problem with it, empty if it is told elsewhere."""
   try:
-    with _at_row(entry), _open(entry, options.value_range) as reader:
-      merged = labels_lib.merge_readings(
-        entry.place, entry.readings, reader.names, reader.depth_um, options.rules
-      )
+    with _at_row(entry), _open(entry, options) as reader:
       if math.prod(reader.shape) > MAX_PIXELS:
         raise UserError(
           f"{entry.path}: {' x '.join(map(str, reader.shape))} pixels, expected at most "
@@ -255,14 +318,21 @@ def _examine(entry: manifest_lib.Entry, *, options: Options, decode: bool) -> Ex
       if decode:
         for _ in reader:
           pass
+      merged = labels_lib.merge_readings(
+        entry.place, entry.readings, reader.names, reader.depth_um, options.rules
+      )
       return Examined(
         entry=entry,
         shape=reader.shape,
         depth_um=tuple(reader.depth_um.tolist()),
         pixel_um=reader.pixel_um,
         labels=tuple(merged.labels.tolist()),
+        read_again=merged.read_again,
         disagreements=merged.disagreements,
-        warnings=merged.warnings,
+        deep=reader.deep,
+        warnings=(*(f"{entry.place}: {line}" for line in reader.warnings), *merged.warnings),
       )
+  except labels_lib.UnknownLabel:
+    return ""  # `make_plan` tells those of all stacks at once
   except UserError as error:
     return str(error)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+import csv
 import dataclasses
+import difflib
+import io
 import itertools
+import os
+import shlex
 
 from jaxtyping import Float, Int
 import numpy as np
 
+from tfds_rcm import names as names_lib
 from tfds_rcm.errors import UserError
-from tfds_rcm.tables import Row
+from tfds_rcm.formats.csv_table import Row
 
 STRATA = ("stratum_corneum", "epidermis", "dej", "dermis")  # the labels on disk, shallow to deep
 _NAMES = {
@@ -45,10 +52,12 @@ class Reading:
   Attributes:
     reader: name, empty if the file has no such column.
     rows: the rows that say it.
+    per_slice: True for a label a slice.
   """
 
   reader: str
   rows: tuple[Row, ...]
+  per_slice: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,30 +66,72 @@ class Merged:
 
   Attributes:
     labels: indices into STRATA.
-    disagreements: slices on which readers differ.
+    read_again: slices that two or more readers labelled.
+    disagreements: those on which readers differ.
     warnings: what is odd but allowed, with its place.
   """
 
   labels: Int[np.ndarray, " T"]
+  read_again: int
   disagreements: int
   warnings: tuple[str, ...]
+
+
+class UnknownLabel(UserError):
+  """A label that is no stratum's name and stands in no label_map."""
 
 
 def parse_label_map(text: str) -> dict[str, int]:
   """Reads `0=epidermis,1=dej,2=dermis`: what stands in the file = the stratum it means.
 
+  A part with a comma in it stands in double quotes, as in CSV.
+
   Raises:
     UserError: if a part is not of that form or names an unknown stratum.
   """
   mapping = {}
-  for part in filter(None, (p.strip() for p in text.split(","))):
-    given, equals, stratum = part.partition("=")
+  for part in filter(None, map(str.strip, next(csv.reader([text], skipinitialspace=True), ()))):
+    given, equals, stratum = part.rpartition("=")
     if not equals or _plain(stratum) not in _NAMES:
       raise UserError(
         f"label_map: {part!r}, expected FOUND=STRATUM with one of {', '.join(STRATA)}"
       )
     mapping[_plain(given)] = _NAMES[_plain(stratum)]
   return mapping
+
+
+def unknown_labels(readings: Iterable[Reading], label_map: Mapping[str, int]) -> str:
+  """One line about all labels that cannot be understood, empty if there are none.
+
+  It ends in the option that would explain them. What a number means nobody can guess, so a
+  question mark stands where no stratum's name is similar.
+  """
+  counts: Counter[str] = Counter()
+  written: dict[str, Row] = {}
+  for reading in readings:
+    for row in reading.rows if reading.per_slice else ():
+      text = _plain(row["label"])
+      if text and text not in label_map and text not in _NAMES:
+        counts[text] += 1
+        written.setdefault(text, row)
+  if not counts:
+    return ""
+  told, options = [], []
+  for text, count in sorted(counts.items()):
+    row = written[text]
+    number = row.place.rpartition(" ")[2]
+    often = f"{count} rows, first in " if count > 1 else ""
+    told.append(f"{row['label']!r} ({often}row {number})")
+    near = difflib.get_close_matches(text, _NAMES, n=1, cutoff=0.75)
+    options.append(f"{row['label']}={STRATA[_NAMES[near[0]]] if near else '?'}")
+  option = io.StringIO()
+  csv.writer(option, lineterminator="").writerow(options)
+  first = next(iter(written.values()))
+  labels = "label" if len(counts) == 1 else "labels"
+  return (
+    f"{first.place}: unknown {labels}: {', '.join(told)}; say what they mean, one of "
+    f"{', '.join(STRATA)}, by {shlex.quote('--label_map=' + option.getvalue())}"
+  )
 
 
 def merge_readings(
@@ -110,25 +161,25 @@ def merge_readings(
   readings = sorted(readings, key=lambda r: order.get(r.reader, len(order)))
   warnings, votes = [], []
   for reading in readings:
-    per_slice = "slice" in reading.rows[0].cells
-    read = _slice_labels if per_slice else _transition_labels
+    read = _slice_labels if reading.per_slice else _transition_labels
     labels = read(reading, names, depth_um, rules)
     told = np.flatnonzero(labels >= 0)
     backwards = told[:-1][np.diff(labels[told]) < 0]
-    if per_slice and len(backwards):
+    if reading.per_slice and len(backwards):
       who = f" of {reading.reader}" if reading.reader else ""
       at = ", ".join(str(t + rules.first_slice) for t in backwards[:5])
       warnings.append(f"{place}: labels{who} run backwards after slice {at}")
-    if not per_slice:
+    if not reading.per_slice:
       warnings.extend(_backwards_transitions(reading.rows[0]))
     votes.append(labels)
   merged, disagreements = _majority(np.stack(votes))
+  read_again = int(((np.stack(votes) >= 0).sum(0) > 1).sum())
   unlabelled = np.flatnonzero(merged < 0)
   if len(unlabelled):
     shown = ", ".join(str(t + rules.first_slice) for t in unlabelled[:5])
     more = f" and {len(unlabelled) - 5} more" if len(unlabelled) > 5 else ""
     raise UserError(f"{place}: slices {shown}{more} have no label; label them or move them away")
-  return Merged(merged, disagreements, tuple(warnings))
+  return Merged(merged, read_again, disagreements, tuple(warnings))
 
 
 def _majority(votes: Int[np.ndarray, "R T"]) -> tuple[Int[np.ndarray, " T"], int]:
@@ -147,6 +198,10 @@ def _slice_labels(
   del depth_um
   labels = np.full(len(names), -1)
   for row in reading.rows:
+    if any(row[name] for name in TRANSITIONS):
+      raise UserError(
+        f"{row.place}: a transition, but other rows label slices of this stack; keep one way a reader"
+      )
     t = _slice_index(row, names, rules.first_slice)
     if labels[t] >= 0:
       raise UserError(f"{row.place}: slice {row['slice']} has a label already; remove one")
@@ -156,6 +211,8 @@ def _slice_labels(
 
 def _slice_index(row: Row, names: Sequence[str], first_slice: int) -> int:
   text = row["slice"]
+  if not text:
+    raise UserError(f"{row.place}: slice is empty; fill it in")
   if text.isdecimal():
     t = int(text) - first_slice
     if 0 <= t < len(names):
@@ -165,12 +222,14 @@ def _slice_index(row: Row, names: Sequence[str], first_slice: int) -> int:
       f"{row.place}: slice {text} does not exist, the stack's slices are {first_slice} to "
       f"{len(names) - 1 + first_slice}{hint}"
     )
-  files = [name.replace("\\", "/").rpartition("/")[2] for name in names]
-  if text in files:
-    return files.index(text)
-  stems = [name.rpartition(".")[0] for name in files]
-  if text in stems:
-    return stems.index(text)
+  written = row.raw.get("slice", text)
+  files = [os.path.basename(name) for name in names]
+  for known in (files, [os.path.splitext(name)[0] for name in files]):
+    if written in known:
+      return known.index(written)
+    alike = [t for t, name in enumerate(known) if names_lib.keys(name) & names_lib.keys(written)]
+    if len(alike) == 1:
+      return alike[0]
   raise UserError(f"{row.place}: slice {text!r} is neither a number nor a file of the stack")
 
 
@@ -233,10 +292,9 @@ def _stratum(row: Row, label_map: Mapping[str, int]) -> int:
     return label_map[text]
   if text in _NAMES:
     return _NAMES[text]
-  hint = (
-    f"say what it means, for example --label_map={row['label']}=epidermis" if text else "fill it in"
-  )
-  raise UserError(f"{row.place}: label {row['label']!r} is unknown; {hint}")
+  if not text:
+    raise UserError(f"{row.place}: label is empty; fill it in")
+  raise UnknownLabel(unknown_labels([Reading("", (row,), per_slice=True)], label_map))
 
 
 def _plain(text: str) -> str:

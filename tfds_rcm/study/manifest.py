@@ -5,22 +5,31 @@ absolute) and, where known, step_um, pixel_um, site and source (the study it com
 Labels stand in the manifest as transitions (`labels.TRANSITIONS`: where a stratum
 begins, as depth or as number of its first slice), or in a second file: one row a slice
 (stack_id, slice, label) or one row a stack (stack_id and transitions), each with a
-column `reader` if there are several.
+column `reader` if there are several. The second file may hold rows of both kinds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import pathlib
 
-from tfds_rcm.errors import UserError
-from tfds_rcm.labels import TRANSITIONS, Reading
-from tfds_rcm.tables import Row, Table, read_table
+from tfds_rcm import names
+from tfds_rcm.errors import UserError, nearest
+from tfds_rcm.formats.csv_table import Row, Table, column_name, read_table
+from tfds_rcm.study.annotations import TRANSITIONS, Reading
 
 MANIFEST, LABELS = "manifest.csv", "labels.csv"
 _FOR_READER = "reader"
+MANIFEST_COLUMNS = (
+  "stack_id", "patient_id", "path", "step_um", "pixel_um", "site", "source", _FOR_READER,
+  *TRANSITIONS,
+)  # fmt: skip
+LABELS_COLUMNS = ("stack_id", "slice", "label", _FOR_READER, *TRANSITIONS)
+_SPLIT_COLUMNS = ("split",)  # of a third table, see `splits`
+# A column whose name holds one of these tells a boundary, whatever else its name says.
+_STRATUM_WORDS = ("corneum", "dermis", "dej", "junction", "dermal")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +83,12 @@ def find_manifest(source: pathlib.Path) -> pathlib.Path:
 
 
 def read_manifest(
-  manifest: pathlib.Path, root: pathlib.Path, labels: pathlib.Path | None, problems: list[str]
+  manifest: pathlib.Path,
+  root: pathlib.Path,
+  labels: pathlib.Path | None,
+  problems: list[str],
+  warnings: list[str] | None = None,
+  columns: Mapping[str, str] | None = None,
 ) -> list[Entry]:
   """Reads a study's stacks with their labels; nothing is opened but the CSV files.
 
@@ -83,35 +97,80 @@ def read_manifest(
     root: folder that relative paths start from.
     labels: the CSV of the labels; None if the manifest's own columns tell them.
     problems: where what is wrong in a row is noted.
+    warnings: where columns are noted that nobody reads.
+    columns: the files' headers for some of our columns.
 
   Raises:
     UserError: if a file as a whole cannot be understood.
   """
-  table = read_table(manifest, required=("stack_id", "patient_id", "path"))
+  columns = columns or {}
+  known = dict.fromkeys((*MANIFEST_COLUMNS, *LABELS_COLUMNS, *_SPLIT_COLUMNS))
+  for ours in columns:
+    if ours not in known:
+      raise UserError(f"--columns={ours}=…: no column {ours}{nearest(ours, known)}")
+  table = read_table(
+    manifest, ("stack_id", "patient_id", "path"), known=MANIFEST_COLUMNS, renamed=columns
+  )
   if not table.rows:
     raise UserError(f"{manifest}: no row below the header; add one for each stack")
-  readings = _read_labels(read_table(labels, required=("stack_id",))) if labels else {}
+  tables = [table]
+  if labels:
+    tables.append(read_table(labels, ("stack_id",), known=LABELS_COLUMNS, renamed=columns))
+  _check_renamed(columns, tables)
+  for read in tables:
+    _check_transitions(read)
+    if warnings is not None:
+      warnings.extend(read.warnings)
+  readings = _read_labels(tables[1]) if labels else {}
   entries, first_by = [], {}
   for row in table.rows:
-    for column in ("stack_id", "path"):
-      first = first_by.setdefault((column, row[column]), row.place)
+    found = names.find(root, row.raw["path"])
+    for column, key in (("stack_id", row["stack_id"]), ("path", names.identity(found))):
+      first = first_by.setdefault((column, key), row.place)
       if first != row.place:
         number = first.rpartition(" ")[2]
         problems.append(f"{row.place}: {column} {row[column]!r} is already in row {number}")
         break
     else:
       with collected(problems):
-        entries.append(_entry(row, root, readings.get(row["stack_id"], ()), labels))
+        entries.append(_entry(row, found, readings.get(row["stack_id"], ()), labels))
   known = {row["stack_id"] for row in table.rows}
   for stack_id, of_stack in readings.items():
     if stack_id not in known:
       place = of_stack[0].rows[0].place
-      problems.append(f"{place}: stack_id {stack_id!r} is not in {manifest.name}")
+      problems.append(
+        f"{place}: stack_id {stack_id!r} is not in {manifest.name}{nearest(stack_id, known)}"
+      )
   return entries
 
 
+def _check_renamed(columns: Mapping[str, str], tables: Sequence[Table]) -> None:
+  """Refuses a --columns that names what is not there: it would change nothing, silently."""
+  headers = [header for table in tables for header in table.headers]
+  found = {column_name(header) for header in headers}
+  for ours, header in columns.items():
+    if ours not in _SPLIT_COLUMNS and column_name(header) not in found:
+      where = " and ".join(str(table.path) for table in tables)
+      near = nearest(header, headers)
+      raise UserError(f"--columns={ours}={header}: no column {header!r} in {where}{near}")
+
+
+def _check_transitions(table: Table) -> None:
+  """Refuses a boundary's column that would be passed over, and give its stratum to another."""
+  if not any(row[name] for row in table.rows for name in TRANSITIONS):
+    return
+  for header in table.unknown:
+    name = column_name(header)
+    if any(word in name for word in _STRATUM_WORDS) and any(row[name] for row in table.rows):
+      raise UserError(
+        f"{table.path}, row 1: column {header!r} is not understood, expected one of "
+        f"{', '.join(TRANSITIONS)}; if it is one of them, say so by --columns=dej_um=… (which "
+        "renames no units), else remove it"
+      )
+
+
 def _entry(
-  row: Row, root: pathlib.Path, readings: Sequence[Reading], labels: pathlib.Path | None
+  row: Row, path: pathlib.Path, readings: Sequence[Reading], labels: pathlib.Path | None
 ) -> Entry:
   in_row = any(row[column] for column in TRANSITIONS)
   if in_row and readings:
@@ -126,7 +185,7 @@ def _entry(
   return Entry(
     stack_id=row["stack_id"],
     patient_id=row["patient_id"],
-    path=root / row["path"].replace("\\", "/"),
+    path=path,
     step_um=row.number("step_um"),
     pixel_um=row.number("pixel_um"),
     site=row["site"],
@@ -137,18 +196,24 @@ def _entry(
 
 
 def _read_labels(table: Table) -> dict[str, tuple[Reading, ...]]:
-  per_slice = "slice" in table.columns
-  if per_slice and "label" not in table.columns:
-    raise UserError(f"{table.path}, row 1: a column slice but no column label; add it")
-  if not per_slice and not set(TRANSITIONS) & set(table.columns):
+  for there, absent in (("slice", "label"), ("label", "slice")):
+    if there in table.columns and absent not in table.columns:
+      raise UserError(f"{table.path}, row 1: a column {there} but no column {absent}; add it")
+  transitions = [name for name in TRANSITIONS if name in table.columns]
+  if "slice" not in table.columns and not transitions:
     raise UserError(
       f"{table.path}, row 1: expected the columns slice and label, or one of "
-      f"{', '.join(TRANSITIONS)}; the columns are {', '.join(table.columns)}"
+      f"{', '.join(TRANSITIONS)}; the columns are {', '.join(table.headers)}"
     )
   rows: dict[str, dict[str, list[Row]]] = {}
   for row in table.rows:
     rows.setdefault(row["stack_id"], {}).setdefault(row[_FOR_READER], []).append(row)
+
+  def reading(reader: str, of_reader: Sequence[Row]) -> Reading:
+    of_slices = any(row["slice"] or row["label"] for row in of_reader)
+    return Reading(reader, tuple(of_reader), per_slice=of_slices or not transitions)
+
   return {
-    stack_id: tuple(Reading(reader, tuple(of_reader)) for reader, of_reader in readers.items())
+    stack_id: tuple(reading(reader, of_reader) for reader, of_reader in readers.items())
     for stack_id, readers in rows.items()
   }

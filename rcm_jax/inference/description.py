@@ -1,0 +1,254 @@
+"""What a trained model is and what it has seen; travels with the weights as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+from rcm_jax import __version__, arrays
+from rcm_jax.cnn import inception
+from rcm_jax.decoding import boundaries
+from rcm_jax.decoding.intervals import Calibration
+from rcm_jax.heads.attention import AttentionSpec
+from rcm_jax.heads.head import HeadSpec, current_fields
+from rcm_jax.inference import json_fields
+from rcm_jax.inference.json_fields import flag, listed, mapped, number, optional, text, whole
+from rcm_jax.textures.encoder import TextureSpec
+
+FORMAT = 1
+RESEARCH_USE = "Research use; not a medical device."
+# Greatest sizes that are read. Whether the weights have these sizes is checked before any is made.
+_MOST_PIXELS = 1 << 14  # a side
+_MOST_UNITS = 1 << 16
+_MOST_MEMBERS = 1 << 10
+_MOST_UM = 1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """What the model has seen, to tell when a stack is unlike it.
+
+  Attributes:
+    dataset: names of the sources.
+    stacks: by split.
+    patients: by split.
+    slices: by split.
+    step_um: least, median and greatest distance between neighbouring slices.
+    gray_mean: range of the slices' mean gray level (0.5th to 99.5th percentile).
+    gray_spread: the same of their standard deviation.
+    wide_um: width of each boundary's interval that 19 of 20 validation stacks stay
+      below; None where there are no intervals.
+    first_um: range of the first slices' depths; models that do not say it began at the surface.
+  """
+
+  dataset: str
+  stacks: dict[str, int]
+  patients: dict[str, int]
+  slices: dict[str, int]
+  step_um: tuple[float, float, float]
+  gray_mean: tuple[float, float]
+  gray_spread: tuple[float, float]
+  wide_um: tuple[float, ...] | None
+  first_um: tuple[float, float] = (0.0, 0.0)
+
+
+def gray_levels(image: np.ndarray) -> tuple[float, float]:
+  """Returns mean and standard deviation of a slice's gray levels, from every fourth pixel."""
+  sample = image[::2, ::2]
+  return float(sample.mean()), float(sample.std())
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+  """All of a bundle but its weights; `bundle.json`.
+
+  Attributes:
+    method: name of the method, as in the tables.
+    image_shape: height and width of the slices that the CNN sees.
+    cnn: the fields of its `CnnSpec`; "context" and "width" determine the network.
+    head: architecture of the sequence heads.
+    seeds: of the members.
+    half_widths: D of each member.
+    calibration: temperature and interval margins, fitted on validation stacks.
+    training: what the model has seen.
+    figures: scores of the ensemble on the test split, by name; see `describe.figures_of`.
+    textures: encoders of what there is to see of a slice besides the CNN's features.
+    views: which of these each further ensemble of as many heads reads.
+    version: of this package when the bundle was written.
+  """
+
+  method: str
+  image_shape: tuple[int, int]
+  cnn: dict[str, Any]
+  head: HeadSpec
+  seeds: tuple[int, ...]
+  half_widths: tuple[int, ...]
+  calibration: Calibration
+  training: Training
+  figures: dict[str, float | None]
+  textures: tuple[TextureSpec, ...] = ()
+  views: tuple[tuple[int, ...], ...] = ()
+  version: str = __version__
+
+  @property
+  def measured_coverage(self) -> tuple[float | None, ...]:
+    """By boundary, the share of test patients whose boundary lay in its interval."""
+    return tuple(
+      self.figures.get(f"{name}_interval_coverage") if self.training.wide_um else None
+      for name in boundaries.BOUNDARIES
+    )
+
+  def to_json(self) -> str:
+    """Returns the description as JSON; margins without a bound become null."""
+    fields = dataclasses.asdict(self)
+    fields["calibration"] = {
+      **self.calibration._asdict(),
+      "margin_um": [x if math.isfinite(x) else None for x in self.calibration.margin_um],
+    }
+    fields |= {"format": FORMAT, "strata": arrays.STRATA}
+    return json.dumps(fields, indent=1, allow_nan=False)
+
+  @staticmethod
+  def from_json(content: str) -> Description:
+    """Reads what `to_json` wrote.
+
+    Raises:
+      ValueError: it is not JSON, of another format, of other strata, or a field is missing, unknown
+        or out of its range; says which.
+    """
+    given = json_fields.parse(content)
+    if isinstance(given, dict) and given.get("format", FORMAT) != FORMAT:
+      raise ValueError(f"not of format {FORMAT}; read it with the release that wrote it")
+    fields = _DESCRIPTION("", given)
+    if fields.pop("strata") != arrays.STRATA:
+      raise ValueError(f"its strata are not {', '.join(arrays.STRATA)}")
+    del fields["format"]
+    description = Description(**fields)
+    _check_parts(description)
+    return description
+
+
+def _check_parts(description: Description) -> None:
+  """Checks what one field says against another."""
+  head, textures = description.head, len(description.textures)
+  if head.num_features != inception.NUM_FEATURES:
+    raise ValueError(f"head.num_features: the CNN gives {inception.NUM_FEATURES}")
+  if len(description.half_widths) != len(description.seeds):
+    raise ValueError("half_widths and seeds are not as many as each other")
+  if max(description.half_widths) > head.attention.half_width:
+    raise ValueError(
+      f"half_widths: {max(description.half_widths)} is above head.attention.half_width"
+    )
+  if (description.calibration.boundary_temperature is None) != head.ordered:
+    raise ValueError("calibration.boundary_temperature: only an ordered head has none")
+  if any(place >= textures for view in description.views for place in view):
+    raise ValueError(f"views: names another texture than the {textures} that there are")
+  if description.training.wide_um and not all(
+    map(math.isfinite, description.calibration.margin_um)
+  ):
+    raise ValueError("calibration.margin_um: intervals need two margins")
+
+
+def _record(kind: type, checks: dict[str, json_fields.Check], **may_miss: Any) -> json_fields.Check:
+  """An object that becomes a dataclass or named tuple."""
+  check = json_fields.fields(checks, frozenset(may_miss))
+  return lambda place, value: kind(**check(place, value))
+
+
+_size = whole(1, _MOST_UNITS)
+# What is no size or share, the specifications themselves check.
+_ATTENTION = _record(
+  AttentionSpec,
+  {"kind": text, "half_width": whole(0, _MOST_UNITS), "edge_mode": text, "units": _size},
+)
+_HEAD = _record(
+  HeadSpec,
+  {
+    "num_features": _size,
+    "hidden": _size,
+    "cell": text,
+    "bidirectional": flag,
+    "window": optional(_size),
+    "attention": _ATTENTION,
+    "max_slices": _size,
+    "decoder": text,
+    "feedback": text,
+    "likelihood": text,
+  },
+  likelihood=True,
+)
+
+
+def _head(place: str, value: Any) -> HeadSpec:
+  return _HEAD(place, current_fields(value) if isinstance(value, dict) else value)
+
+
+def _cnn(place: str, value: Any) -> dict[str, Any]:
+  fields = mapped(lambda _, x: x)(place, value)
+  required = {name: fields[name] for name in ("context", "width") if name in fields}
+  json_fields.fields({"context": whole(1, 99), "width": number(1e-3, 8)})(place, required)
+  if fields["context"] % 2 == 0:
+    raise ValueError(f"{place}.context: {fields['context']} slices have no middle")
+  return fields
+
+
+_positive = number(1e-6, 1e6)
+_um = number(-_MOST_UM, _MOST_UM)
+_counts = mapped(whole(0, 1 << 40))
+_CALIBRATION = _record(
+  Calibration,
+  {
+    "temperature": _positive,
+    "margin_um": listed(optional(_um, math.inf), 2, 2),
+    "coverage": number(1e-3, 1 - 1e-3),
+    "boundary_temperature": optional(_positive),
+  },
+)
+_TRAINING = _record(
+  Training,
+  {
+    "dataset": text,
+    "stacks": _counts,
+    "patients": _counts,
+    "slices": _counts,
+    "step_um": listed(number(0, _MOST_UM), 3, 3),
+    "gray_mean": listed(number(0, 255), 2, 2),
+    "gray_spread": listed(number(0, 255), 2, 2),
+    "wide_um": optional(listed(number(0, _MOST_UM), 2, 2)),
+    "first_um": listed(_um, 2, 2),
+  },
+  first_um=True,
+)
+_TEXTURE = _record(
+  TextureSpec,
+  {
+    "patch": whole(1, 1 << 10),
+    "words": whole(1, _MOST_UNITS),
+    "downsampling": whole(1, 1 << 10),
+    "components": whole(1, _MOST_UNITS),
+    "seed": whole(0, 1 << 62),
+  },
+)
+_DESCRIPTION = json_fields.fields(
+  {
+    "format": whole(FORMAT, FORMAT),
+    "strata": listed(text, 1, 16),
+    "method": text,
+    "image_shape": listed(whole(inception.MIN_SIZE, _MOST_PIXELS), 2, 2),
+    "cnn": _cnn,
+    "head": _head,
+    "seeds": listed(whole(-(1 << 62), 1 << 62), 1, _MOST_MEMBERS),
+    "half_widths": listed(whole(0, _MOST_UNITS), 1, _MOST_MEMBERS),
+    "calibration": _CALIBRATION,
+    "training": _TRAINING,
+    "figures": mapped(optional(number(-_MOST_UM, _MOST_UM))),
+    "textures": listed(_TEXTURE, 0, 64),
+    "views": listed(listed(whole(0, 63), 1, 64), 0, 64),
+    "version": text,
+  },
+  frozenset({"textures", "views", "version"}),
+)

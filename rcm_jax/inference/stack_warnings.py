@@ -1,0 +1,169 @@
+"""What an operator should know before trusting an interpreted stack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import math
+from typing import NamedTuple
+
+from jaxtyping import Float
+import numpy as np
+
+from rcm_jax import arrays
+from rcm_jax.inference.description import Description, Training
+from rcm_jax.inference.interpretation import (
+  DISPLAY_NAMES,
+  STRATA_NAMES,
+  Boundary,
+  Interpretation,
+)
+
+STEP_FACTOR = 1.5  # by how much a step may leave the range of training
+FIRST_SLICE_UM = 10.0  # by how much the first slice may
+OUTSIDE_SHARE = 0.2  # of a stack's slices that may be darker, brighter or flatter than in training
+UPSIDE_DOWN = 2.0  # log-odds of the opposite order, about 7 to 1
+
+
+class StackWarning(NamedTuple):
+  """One reason to look twice.
+
+  Attributes:
+    code: for programs; docs/bedside.md lists them.
+    message: one sentence.
+  """
+
+  code: str
+  message: str
+
+
+def stack_warnings(
+  found: Interpretation,
+  named: Sequence[Boundary],
+  depth_um: Float[np.ndarray, "T"],
+  gray: Float[np.ndarray, "T 2"],
+  description: Description,
+  upright: float = math.inf,
+) -> list[StackWarning]:
+  """Says what in a stack or its interpretation should make an operator look twice.
+
+  Args:
+    found: on the host, real slices only.
+    named: its boundaries.
+    depth_um: of each slice.
+    gray: mean and standard deviation of each slice's gray levels.
+    description: of the model.
+    upright: log-odds that the stack runs from shallow to deep and not upwards.
+  """
+  training = description.training
+  pairs = [
+    *_of_slices(depth_um, gray, training),
+    *_of_strata(found, named, upright),
+    *_of_intervals(named, description),
+  ]
+  return [StackWarning(code, message) for code, message in pairs]
+
+
+def _of_slices(
+  depth_um: np.ndarray, gray: np.ndarray, training: Training
+) -> Iterator[tuple[str, str]]:
+  count = len(depth_um)
+  if count < arrays.NUM_STRATA:
+    yield "few_slices", f"a stack of {count} cannot show {arrays.NUM_STRATA} strata"
+  low, high = training.first_um
+  if not low - FIRST_SLICE_UM <= depth_um[0] <= high + FIRST_SLICE_UM:
+    yield (
+      "first_slice",
+      f"the first slice lies at {depth_um[0]:.3g} µm; in training it lay at {_range(low, high)} µm",
+    )
+  low, _, high = training.step_um
+  steps = np.diff(depth_um)
+  strange = np.flatnonzero((steps < low / STEP_FACTOR) | (steps > high * STEP_FACTOR))
+  if strange.size:
+    yield (
+      "step",
+      f"slices {strange[0]} and {strange[0] + 1} lie {steps[strange[0]]:.3g} µm apart; the model "
+      f"was trained on {_range(low, high)} µm",
+    )
+  blank = np.flatnonzero(gray[:, 1] == 0)
+  if blank.size:
+    yield (
+      "blank",
+      f"{blank.size} of {count} slices, the first of them slice {blank[0]}, have one gray level "
+      "throughout: they show nothing",
+    )
+  for column, (name, (low, high)) in enumerate(
+    (("brightness", training.gray_mean), ("contrast", training.gray_spread))
+  ):
+    outside = np.flatnonzero((gray[:, column] < low) | (gray[:, column] > high))
+    if outside.size > OUTSIDE_SHARE * count:
+      yield (
+        "intensity",
+        f"{outside.size} of {count} slices, the first of them slice {outside[0]}, have a {name} "
+        "outside what the model was trained on",
+      )
+
+
+def _of_strata(
+  found: Interpretation, named: Sequence[Boundary], upright: float
+) -> Iterator[tuple[str, str]]:
+  if upright < -UPSIDE_DOWN:
+    yield (
+      "upside_down",
+      "read upwards the slices fit better: the stack may run from deep to shallow",
+    )
+  for stratum, name in enumerate(arrays.STRATA):
+    if not (found.strata == stratum).any():
+      yield (
+        "stratum_absent",
+        f"no slice of {STRATA_NAMES[name]} was found: the stack may start or end too soon",
+      )
+  for b in named:
+    if b.shown and b.probability_shown < 0.5:
+      yield (
+        "boundary_doubtful",
+        f"{DISPLAY_NAMES[b.name]} may lie above or below this stack: it is in it with "
+        f"{b.probability_shown:.0%} probability",
+      )
+
+
+def _of_intervals(named: Sequence[Boundary], description: Description) -> Iterator[tuple[str, str]]:
+  training, promised = description.training, description.calibration.coverage
+  if training.wide_um is None:
+    yield (
+      "no_interval",
+      "the model has no intervals: it was trained with too few validation patients",
+    )
+    return
+  for b, limit, measured in zip(
+    named, training.wide_um, description.measured_coverage, strict=True
+  ):
+    if is_wide(b, limit):
+      yield (
+        "wide_interval",
+        f"the interval of {DISPLAY_NAMES[b.name]} is {b.high_um - b.low_um:.0f} µm wide: read it "
+        "by eye",
+      )
+    if b.low_um is not None and falls_short(measured, promised, training.patients.get("test", 0)):
+      yield (
+        "interval_coverage",
+        f"the interval of {DISPLAY_NAMES[b.name]} is too narrow: such intervals held the true "
+        f"boundary for {measured:.0%} of test patients, where {promised:.0%} were meant",
+      )
+
+
+def is_wide(boundary: Boundary, limit_um: float) -> bool:
+  """Returns whether a boundary's interval is wider than nearly all in validation."""
+  if boundary.low_um is None or boundary.high_um is None:
+    return False
+  return boundary.high_um - boundary.low_um > limit_um
+
+
+def falls_short(measured: float | None, promised: float, patients: int) -> bool:
+  """Returns whether a coverage lies two standard errors or more below the promised one."""
+  if measured is None or patients < 1:
+    return False
+  return measured < promised - 2 * math.sqrt(promised * (1 - promised) / patients)
+
+
+def _range(low: float, high: float) -> str:
+  return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"

@@ -1,0 +1,68 @@
+"""What a run leaves for `predict` and `export`: all seeds of its method as one bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from rcm_jax.cnn import extraction
+from rcm_jax.data import pca
+from rcm_jax.evaluation.predictions import StackPrediction
+from rcm_jax.heads import fold_pca
+from rcm_jax.heads import training as head_training
+from rcm_jax.inference import bundle, describe
+from rcm_jax.run import head_config, stages
+from rcm_jax.run.cnn_stages import Classifier
+from rcm_jax.textures import encoder as texture_encoder
+
+
+class OnTextures(NamedTuple):
+  """Encoders of textures, and the heads of each view, which reads some of them."""
+
+  specs: Sequence[texture_encoder.TextureSpec] = ()
+  encoders: Sequence[texture_encoder.Encoder] = ()
+  views: Sequence[tuple[int, ...]] = ()
+  heads: Sequence[head_training.Trained] = ()
+
+
+def keep_model(
+  run: stages.Run,
+  classifier: Classifier,
+  trained: head_training.Trained,
+  predictions: Sequence[StackPrediction],
+  of_features: pca.Components | None = None,
+  on_textures: OnTextures = OnTextures(),  # noqa: B008
+) -> None:
+  """Writes what `predict` and `export` need: all seeds of the run's method as one ensemble.
+
+  Where members differ in more than their seed and none has the method's own name, it is the
+  kind of member that is best on validation.
+  """
+  names = [head_config.row_name(run.config, member) for member in trained.members]
+  best = np.max(trained.history["validation_accuracy"], axis=1)
+  mean = {name: np.mean([b for b, n in zip(best, names) if n == name]) for name in names}
+  method = run.config.name if run.config.name in mean else max(mean, key=mean.get)
+  rows = [i for i, name in enumerate(names) if name == method]
+  chosen = lambda trained: jax.tree.map(lambda leaf: leaf[np.array(rows)], trained.params)
+  head, params = trained.spec, chosen(trained)
+  if of_features is not None:
+    head, params = fold_pca.unfold(head, params, of_features)
+  description = describe.describe(
+    [p for p in predictions if p.method == method],
+    run.splits,
+    dataset=stages.dataset_name(run.config.data),
+    cnn=dataclasses.asdict(classifier.spec),
+    head=head,
+    half_widths=tuple(int(trained.members[i].half_width) for i in rows),
+    seeds=tuple(int(trained.members[i].seed) for i in rows),
+    textures=tuple(on_textures.specs),
+    views=tuple(on_textures.views),
+  )
+  network = extraction.load(classifier.spec, classifier.model_dir)
+  on_views = tuple(map(chosen, on_textures.heads))
+  model = bundle.Bundle(description, network, params, tuple(on_textures.encoders), on_views)
+  bundle.save(run.workdir / "model", model)
