@@ -22,7 +22,7 @@ from rcm_jax.evaluation import (
 from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.evaluation import scores as scores_lib
 from rcm_jax.reporting import paper_tables, plots, table_formats
-from rcm_jax.runtime import stage_cache
+from rcm_jax.runtime import files
 
 
 def write(runs: finished_runs.FinishedRuns, out: str | os.PathLike) -> list[dict[str, Any]]:
@@ -46,15 +46,15 @@ def write(runs: finished_runs.FinishedRuns, out: str | os.PathLike) -> list[dict
   if best:
     built.append(paper_tables.comparison_table(best, runs.dataset))
     every = paper_tables.comparison_table(comparisons, runs.dataset)
-    stage_cache.write_text(out / "paired_tests.csv", table_formats.to_csv(every))
+    files.write_text(out / "paired_tests.csv", table_formats.to_csv(every))
   assessed = _assess(runs, [m.name for m in methods])
   if assessed:
     built.append(paper_tables.uncertainty_table(assessed, runs.dataset))
   text = "\n".join(table_formats.to_markdown(table) for table in built)
-  stage_cache.write_text(out / "tables.md", f"# Measured on {runs.dataset}\n\n{text}")
+  files.write_text(out / "tables.md", f"# Measured on {runs.dataset}\n\n{text}")
   for table in built:
-    stage_cache.write_text(out / f"{table.name}.csv", table_formats.to_csv(table))
-    stage_cache.write_text(out / f"{table.name}.tex", table_formats.to_latex(table))
+    files.write_text(out / f"{table.name}.csv", table_formats.to_csv(table))
+    files.write_text(out / f"{table.name}.tex", table_formats.to_latex(table))
   _draw(runs, [m.name for m in methods], out / "figures")
   every_run = (p for seeds in runs.predictions.values() for run in seeds.values() for p in run)
   return results.summarize(list(every_run))
