@@ -12,6 +12,8 @@ from rcm_jax.textures import dictionary
 from tests.textures import textured_slices
 from tfds_rcm.errors import UserError
 
+EPS = np.finfo(np.float32).eps
+
 SEARCH = hames.HamesSearch(words=(12,), downsampling=(1, 2), strengths=(0.01, 0.1))
 
 
@@ -92,7 +94,7 @@ def test_kmeans_objective_never_rises_and_centers_are_unit(count):
   assert len(objective) == 12
   assert np.all(np.diff(objective) <= 1e-7)
   assert objective[-1] < objective[0]
-  np.testing.assert_allclose(np.linalg.norm(centers, axis=1), 1, rtol=1e-6)
+  np.testing.assert_allclose(np.linalg.norm(centers, axis=1), 1, rtol=8 * EPS)
 
 
 def test_kmeans_seeds_empty_clusters_again_at_points():
@@ -114,7 +116,7 @@ def test_beats_chance_on_textures_and_gives_probabilities(model):
   slices, labels = textured_slices(45, seed=2)
   probabilities = hames.predict_proba(model, slices)
   assert probabilities.dtype == np.float32
-  np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+  np.testing.assert_allclose(probabilities.sum(1), 1, rtol=4 * EPS)
   assert np.mean(probabilities.argmax(1) == labels) > 0.85
 
 

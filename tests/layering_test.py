@@ -29,6 +29,8 @@ APART = {
   "baselines": {"cnn", "heads", "evaluation"},
   "reporting": {"cnn", "heads", "textures", "data"},
   "cnn": {"evaluation", "decoding"},
+  "heads": {"evaluation"},
+  "textures": {"evaluation"},
   "evaluation": {"data", "ops"},
   "data": {"ops"},
 }
@@ -185,6 +187,7 @@ def test_every_room_of_the_house_has_its_floor():
     ("rcm_jax.run.pipeline", "from rcm_jax import main"),
     ("rcm_jax.ops.gru", "from rcm_jax.heads import encoders"),
     ("rcm_jax.decoding.strata", "from rcm_jax.evaluation import metrics"),
+    ("rcm_jax.heads.losses", "from rcm_jax.evaluation import metrics"),
     ("rcm_jax.arrays", "from rcm_jax.ops import gru"),
     ("rcm_jax.cnn.training", "from launch import sweep"),
     ("configs.toeplitz_d1", "from rcm_jax.heads import training"),

@@ -114,7 +114,8 @@ def test_the_made_up_result_is_one():
 
 def test_intervals_say_what_they_promise_and_what_they_kept():
   page = html_report.render(result_of(), bundles.slices(12, size=16))
-  assert "for 90% of patients; of 7 test patients they did for: epidermis–DEJ 80%." in page
+  assert "in a random stack of a random patient, with a probability of 90%;" in page
+  assert "in stacks of 7 test patients they did: epidermis–DEJ 80%." in page
   result = result_of()
   result["model"] = {**result["model"], "coverage": None}
   assert "Intervals are meant" not in html_report.render(result, bundles.slices(12, size=16))

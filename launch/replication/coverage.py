@@ -18,7 +18,7 @@ import numpy as np
 
 from rcm_jax.evaluation import bootstrap
 from rcm_jax.reporting.table_formats import Cell, Table, to_markdown
-from rcm_jax.runtime import stage_cache
+from rcm_jax.runtime import files
 
 PATIENTS = (9, 48)
 _POPULATION = 200_000
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   text = to_markdown(table(args.studies))
   print(text)
   if args.out:
-    stage_cache.write_text(Path(args.out), text)
+    files.write_text(Path(args.out), text)
 
 
 if __name__ == "__main__":

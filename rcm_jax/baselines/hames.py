@@ -20,10 +20,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
 
 from rcm_jax.arrays import ArrayLike
+from rcm_jax.baselines import logistic_regression
 from rcm_jax.textures import textons
 from rcm_jax.textures.dictionary import NORM_REGULARIZER, PATCH, spherical_kmeans, whitened_patches
 from tfds_rcm.errors import UserError
@@ -34,7 +33,7 @@ _TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
   # 1e-4 is about one patch of a 128-pixel slice.
   "log": lambda h: np.log(h + 1e-4),
 }
-_L1_RATIO = {"l2": 0.0, "l1": 1.0}
+_PENALTIES = ("l2", "l1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +65,7 @@ class HamesSearch:
   def __post_init__(self):
     for name, values, known in (
       ("transforms", self.transforms, _TRANSFORMS),
-      ("penalties", self.penalties, _L1_RATIO),
+      ("penalties", self.penalties, _PENALTIES),
     ):
       unknown = [v for v in values if v not in known]
       if unknown:
@@ -194,7 +193,6 @@ def fit(
             frequencies,
             train_labels,
             validation_labels,
-            seed,
             downsampling=factor,
             transform=transform,
             penalty=search.penalties[0],
@@ -212,7 +210,6 @@ def fit(
         best_frequencies,
         train_labels,
         validation_labels,
-        seed,
         **kept,
         penalty=penalty,
         strength=strength,
@@ -252,29 +249,24 @@ def _accuracy(model):
   return model.chosen["validation_accuracy"]
 
 
-def _classify(basis, words, frequencies, train_labels, validation_labels, seed, **choice):
+def _classify(basis, words, frequencies, train_labels, validation_labels, **choice):
   """Fits one logistic regression and measures it on the validation slices."""
   features = _TRANSFORMS[choice["transform"]](frequencies[0])
   center, scale = features.mean(0), features.std(0)
   scale = np.where(scale > 0, scale, 1).astype(np.float32)
-  smooth = choice["penalty"] == "l2"
-  regression = LogisticRegression(
-    l1_ratio=_L1_RATIO[choice["penalty"]],
-    C=choice["strength"],
-    solver="lbfgs" if smooth else "saga",
-    tol=1e-3 if smooth else 1e-2,
-    max_iter=1000,
-    random_state=seed,
+  weights, bias = logistic_regression.fit(
+    (features - center) / scale,
+    train_labels,
+    penalty=choice["penalty"],
+    strength=choice["strength"],
   )
-  with threadpool_limits(1):  # products this small are several times slower on two threads
-    regression.fit((features - center) / scale, train_labels)
   model = Hames(
     basis=basis,
     words=words,
     center=center,
     scale=scale,
-    weights=regression.coef_.astype(np.float32),
-    bias=regression.intercept_.astype(np.float32),
+    weights=weights.astype(np.float32),
+    bias=bias.astype(np.float32),
     chosen={"words": len(words), **choice},
   )
   predicted = _probabilities(model, frequencies[1]).argmax(1)

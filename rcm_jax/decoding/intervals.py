@@ -60,6 +60,10 @@ def boundary_intervals_um(
   )
 
 
+# Of any number of stacks side by side; a calibration is for all of them.
+intervals_of_stacks_um = jax.jit(jax.vmap(boundary_intervals_um, in_axes=(0, 0, 0, None)))
+
+
 def scale(
   probabilities: Float[np.ndarray, "*batch 3"], temperature: float
 ) -> Float[np.ndarray, "*batch 3"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+import io
 import json
 import os
 import pathlib
@@ -11,7 +12,7 @@ import zipfile
 from jaxtyping import Float
 import numpy as np
 
-from tfds_rcm import errors
+from tfds_rcm import disk, errors
 
 ATTENTION = "attention.npz"
 Maps = dict[tuple[str, int, str], np.ndarray]
@@ -33,11 +34,9 @@ def write(
   values = {json.dumps(["map", *key]): value for key, value in maps.items()}
   values |= {json.dumps(["taps", *key]): value for key, value in taps.items()}
   path = pathlib.Path(workdir) / ATTENTION
-  part = path.with_name(f".{path.name}.part")
-  with part.open("wb") as f:
-    names = np.array(list(values))
-    np.savez_compressed(f, names=names, **{f"a{i}": v for i, v in enumerate(values.values())})
-  part.replace(path)
+  names, data = np.array(list(values)), io.BytesIO()
+  np.savez_compressed(data, names=names, **{f"a{i}": v for i, v in enumerate(values.values())})
+  disk.write_whole(path, data.getvalue())
 
 
 def read(path: pathlib.Path) -> tuple[Maps, Taps]:

@@ -209,8 +209,12 @@ def ensemble(
 def _bounds(predictions, calibration):
   """By boundary: lower end, upper end, true depth and patient of each stack that has it."""
   padded = predictions_lib.pad(predictions)
-  interval = _intervals(padded.probabilities, padded.depth_um, padded.mask, calibration)
-  interval = np.asarray(interval, np.float64)
+  interval = np.asarray(
+    intervals.intervals_of_stacks_um(
+      padded.probabilities, padded.depth_um, padded.mask, calibration
+    ),
+    np.float64,
+  )
   true, counted = jax.device_get(_true_depths(padded.labels, padded.depth_um, padded.mask))
   patients = np.array([p.patient_id for p in predictions])
   return [
@@ -222,9 +226,6 @@ def _bounds(predictions, calibration):
 def _mean_by_patient(values, patients):
   names, which = np.unique(patients, return_inverse=True)
   return np.mean(np.bincount(which, values) / np.bincount(which, minlength=len(names)))
-
-
-_intervals = jax.jit(jax.vmap(intervals.boundary_intervals_um, in_axes=(0, 0, 0, None)))
 
 
 @jax.jit

@@ -18,6 +18,7 @@ from rcm_jax import arrays
 from rcm_jax.decoding import strata as strata_lib
 from rcm_jax.runtime import files
 from tfds_rcm import errors
+from tfds_rcm.study.splits import SPLITS
 
 COLUMNS = (
   "method",
@@ -33,7 +34,6 @@ COLUMNS = (
   "p_dej",
   "p_dermis",
 )
-SPLITS = ("train", "validation", "test")
 _STRATUM = {name: i for i, name in enumerate(arrays.STRATA)}
 
 

@@ -15,7 +15,7 @@ from rcm_jax.decoding import boundaries
 from rcm_jax.evaluation import estimates, metrics, temperature
 from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.evaluation import scores as scores_lib
-from rcm_jax.runtime import stage_cache
+from rcm_jax.runtime import files
 from tfds_rcm import errors
 
 RESULTS = "results.json"
@@ -79,7 +79,7 @@ def write_run(
     (workdir / RESULTS).unlink(missing_ok=True)
     predictions_lib.write_csv(workdir / PREDICTIONS, predictions)
     text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
-    stage_cache.write_text(workdir / RESULTS, text + "\n")
+    files.write_text(workdir / RESULTS, text + "\n")
   except OSError as error:
     raise errors.UserError(
       f"{workdir}: results cannot be written ({error.strerror}); free space there or choose"

@@ -114,12 +114,13 @@ def calibration_of(
   else:
     return fitted, None
   padded = predictions_lib.pad(validation)
-  ends = np.asarray(_intervals(padded.probabilities, padded.depth_um, padded.mask, fitted))
-  widths = (ends[:, :, 2] - ends[:, :, 0]).astype(np.float64)
+  ends = intervals.intervals_of_stacks_um(
+    padded.probabilities, padded.depth_um, padded.mask, fitted
+  )
+  widths = np.asarray(ends[:, :, 2] - ends[:, :, 0], np.float64)
   return fitted, tuple(np.percentile(widths, 95, axis=0).tolist())
 
 
-_intervals = jax.jit(jax.vmap(intervals.boundary_intervals_um, in_axes=(0, 0, 0, None)))
 _interpret = jax.jit(jax.vmap(interpretation.interpret, in_axes=(0, 0, 0, None)))
 
 

@@ -96,9 +96,14 @@ def _coverage(model):
     if covered is not None
   )
   promised = (
-    f"Intervals are meant to hold the true boundary for {model['coverage']:.0%} of patients"
+    "Intervals are meant to hold the true boundary, in a random stack of a random patient, with a"
+    f" probability of {model['coverage']:.0%}"
   )
-  kept = f"; of {model['test_patients']} test patients they did for: {measured}" if measured else ""
+  kept = (
+    f"; in stacks of {model['test_patients']} test patients they did: {measured}"
+    if measured
+    else ""
+  )
   return f"{promised}{kept}."
 
 

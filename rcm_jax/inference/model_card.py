@@ -84,7 +84,10 @@ Accuracies and coverages are fractions. `accuracy` and the boundaries' errors ar
 def _intervals(card: Description) -> str:
   if not card.training.wide_um:
     return "without bounds: there were too few validation patients"
-  promised = f"meant to cover the true boundary for {card.calibration.coverage:.0%} of patients"
+  promised = (
+    "meant to cover the true boundary, in a random stack of a random\npatient, with a probability of"
+    f" {card.calibration.coverage:.0%}"
+  )
   measured = ", ".join(
     f"{DISPLAY_NAMES[name]} {'–' if covered is None else f'{covered:.0%}'}"
     for name, covered in zip(boundaries.BOUNDARIES, card.measured_coverage, strict=True)

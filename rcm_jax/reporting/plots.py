@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import contextlib
+import io
 import os
 import pathlib
 
@@ -23,6 +24,7 @@ from rcm_jax import arrays
 from rcm_jax.evaluation import paper_results, reliability
 from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.evaluation import scores as scores_lib
+from tfds_rcm import disk
 
 STRATA_COLORS = ("#A6D5F5", "#E69F00", "#7E3560")  # epidermis, DEJ, dermis
 METHOD_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -214,15 +216,13 @@ def reliability_diagram(
 
 @contextlib.contextmanager
 def _figure(path, width, height):
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
   with mpl.rc_context(_STYLE):
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     yield figure
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, format="png")
-    part.replace(path)
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    disk.write_whole(pathlib.Path(path), data.getvalue())
 
 
 def _row(figure, count):

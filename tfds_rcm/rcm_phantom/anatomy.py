@@ -12,8 +12,8 @@ import dataclasses
 import numpy as np
 
 from tfds_rcm.rcm_phantom import spec
+from tfds_rcm.study.splits import SPLITS
 
-SPLITS = ("train", "validation", "test")
 WITHIN_PATIENT = 0.7  # share of a trait's variance, of the 0.50 to 0.74 measured
 LESIONS = ("none", "nevus", "melanoma")
 
