@@ -77,7 +77,7 @@ def run(
           path, step_um=step_um, pixel_um=pixel_um, value_range=value_range, channel=channel
         ) as reader:
           slices = reader.read_all()
-          prediction = predictor.predict(slices, reader.depth_um, advance)
+          prediction = predictor.predict(slices, reader.depth_um, advance, pixel_um=reader.pixel_um)
       except (UserError, OSError) as error:
         text = str(error)
         if isinstance(error, OSError):

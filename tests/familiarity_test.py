@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from rcm_jax.inference import familiarity
-from rcm_jax.inference.familiarity import Seen
 
 SIZE, FEATURES = 24, 20
+
+
+class Given(NamedTuple):
+  images: np.ndarray
+  features: np.ndarray
+  probabilities: np.ndarray
+
+  def seen(self) -> familiarity.Seen:
+    return familiarity.Seen(familiarity.describe(self.images), self.features, self.probabilities)
+
+
 DIRECTIONS = np.random.default_rng(99).normal(size=(3, FEATURES))
 
 
-def stack(seed: int, length: int = 24) -> tuple[Seen, np.ndarray]:
+def stack(seed: int, length: int = 24) -> tuple[Given, np.ndarray]:
   """Slices of one volume whose texture and features change with the stratum."""
   rng = np.random.default_rng(seed)
   turns = np.sort(rng.choice(np.arange(6, length - 4), 2, replace=False))
@@ -25,16 +37,19 @@ def stack(seed: int, length: int = 24) -> tuple[Seen, np.ndarray]:
   features = 2 * DIRECTIONS[strata] + rng.normal(size=(length, FEATURES))
   logits = 2.5 * np.eye(3)[strata] + rng.normal(0, 0.7, (length, 3))
   probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-  return Seen(images.clip(0, 255).astype(np.uint8), features, probabilities), strata
+  return Given(images.clip(0, 255).astype(np.uint8), features, probabilities), strata
 
 
 @pytest.fixture(scope="module")
 def known() -> familiarity.Familiar:
-  return familiarity.learn(map(stack, range(20)), (stack(seed)[0] for seed in range(100, 160)))
+  return familiarity.learn(
+    ((given.seen(), strata) for given, strata in map(stack, range(20))),
+    (stack(seed)[0].seen() for seed in range(100, 160)),
+  )
 
 
 def share(known, change, count=40) -> float:
-  found = [familiarity.look(known, change(stack(200 + seed)[0])) for seed in range(count)]
+  found = [familiarity.look(known, change(stack(200 + seed)[0]).seen()) for seed in range(count)]
   return np.mean([bool(one.unfamiliar) for one in found])
 
 
@@ -59,7 +74,7 @@ CHANGES = {
     {"appearance"},
   ),
   "one slice repeated": (
-    lambda seen: Seen(*(np.repeat(x[10:11], len(x), 0) for x in seen)),
+    lambda seen: Given(*(np.repeat(x[10:11], len(x), 0) for x in seen)),
     {"continuity"},
   ),
   "constant": (lambda seen: seen._replace(images=np.full_like(seen.images, 90)), {"continuity"}),
@@ -67,7 +82,7 @@ CHANGES = {
     lambda seen: seen._replace(images=np.stack([stack(int(s))[0].images[9] for s in range(24)])),
     {"continuity"},
   ),
-  "upside down": (lambda seen: Seen(*(x[::-1] for x in seen)), {"order"}),
+  "upside down": (lambda seen: Given(*(x[::-1] for x in seen)), {"order"}),
 }
 
 
@@ -75,7 +90,7 @@ CHANGES = {
 def test_what_is_unlike_training_is_told_with_its_reason(known, name):
   change, reasons = CHANGES[name]
   assert share(known, change, 20) >= 0.95
-  found = familiarity.look(known, change(stack(300)[0]))
+  found = familiarity.look(known, change(stack(300)[0]).seen())
   assert reasons <= set(found.unfamiliar)
 
 
@@ -83,7 +98,7 @@ def test_the_slices_that_look_unlike_training_are_named(known):
   seen, _ = stack(400)
   features = seen.features.copy()
   features[5:8] += 8
-  found = familiarity.look(known, seen._replace(features=features))
+  found = familiarity.look(known, seen._replace(features=features).seen())
   assert set(np.argsort(found.slices)[-3:]) == {5, 6, 7}
   assert found.slices[5:8].min() > 2 * np.delete(found.slices, [5, 6, 7]).max()
 
@@ -91,7 +106,7 @@ def test_the_slices_that_look_unlike_training_are_named(known):
 @pytest.mark.parametrize("length", [1, 2])
 def test_short_stacks_are_judged_by_what_they_have(known, length):
   seen, _ = stack(500)
-  found = familiarity.look(known, Seen(*(x[:length] for x in seen)))
+  found = familiarity.look(known, Given(*(x[:length] for x in seen)).seen())
   assert np.isfinite(found.deviations).all()
   assert len(found.slices) == length
   if length == 1:
@@ -104,14 +119,15 @@ def test_it_is_kept_as_arrays(known, tmp_path):
     again = familiarity.familiar_of(dict(arrays))
   seen, _ = stack(600)
   np.testing.assert_array_equal(
-    familiarity.look(known, seen).deviations, familiarity.look(again, seen).deviations
+    familiarity.look(known, seen.seen()).deviations,
+    familiarity.look(again, seen.seen()).deviations,
   )
 
 
 def test_few_validation_stacks_make_it_careful():
-  train = [stack(seed) for seed in range(10)]
+  train = [(given.seen(), strata) for given, strata in map(stack, range(10))]
   limits = [
-    float(familiarity.learn(train, (stack(100 + i)[0] for i in range(count))).limit)
+    float(familiarity.learn(train, (stack(100 + i)[0].seen() for i in range(count))).limit)
     for count in (2, 5, 30)
   ]
   assert limits == sorted(limits, reverse=True)

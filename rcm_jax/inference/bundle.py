@@ -14,6 +14,7 @@ import functools
 import pathlib
 import shutil
 from typing import Any
+import zipfile
 
 from flax import nnx
 import jax
@@ -25,6 +26,7 @@ from rcm_jax import arrays
 from rcm_jax.cnn import folded_inception, inception
 from rcm_jax.heads.head import Head, HeadSpec
 from rcm_jax.inference.description import Description
+from rcm_jax.inference.familiarity import Familiar, familiar_of
 from rcm_jax.ops.backend import backend
 from rcm_jax.runtime import checkpoints, stage_cache
 from rcm_jax.textures import encoder as texture_encoder
@@ -32,6 +34,7 @@ from tfds_rcm.errors import UserError
 
 DESCRIPTION = "bundle.json"
 WEIGHTS = "weights"
+FAMILIAR = "familiar.npz"
 CNN_BATCH = 16  # slices that the CNN sees at once
 _LENGTHS = 8  # stacks are padded to multiples of this, so that few shapes are compiled
 
@@ -46,6 +49,7 @@ class Bundle:
     heads: parameters of the sequence heads on the CNN's features, leading axis M.
     encoders: of what else there is to see of a slice, in the order of `description.textures`.
     view_heads: parameters of further heads, in the order of `description.views`.
+    familiar: what stacks like those of training look like; None where nobody measured.
   """
 
   description: Description
@@ -53,6 +57,7 @@ class Bundle:
   heads: Any
   encoders: tuple[texture_encoder.Encoder, ...] = ()
   view_heads: tuple[Any, ...] = ()
+  familiar: Familiar | None = None
 
   @property
   def context(self) -> int:
@@ -220,6 +225,8 @@ def save(directory: pathlib.Path, bundle: Bundle) -> None:
   params, stats = nnx.state(bundle.network, nnx.Param, nnx.BatchStat)
   checkpoints.save_tree(part / WEIGHTS, weight_tree({"params": params, "stats": stats}, bundle))
   (part / DESCRIPTION).write_text(bundle.description.to_json(), encoding="utf-8")
+  if bundle.familiar is not None:
+    np.savez(part / FAMILIAR, **bundle.familiar._asdict())
   stage_cache.seal(part)
   shutil.rmtree(directory, ignore_errors=True)
   part.rename(directory)
@@ -282,7 +289,19 @@ def load(directory: pathlib.Path) -> Bundle:
     texture_encoder.Encoder(**tree[name]) for name in _numbered("texture", description.textures)
   )
   view_heads = tuple(tree[name] for name in _numbered("view", description.views))
-  return Bundle(description, network, tree["heads"], encoders, view_heads)
+  return Bundle(
+    description, network, tree["heads"], encoders, view_heads, _familiar(directory / FAMILIAR)
+  )
+
+
+def _familiar(path: pathlib.Path) -> Familiar | None:
+  if not path.exists():
+    return None
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      return familiar_of(dict(arrays))
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    raise UserError(f"{path}: cannot be read ({error}); run the training again") from error
 
 
 def head_spec(description: Description, view: tuple[int, ...]) -> HeadSpec:

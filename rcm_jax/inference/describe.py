@@ -52,6 +52,7 @@ def describe(
   return Description(
     method=predictions[0].method,
     image_shape=splits["train"].slices.shape[1:],
+    field_um=splits["train"].field_um,
     cnn=cnn,
     head=head,
     seeds=seeds,

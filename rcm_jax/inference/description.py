@@ -11,6 +11,7 @@ import numpy as np
 
 from rcm_jax import __version__, arrays
 from rcm_jax.cnn import inception
+from rcm_jax.data.scale import Scale
 from rcm_jax.decoding import boundaries
 from rcm_jax.decoding.intervals import Calibration
 from rcm_jax.heads.attention import AttentionSpec
@@ -78,6 +79,7 @@ class Description:
     figures: scores of the ensemble on the test split, by name; see `describe.figures_of`.
     textures: encoders of what there is to see of a slice besides the CNN's features.
     views: which of these each further ensemble of as many heads reads.
+    field_um: side in µm of the square that a slice shows; None where training did not know.
     version: of this package when the bundle was written.
   """
 
@@ -92,7 +94,13 @@ class Description:
   figures: dict[str, float | None]
   textures: tuple[TextureSpec, ...] = ()
   views: tuple[tuple[int, ...], ...] = ()
+  field_um: float | int | None = None
   version: str = __version__
+
+  @property
+  def scale(self) -> Scale:
+    """What the model sees of a slice."""
+    return Scale(min(self.image_shape), self.field_um)
 
   @property
   def measured_coverage(self) -> tuple[float | None, ...]:
@@ -248,7 +256,8 @@ _DESCRIPTION = json_fields.fields(
     "figures": mapped(optional(number(-_MOST_UM, _MOST_UM))),
     "textures": listed(_TEXTURE, 0, 64),
     "views": listed(listed(whole(0, 63), 1, 64), 0, 64),
+    "field_um": optional(number(1, 1e5)),
     "version": text,
   },
-  frozenset({"textures", "views", "version"}),
+  frozenset({"textures", "views", "version", "field_um"}),
 )

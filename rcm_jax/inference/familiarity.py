@@ -7,8 +7,8 @@ appearance  do single slices look like training slices? Squared distance of a sl
             NeurIPS 2018, arXiv 1807.03888, with a covariance a stratum).
 continuity  do neighbouring slices show one place? Correlation of neighbours' gray levels, which tiles of
             other places lack, and copies of one slice have too much of.
-order       do strata come in their order? Nats a slice by which the CNN's word on single slices is less
-            probable from shallow to deep than from deep to shallow.
+order       do strata come in their order? Log-odds a slice of the opposite order, by what the CNN says of
+            single slices.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 import numpy as np
 from scipy import stats
 
-from rcm_jax.decoding import strata as strata_lib
+from rcm_jax.decoding import monotone_model
 
 QUESTIONS = ("appearance", "continuity", "order")
 FALSE_ALARMS = 0.0025  # a question and side, of stacks like those of training
@@ -70,18 +69,35 @@ class Found(NamedTuple):
   slices: Float[np.ndarray, "T"]
 
 
+class Images(NamedTuple):
+  """What a stack's gray levels are described by.
+
+  Attributes:
+    structure: of each slice, see `structure`.
+    alike: of each pair of neighbours, see `alike`.
+  """
+
+  structure: Float[np.ndarray, "T S"]
+  alike: Float[np.ndarray, "n"]
+
+
 class Seen(NamedTuple):
   """A stack as the model sees it.
 
   Attributes:
-    images: gray levels at the model's scale.
+    images: gray levels, described.
     features: of the CNN.
     probabilities: of the strata, by the CNN alone.
   """
 
-  images: UInt8[np.ndarray, "T h w"]
+  images: Images
   features: Float[np.ndarray, "T F"]
   probabilities: Float[np.ndarray, "T C"]
+
+
+def describe(images: UInt8[np.ndarray, "T h w"]) -> Images:
+  """Describes a stack's gray levels, at the model's scale."""
+  return Images(structure(images), alike(images))
 
 
 def structure(images: UInt8[np.ndarray, "T h w"]) -> Float[np.ndarray, "T S"]:
@@ -102,35 +118,26 @@ def structure(images: UInt8[np.ndarray, "T h w"]) -> Float[np.ndarray, "T S"]:
   return np.stack(columns, 1)
 
 
-def continuity(images: UInt8[np.ndarray, "T h w"]) -> float:
-  """Median correlation of neighbouring slices, as Fisher's z; 0 of a single slice."""
-  if len(images) < 2:
-    return 0.0
+def alike(images: UInt8[np.ndarray, "T h w"]) -> Float[np.ndarray, "n"]:
+  """Correlation of each slice with the next, as Fisher's z."""
   level = images.astype(np.float32).reshape(len(images), -1)
   level -= level.mean(1, keepdims=True)
   norm = np.linalg.norm(level, axis=1)
-  products = (level[:-1] * level[1:]).sum(1)
+  products, norms = (level[:-1] * level[1:]).sum(1), norm[:-1] * norm[1:]
   # Slices without contrast are copies of each other.
-  correlation = np.where(
-    norm[:-1] * norm[1:] > 0, products / np.maximum(norm[:-1] * norm[1:], 1e-9), 1
-  )
-  return float(np.median(np.arctanh(np.clip(correlation, -0.9999, 0.9999))))
+  correlation = np.where(norms > 0, products / np.maximum(norms, 1e-9), 1)
+  return np.arctanh(np.clip(correlation, -0.9999, 0.9999)).astype(np.float64)
 
 
 def disorder(probabilities: Float[np.ndarray, "T C"]) -> float:
-  """Nats a slice by which strata from shallow to deep are less probable than the other way round."""
+  """Log-odds a slice that a stack runs upwards, by what is said of single slices."""
   logs = np.log(np.maximum(probabilities, _NEAREST)).astype(np.float32)
   count, more = len(logs), -len(logs) % _LENGTHS
   mask = np.arange(count + more) < count
-  best = lambda logs: float(_best(np.pad(logs, ((0, more), (0, 0))), mask))
-  return (best(logs[::-1]) - best(logs)) / count
+  return -float(_order_log_odds(np.pad(logs, ((0, more), (0, 0))), mask)) / count
 
 
-@jax.jit
-def _best(logs: Float[Array, "T C"], mask: Bool[Array, "T"]) -> Float[Array, ""]:
-  """Logarithm of the most probable order's probability."""
-  strata = strata_lib.monotone(logs, mask)
-  return jnp.where(mask, logs[jnp.arange(len(logs)), strata], 0).sum()
+_order_log_odds = jax.jit(monotone_model.order_log_odds)
 
 
 def learn(
@@ -144,7 +151,7 @@ def learn(
   """
   described, labels, features = [], [], []
   for seen, strata in train:
-    described.append(structure(seen.images))
+    described.append(seen.images.structure)
     features.append(seen.features)
     labels.append(strata)
   described, features, labels = map(np.concatenate, (described, features, labels))
@@ -191,7 +198,7 @@ def _axes(features: np.ndarray, described: np.ndarray) -> np.ndarray:
 
 def _distances(known: Familiar, seen: Seen) -> Float[np.ndarray, "T"]:
   """Mean squared distance a dimension to the nearest Gaussian."""
-  points = np.concatenate([seen.features, structure(seen.images)], 1) - known.centre
+  points = np.concatenate([seen.features, seen.images.structure], 1) - known.centre
   away = (points @ known.axes)[:, None] - known.means
   squared = np.einsum("tgk,gkl,tgl->tg", away, known.precisions, away)
   return squared.min(1) / known.means.shape[1]
@@ -199,7 +206,8 @@ def _distances(known: Familiar, seen: Seen) -> Float[np.ndarray, "T"]:
 
 def _scores(known: Familiar, seen: Seen) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "T"]]:
   distances = np.log(np.maximum(_distances(known, seen), 1e-3))
-  scores = distances.mean(), continuity(seen.images), disorder(seen.probabilities)
+  continuity = np.median(seen.images.alike) if len(seen.images.alike) else 0.0
+  scores = distances.mean(), continuity, disorder(seen.probabilities)
   return np.array(scores), distances
 
 
@@ -208,7 +216,7 @@ def look(known: Familiar, seen: Seen) -> Found:
   scores, distances = _scores(known, seen)
   deviations = (scores - known.typical) / known.spread
   away = np.array([deviations[0], np.abs(deviations[1]), deviations[2]])
-  if len(seen.images) < 2:
+  if not len(seen.images.alike):
     away[1] = 0
   names = tuple(name for name, value in zip(QUESTIONS, away, strict=True) if value > known.limit)
   reach = known.limit * known.spread[0]

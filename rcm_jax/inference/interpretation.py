@@ -88,6 +88,7 @@ class Boundary:
     low_um: lower end of the interval; None without interval.
     high_um: upper end.
     slice: the first slice at or below it, counted from 0; None unless shown.
+    lateral_um: greatest difference between its depths in parts of the field; None where one was seen.
   """
 
   name: str
@@ -97,6 +98,7 @@ class Boundary:
   low_um: float | None
   high_um: float | None
   slice: int | None
+  lateral_um: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

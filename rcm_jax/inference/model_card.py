@@ -43,7 +43,8 @@ Inception-V3 of width {card.cnn["width"]:g}, after Bozkurt et al. 2021.
 
 ## Input and output
 
-8-bit gray slices, shallow first, {height} x {width} pixels, and their depths in µm. Out come, by
+8-bit gray slices, shallow first, {height} x {width} pixels {_field(card)},
+and their depths in µm. Out come, by
 slice, the probabilities of {", ".join(arrays.STRATA)} (temperature {calibration.temperature:.3g})
 and the stratum; by boundary, the depth of the first slice below it and an interval
 {_intervals(card)}.
@@ -79,6 +80,12 @@ Accuracies and coverages are fractions. `accuracy` and the boundaries' errors ar
 - Stacks are read shallow to deep, in equal lateral position. Motion between slices is not seen.
 - It does not look for disease, and a plan of depths is a suggestion to be checked by eye.
 """
+
+
+def _field(card: Description) -> str:
+  if card.field_um is None:
+    return "of a size that nobody told"
+  return f"on a field of {card.field_um:.4g} µm ({card.scale.pixel_um:.4g} µm a pixel)"
 
 
 def _intervals(card: Description) -> str:

@@ -79,8 +79,11 @@ def result_of(
       "source": source,
       "step_um": float(np.median(steps)) if steps.size else None,
       "pixel_um": pixel_um,
+      "tiles": prediction.tiles,
     },
     "model": {
+      "image_size": description.scale.image_size,
+      "field_um": description.scale.field_um,
       "method": description.method,
       "members": len(description.seeds),
       "dataset": description.training.dataset,

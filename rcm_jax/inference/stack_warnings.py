@@ -10,6 +10,8 @@ from jaxtyping import Float
 import numpy as np
 
 from rcm_jax import arrays
+from rcm_jax.data.scale import Scale, field_of, same_field
+from rcm_jax.inference import familiarity
 from rcm_jax.inference.description import Description, Training
 from rcm_jax.inference.interpretation import (
   DISPLAY_NAMES,
@@ -21,6 +23,7 @@ from rcm_jax.inference.interpretation import (
 STEP_FACTOR = 1.5  # by how much a step may leave the range of training
 FIRST_SLICE_UM = 10.0  # by how much the first slice may
 OUTSIDE_SHARE = 0.2  # of a stack's slices that may be darker, brighter or flatter than in training
+MOST_NAMED = 5  # slices that a warning names
 UPSIDE_DOWN = 2.0  # log-odds of the opposite order, about 7 to 1
 
 
@@ -61,6 +64,50 @@ def stack_warnings(
     *_of_intervals(named, description),
   ]
   return [StackWarning(code, message) for code, message in pairs]
+
+
+def scale_warnings(
+  shape: tuple[int, int], pixel_um: float | int | None, scale: Scale
+) -> list[StackWarning]:
+  """Says where a model may see cells of another size than it was trained on.
+
+  Args:
+    shape: of the slices as they were given.
+    pixel_um: of their pixels; None if unknown.
+    scale: of the model.
+  """
+  if scale.field_um is None:
+    message = "nobody told the scale of the stacks that the model was trained on"
+    return [StackWarning("scale_unknown", f"{message}: give it stacks of the same instrument only")]
+  if pixel_um is None:
+    return [
+      StackWarning(
+        "scale_unknown",
+        f"the pixel size is unknown; the slices were taken to show {scale.field_um:.4g} µm, as in "
+        "training: give --pixel_um",
+      )
+    ]
+  field = field_of(shape, pixel_um)
+  if field < scale.field_um and not same_field(field, scale.field_um):
+    return [
+      StackWarning(
+        "small_field",
+        f"the slices show {field:.4g} µm where the model sees {scale.field_um:.4g}; they were filled "
+        "up by mirroring",
+      )
+    ]
+  return []
+
+
+def unfamiliar(found: familiarity.Found) -> list[StackWarning]:
+  """Says how a stack differs from those of training, and in which slices most."""
+  if not found.unfamiliar:
+    return []
+  message = f"unlike the stacks of training: {familiarity.reasons(found.unfamiliar)}"
+  if "appearance" in found.unfamiliar:
+    worst = np.sort(np.argsort(-found.slices)[:MOST_NAMED])
+    message += f" (most of all slices {', '.join(map(str, worst))})"
+  return [StackWarning("unfamiliar", f"{message}; do not rely on this answer")]
 
 
 def _of_slices(

@@ -14,7 +14,7 @@ from rcm_jax.data import pca
 from rcm_jax.evaluation.predictions import StackPrediction
 from rcm_jax.heads import fold_pca
 from rcm_jax.heads import training as head_training
-from rcm_jax.inference import bundle, describe
+from rcm_jax.inference import bundle, describe, familiarity
 from rcm_jax.run import head_config, stages
 from rcm_jax.run.cnn_stages import Classifier
 from rcm_jax.textures import encoder as texture_encoder
@@ -64,5 +64,31 @@ def keep_model(
   )
   network = extraction.load(classifier.spec, classifier.model_dir)
   on_views = tuple(map(chosen, on_textures.heads))
-  model = bundle.Bundle(description, network, params, tuple(on_textures.encoders), on_views)
+  model = bundle.Bundle(
+    description,
+    network,
+    params,
+    tuple(on_textures.encoders),
+    on_views,
+    _familiar(run, classifier),
+  )
   bundle.save(run.workdir / "model", model)
+
+
+def _familiar(run: stages.Run, classifier: Classifier) -> familiarity.Familiar | None:
+  """Learns what stacks of the run look like; None with too few of them to say."""
+  if len(run.splits["validation"].stack_id) < 2:
+    return None
+
+  def stacks(name):
+    split = run.splits[name]
+    features, probabilities = (
+      classifier.load(name, kind) for kind in ("features", "probabilities")
+    )
+    for stack in range(len(split.stack_id)):
+      rows = split.rows(stack)
+      images = familiarity.describe(np.asarray(split.slices[rows]))
+      of_cnn = features[rows].astype(np.float32)
+      yield familiarity.Seen(images, of_cnn, probabilities[rows]), split.labels[rows]
+
+  return familiarity.learn(stacks("train"), (seen for seen, _ in stacks("validation")))
