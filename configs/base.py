@@ -21,7 +21,7 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   demo, small = preset == "demo", preset != "paper"
   config = ml_collections.ConfigDict()
   config.name = ""  # name of the row
-  config.pipeline = "head"  # head, views, end_to_end, cnn, hames or kaur
+  config.pipeline = "head"  # head, views, end_to_end, cnn, hames, kaur or depth_prior
   config.seeds = (0, 1, 2)  # members of sequence heads; baselines run once each
 
   # Of float32 products on a GPU: highest, high (3 × TF32) or default (TF32, 11 bits). The CNN's are bfloat16.
@@ -42,6 +42,9 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.cnn.context = 1  # slices seen at once; 3 in IV3-Context
   config.cnn.width = 0.25 if small else 1.0  # factor on Inception-V3's channels
   config.cnn.pretrained = config_dict.placeholder(str)  # file of ImageNet weights
+  # Whether average pooling counts the zeros around the image; None: as the library of that file
+  # does (torchvision does; Keras, TensorFlow and a new network do not). pytorch-fid's file: False.
+  config.cnn.count_include_pad = config_dict.placeholder(bool)
   # Only with such a file, for fine-tuning:
   config.cnn.pretrained_input = "symmetric"  # its images: [−1, 1], or imagenet (mean, deviation)
   config.cnn.frozen_epochs = 1  # in which only the new layers learn
@@ -80,7 +83,11 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.head.hidden = 64
   config.head.cell = "gru"  # gru, rnn, lstm
   config.head.bidirectional = True
-  config.head.window = config_dict.placeholder(int)  # slices around each slice; None: the stack
+  # An LSTM's forget gates start at this bias; ours: Keras starts them at 1.
+  config.head.forget_bias = 0.0
+  # Slices around each slice; None: the stack. Ours: a batch has all windows of `batch_size` stacks,
+  # with one dropout mask a stack, where the paper may have drawn its sub-sequences one by one.
+  config.head.window = config_dict.placeholder(int)
   config.head.attention = "none"  # none, toeplitz, additive, location
   config.head.half_widths = (0,)  # D of Toeplitz attention
   config.head.edge_mode = "zero"  # as the paper; or renormalize
@@ -91,13 +98,20 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   )
   config.head.likelihood = "slices"  # or boundaries: the monotone model, see ops/boundaries.py
   config.head.mae_weights = (0.0,)  # of the expected boundary error, per µm; with boundaries only
-  config.head.max_slices = 71  # longer stacks are cut in training
+  # The paper's T. Longer stacks are cut in training, and where validation chooses the epoch. What is
+  # reported of validation and test stacks is of all their slices, unless attention is by location,
+  # which has no score for more.
+  config.head.max_slices = 71
   config.head.epochs = 200
   config.head.batch_size = 4
   config.head.learning_rates = (1e-3,)  # Adam; the paper names no optimiser
-  config.head.dropouts = (0.1,)  # on the recurrent connections
+  # On the recurrent connections; ours: one mask a stack and direction, for all its steps and gates.
+  config.head.dropouts = (0.1,)
   config.head.pca_components = config_dict.placeholder(int)  # ours: of the features; None: all 256
   config.head.input_dropout = 0.0  # ours: share of the features hidden from a stack in training
   config.head.ema_decay = 0.0  # ours: decay a step of the weights' running average; 0: none
-  config.head.l1s = (0.05,)  # on the mean absolute recurrent weight
+  # The paper has L1 of 0.05 on the recurrent weights. Keras, which it does not name, adds them all
+  # up (sum), 12,288 a direction; ours is the mean of a direction, which weighs 12,288 times less.
+  config.head.l1s = (0.05,)
+  config.head.l1_reduction = "mean"  # or sum
   return config

@@ -6,7 +6,8 @@ About 2 minutes on two CPU cores with the demo preset. On the phantom's paper_sm
 (docs/study, 5 seeds): 86.8 % accuracy and 104 impossible transitions. The paper, on its own stacks:
 87.52 %.
 
-At the ends of a stack the window is shorter, which is our choice. The paper's other encoders:
+At the ends of a stack the window is shorter, and a batch has all windows of four stacks, with one
+dropout mask a stack, instead of four sub-sequences: both are our choices. The paper's other encoders:
 --config.head.bidirectional=False, --config.head.cell=rnn (or lstm).
 """
 

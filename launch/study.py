@@ -8,6 +8,11 @@ table for each ablation. Whatever ended before is not done again when the comman
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+  from tfds_rcm import interrupts
+
+  interrupts.install("launch.study")
+
 import argparse
 from collections.abc import Sequence
 import dataclasses

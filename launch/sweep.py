@@ -13,6 +13,11 @@ rate, L1, dropout) become one job; the rest become separate jobs. On the command
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+  from tfds_rcm import interrupts
+
+  interrupts.install("launch.sweep")
+
 import argparse
 import ast
 import builtins
@@ -29,7 +34,7 @@ from ml_collections import ConfigDict
 
 from launch.runners import cost, dispatch
 from launch.runners import job as job_lib
-from rcm_jax.run import renamed
+from rcm_jax.run import methods, renamed
 from tfds_rcm.errors import UserError, nearest
 
 Point = dict[str, Any]
@@ -44,7 +49,6 @@ FOLDED = {
   "head.dropouts": "dropout",
   "head.mae_weights": "mae_weight",
 }
-UPSTREAM = ("data.", "cnn.", "augmentation.", "features.")  # what determines a head's features
 
 
 def grid(fields: Mapping[str, Iterable[Any]]) -> Sweep:
@@ -198,7 +202,9 @@ def _job(point: Point, box: dict[str, tuple]) -> job_lib.Job:
     config=config,
     overrides=changed,
     fields=fields,
-    members=math.prod(map(len, box.values())) if fields["pipeline"] in cost.HEADS else 1,
+    members=math.prod(map(len, box.values()))
+    if methods.METHODS[fields["pipeline"]].trains_members
+    else 1,
   )
 
 
@@ -220,14 +226,13 @@ def _in_order(found: Sequence[job_lib.Job]) -> list[job_lib.Job]:
   """
 
   def features(job):
-    uses = job.fields["pipeline"] in cost.ON_CNN
+    shared = methods.METHODS[job.fields["pipeline"]].shared
     return (
-      repr([v for name, v in job.fields.items() if name.startswith(UPSTREAM)]) if uses else None
+      repr([v for name, v in job.fields.items() if name.startswith(shared)]) if shared else None
     )
 
-  def work(job):  # what it does besides; several CNNs take longer than any heads
-    is_head = job.fields["pipeline"] in cost.HEADS
-    return job.members * job.fields["head.epochs"] if is_head else math.inf
+  def work(job):  # what it does besides
+    return cost.seconds(dataclasses.replace(job, after="another"), "cpu")
 
   leaders: dict[str, job_lib.Job] = {}
   for job in found:

@@ -8,6 +8,11 @@ LaTeX, and the figures.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+  from tfds_rcm import interrupts
+
+  interrupts.install("rcm_jax.evaluate")
+
 import argparse
 from collections.abc import Sequence
 import pathlib
@@ -16,7 +21,7 @@ import sys
 import rich.console
 
 from rcm_jax.evaluation import finished_runs
-from rcm_jax.reporting import console_table, study_report
+from rcm_jax.reporting import console_table, reader_rows, study_report
 from tfds_rcm import errors
 
 
@@ -26,9 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
   parser.add_argument("--runs", required=True, help="directory that runs' workdirs lie in")
   parser.add_argument("--out", required=True, help="directory for tables and figures")
+  parser.add_argument(
+    "--readers",
+    type=pathlib.Path,
+    help="agreement.json of tfds_rcm.agreement: the readers' own agreement as a row",
+  )
   args = parser.parse_args(argv)
   console = rich.console.Console()
   try:
+    readers = reader_rows.read(args.readers) if args.readers else None
     datasets, notes = finished_runs.gather(args.runs)
     for note in notes:
       console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
@@ -36,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       folder = pathlib.Path(args.out)
       if len(datasets) > 1:
         folder /= "".join(c if c.isalnum() or c in "-+." else "_" for c in runs.dataset)
-      rows = study_report.write(runs, folder)
+      rows = study_report.write(runs, folder, readers)
       console_table.print_table(rows, title=runs.dataset, console=console)
       console.print(f"tables.md, table*.csv, table*.tex and figures are in {folder}", markup=False)
   except errors.UserError as error:

@@ -13,6 +13,11 @@ Formats, each beside a model card (`model_card.md`):
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+  from tfds_rcm import interrupts
+
+  interrupts.install("rcm_jax.export")
+
 import argparse
 from collections.abc import Sequence
 import pathlib

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+  from tfds_rcm import interrupts
+
+  interrupts.install("rcm_jax")
+
 from collections.abc import Sequence
+import contextlib
 import errno
 import os
 import pathlib
@@ -52,7 +58,6 @@ def main(argv: Sequence[str]) -> None:
     _fail("both --config=configs/METHOD.py and --workdir=DIR are needed")
   logging.set_verbosity(logging.FATAL)  # TFDS and Orbax advise much
   threading.excepthook = _ignore_full_disk
-  preemption.install()
   try:
     devices.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _gpus(_GPUS.value))
   except UserError as error:
@@ -64,21 +69,17 @@ def main(argv: Sequence[str]) -> None:
   except UserError as error:
     _fail(str(error))
   except preemption.Preempted as stopped:
-    print(
-      f"rcm_jax: stopped on request {stopped.where}; the same command goes on from there",
-      file=sys.stderr,
-      flush=True,
-    )
-    raise
+    stopped.tell()
+    if jax.distributed.is_initialized():
+      raise  # the others wait for an orderly exit
+    stopped.end()
   except Exception as error:  # Orbax tells of a full disk by a ValueError
     if not _is_disks_fault(error):
       raise
     where = getattr(error, "filename", None) or f"{workdir} or {cache_dir}"
-    print(
-      f"rcm_jax: {where}: cannot be written (disk full, or no permission); make room or choose "
-      "another directory, then run the same command again: it goes on where it stopped",
-      file=sys.stderr,
-      flush=True,
+    _tell(
+      f"{where}: cannot be written (disk full, or no permission); make room or choose another "
+      "directory, then run the same command again: it goes on where it stopped"
     )
     os._exit(1)  # whatever else flushes at exit would fail in the same way, at length
 
@@ -147,8 +148,13 @@ def _unknown_key(argv: Sequence[str], text: str) -> str | None:
   return None
 
 
+def _tell(message: str) -> None:
+  with contextlib.suppress(OSError):  # a log may lie on the full disk, too
+    print(f"rcm_jax: {message}", file=sys.stderr, flush=True)
+
+
 def _fail(message: str) -> NoReturn:
-  print(f"rcm_jax: {message}", file=sys.stderr, flush=True)
+  _tell(message)
   if jax.distributed.is_initialized():
     os._exit(1)  # an orderly exit would wait for processes that wait for this one
   raise SystemExit(1)

@@ -10,6 +10,11 @@ that needs no network. NAME tells the stack's path.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+  from tfds_rcm import interrupts
+
+  interrupts.install("rcm_jax.predict")
+
 import argparse
 from collections.abc import Sequence
 import dataclasses

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
-import os
 import signal
 
 from flax import nnx
+import interrupted
 import jax
 import jax.numpy as jnp
 import numpy as np
+import precision
 import pytest
 
 from rcm_jax.cnn import extraction, inception, train_step
@@ -112,12 +113,8 @@ def assert_equal_trainings(first, second):
 @pytest.fixture
 def asked_to_stop():
   """Sends this process a signal, as Slurm does, and tidies up."""
-  before = {number: signal.getsignal(number) for number in preemption.SIGNALS}
-  preemption.install()
-  yield os.kill
-  for number, handler in before.items():
-    signal.signal(number, handler)
-  preemption.clear()
+  with interrupted.handled():
+    yield interrupted.send
 
 
 def test_stopped_within_an_epoch_it_goes_on_at_the_next_step(trained, tmp_path, asked_to_stop):
@@ -127,7 +124,7 @@ def test_stopped_within_an_epoch_it_goes_on_at_the_next_step(trained, tmp_path, 
   def stop(done, total):
     steps.append(done)
     if done == 5:  # the second of three steps in the second of three epochs
-      asked_to_stop(os.getpid(), signal.SIGTERM)
+      asked_to_stop(signal.SIGTERM)
 
   with pytest.raises(preemption.Preempted, match="75") as stopped:
     cnn_training.train(SPEC, SPLITS, tmp_path, advance=stop, about={"git_revision": "abc"})
@@ -143,12 +140,6 @@ def test_stopped_within_an_epoch_it_goes_on_at_the_next_step(trained, tmp_path, 
   assert_equal_trainings(tmp_path, whole)
 
 
-@pytest.mark.parametrize("number", preemption.SIGNALS)
-def test_outside_of_a_training_a_run_stops_at_once(asked_to_stop, number):
-  with pytest.raises(preemption.Preempted):
-    asked_to_stop(os.getpid(), number)
-
-
 def test_extraction_equals_the_network_slice_by_slice(trained, tmp_path):
   directory, _ = trained
   extraction.extract(SPEC, directory, SPLITS, tmp_path, batch_size=4, dtype="float32")
@@ -156,10 +147,13 @@ def test_extraction_equals_the_network_slice_by_slice(trained, tmp_path):
   for name, split in SPLITS.items():
     images = inception.from_uint8(jnp.asarray(split.slices[..., None]))
     features = np.load(tmp_path / f"{name}_features.npy")
-    scale = np.abs(features).max()
-    np.testing.assert_allclose(features, model.features(images), atol=1e-4 * scale)
     probabilities = np.load(tmp_path / f"{name}_probabilities.npy")
-    np.testing.assert_allclose(probabilities, jax.nn.softmax(model(images)), atol=1e-4)
+    logits = model(images)
+    layers = 94  # both round after each, in other places
+    precision.assert_close(features, np.float64(model.features(images)), factor=layers)
+    # A probability moves by at most what the logits do.
+    expected, size = np.float64(jax.nn.softmax(logits)), float(jnp.abs(logits).max())
+    precision.assert_close(probabilities, expected, factor=layers, scale=size)
 
 
 def test_seeds_share_one_program_and_learn_differently():
@@ -193,8 +187,8 @@ def test_pretrained_layers_are_frozen_first_and_slower_then():
     updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
     ratios.append(updates["blocks"]["stem"][0] / updates["embed"]["kernel"][0])
   np.testing.assert_allclose(ratios[1:9], 0)  # in the first step the rate itself is 0
-  np.testing.assert_allclose(ratios[9:13], [0.025, 0.05, 0.075, 0.1], rtol=1e-5)
-  np.testing.assert_allclose(ratios[13:], 0.1, rtol=1e-5)
+  expected = np.array([0.025, 0.05, 0.075, 0.1, 0.1, 0.1, 0.1])
+  precision.assert_close(np.array(ratios[9:]), expected)
 
 
 def test_training_from_scratch_has_one_rate():

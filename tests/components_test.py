@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import bundles
 import jax
 import jax.numpy as jnp
 import numpy as np
+import precision
 import pytest
 
 from rcm_jax import arrays
 from rcm_jax.data import pca
 from rcm_jax.heads import fold_pca
+
+# Of squares of float32 coordinates, whose error grows with the condition of the features.
+_WHITE = 2000 * float(np.finfo(np.float32).eps)
 
 
 def values(count: int = 200, size: int = 6) -> np.ndarray:
@@ -23,16 +28,17 @@ def values(count: int = 200, size: int = 6) -> np.ndarray:
 def test_components_are_white_and_lose_the_least():
   x = values()
   found = pca.learn(x, 3)
-  np.testing.assert_allclose(np.cov(found(x), rowvar=False), np.eye(3), atol=1e-3)
-  np.testing.assert_allclose(found(x).mean(0), 0, atol=1e-4)
-  explained = np.linalg.svd(x - x.mean(0), compute_uv=False)[:3] ** 2 / (len(x) - 1)
-  np.testing.assert_allclose(1 / np.square(found.matrix).sum(0), explained, rtol=1e-3)
+  np.testing.assert_allclose(np.cov(found(x), rowvar=False), np.eye(3), atol=_WHITE)
+  np.testing.assert_allclose(found(x).mean(0, dtype=np.float64), 0, atol=_WHITE)
+  centered = x - x.mean(0, dtype=np.float64)
+  explained = np.linalg.svd(centered, compute_uv=False)[:3] ** 2 / (len(x) - 1)
+  np.testing.assert_allclose(1 / np.square(found.matrix).sum(0), explained, rtol=_WHITE)
 
 
 def test_what_does_not_vary_in_training_is_left_out():
   x = values()[:, :3] @ np.eye(3, 6, dtype=np.float32)
   found = pca.learn(x, 5)(x + np.eye(6, dtype=np.float32)[5])
-  np.testing.assert_allclose(np.cov(found, rowvar=False)[:3, :3], np.eye(3), atol=1e-3)
+  np.testing.assert_allclose(np.cov(found, rowvar=False)[:3, :3], np.eye(3), atol=_WHITE)
   assert not found[:, 3:].any()
 
 
@@ -44,9 +50,10 @@ def test_only_real_training_slices_take_part_and_padding_stays_zero():
   split = arrays.Features(filled, *zeros, mask)
   other = dataclasses.replace(split, values=1 + np.where(mask[..., None], x, 0))
   found, seen = pca.of_splits({"train": split, "test": other}, 2)
-  np.testing.assert_allclose(found.mean, x[mask].mean(0), rtol=1e-5)
+  precision.assert_close(found.mean, x[mask].mean(0, dtype=np.float64))
   for name, features in (("train", split), ("test", other)):
-    np.testing.assert_allclose(seen[name].values[mask], found(features.values[mask]), rtol=1e-5)
+    exact = (features.values[mask] - np.float64(found.mean)) @ np.float64(found.matrix)
+    precision.assert_close(seen[name].values[mask], exact, found(features.values[mask]))
     assert not seen[name].values[~mask].any()
 
 
@@ -63,7 +70,14 @@ def test_unfolded_heads_say_of_features_what_they_said_of_components(cell, bidir
   mask = jnp.arange(11) < 9
   for i in range(2):
     one = lambda tree, i=i: jax.tree.map(lambda leaf: leaf[i], tree)
-    expected = bundles.head_of(spec, one(params))(jnp.asarray(found(x)), mask, half_width=1)
-    got = bundles.head_of(wide, one(unfolded))(jnp.asarray(x), mask, half_width=1)
-    np.testing.assert_allclose(got, expected, atol=1e-4)
-    assert np.ptp(expected) > 0.1
+    run = lambda spec, params, x: bundles.head_of(spec, params)(jnp.asarray(x), mask, half_width=1)
+    narrow = functools.partial(run, spec, one(params))
+    exact = precision.in_float64(
+      lambda params, x: run(spec, params, x),
+      one(params),
+      (x - np.float64(found.mean)) @ np.float64(found.matrix),
+    )
+    # Features are far from their mean, which is now taken off behind the product.
+    terms = float((np.abs(x) @ np.abs(np.asarray(one(unfolded)["encoder"]["kernel"][...]))).max())
+    precision.assert_close(run(wide, one(unfolded), x), exact, narrow(found(x)), scale=terms)
+    assert np.ptp(exact) > 0.1

@@ -7,6 +7,7 @@ from pathlib import Path
 import re
 
 import numpy as np
+import precision
 import pytest
 
 from launch import sweep
@@ -51,8 +52,7 @@ def test_the_example_of_a_new_method_trains(monkeypatch, tmp_path, features):
   head_training.train(spec, members, features, features, tmp_path, epochs=1, batch_size=2)
   trained = head_training.load(spec, members, tmp_path)
 
-  np.testing.assert_allclose(
-    trained.probabilities(features)[:, features.mask].sum(-1), 1, rtol=1e-5
-  )
+  sums = trained.probabilities(features)[:, features.mask].sum(-1)
+  precision.assert_close(sums, np.ones(sums.shape))
   maps = trained.attention_weights(features)
-  np.testing.assert_allclose(maps.sum(-1), np.tile(features.mask, (2, 1, 1)), rtol=1e-6)
+  precision.assert_close(maps.sum(-1), np.tile(features.mask, (2, 1, 1)))

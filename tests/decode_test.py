@@ -7,6 +7,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import precision
 import pytest
 from scipy import ndimage
 
@@ -62,11 +63,13 @@ def test_boundary_posterior_is_the_sum_over_all_labellings(length):
   for _ in range(5):
     log_probs = random_log_probs(rng, length, scale=1.0)
     weight = np.exp(scores(log_probs, paths))
-    expected = np.zeros((2, PADDED + 1))
+    rounded = np.exp(scores(log_probs, paths).astype(np.float32))
+    expected, plain = np.zeros((2, PADDED + 1)), np.zeros((2, PADDED + 1), np.float32)
     for row in range(2):
       np.add.at(expected[row], begins[row], weight / weight.sum())
+      np.add.at(plain[row], begins[row], rounded / rounded.sum())
     found = _posterior(*padded(log_probs))
-    np.testing.assert_allclose(found.probability, expected, atol=2e-6)
+    precision.assert_close(found.probability, expected, plain)
     for row in range(2):
       error = np.abs(np.arange(length + 1)[:, None] - begins[row]) @ weight
       assert error[found.median[row]] <= error.min() * (1 + 1e-5)
@@ -103,7 +106,7 @@ def test_zero_probabilities_are_obeyed_and_never_become_nan():
   strata = np.asarray(_monotone(impossible, mask))
   assert np.isin(np.diff(strata), [0, 1]).all()
   posterior = _posterior(impossible, mask)
-  np.testing.assert_allclose(np.sum(posterior.probability, axis=1), 1.0, rtol=1e-6)
+  precision.assert_close(np.sum(posterior.probability, axis=1), np.ones(2))
 
 
 def test_posterior_gradient_is_finite_at_zero_probability():
@@ -123,7 +126,8 @@ def test_padding_changes_nothing(length):
     long, mask = padded(log_probs, fill)
     np.testing.assert_array_equal(_monotone(long, mask)[:length], _monotone(log_probs, alone))
     a, b = _posterior(long, mask), _posterior(log_probs, alone)
-    np.testing.assert_allclose(a.probability[:, : length + 1], b.probability, atol=1e-6)
+    exact = precision.in_float64(monotone_model.boundary_posterior, log_probs, alone).probability
+    precision.assert_close(a.probability[:, : length + 1], exact, b.probability)
     np.testing.assert_array_equal(a.probability[:, length + 1 :], 0)
     np.testing.assert_array_equal(a.median, b.median)
 
@@ -148,7 +152,8 @@ def test_vmap_equals_one_at_a_time():
     np.testing.assert_array_equal(strata[i], _monotone(row, real))
     np.testing.assert_array_equal(median[i], _median_then_max(strata[i], real))
     single = _posterior(row, real)
-    np.testing.assert_allclose(posterior.probability[i], single.probability, atol=1e-6)
+    exact = precision.in_float64(monotone_model.boundary_posterior, row, real).probability
+    precision.assert_close(posterior.probability[i], exact, single.probability)
     np.testing.assert_array_equal(posterior.median[i], single.median)
 
 
@@ -185,8 +190,8 @@ def test_quantiles_spread_a_slice_over_the_tissue_that_it_stands_for():
   probability[1, [3, 4]] = 0.5  # slice 3, 8 to 12 µm, or not in this stack: 12 to 16 µm
   levels = np.array([0.01, 0.25, 0.5, 0.75, 0.99], np.float32)
   quantiles = jax.jit(intervals.boundary_quantiles_um)(probability, levels, depth, mask)
-  np.testing.assert_allclose(quantiles[0], 1 + 3 * levels, rtol=1e-5)
-  np.testing.assert_allclose(quantiles[1], 8 + 8 * levels, rtol=1e-5)
+  exact = np.float64(levels)
+  precision.assert_close(quantiles, np.stack([1 + 3 * exact, 8 + 8 * exact]))
 
 
 def test_median_then_max_is_scipys_median_and_numpys_maximum():

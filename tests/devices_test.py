@@ -22,6 +22,7 @@ from rcm_jax.heads import training as head_training
 from tfds_rcm import cores
 from tfds_rcm.errors import UserError
 
+FLAGS = os.environ.get("XLA_FLAGS", "")  # such as the instructions that are allowed
 ROOT = Path(__file__).resolve().parent.parent
 # Sums of gradients are added in another order; Adam's first steps divide by their size.
 TOLERANCE = 1e-4
@@ -32,7 +33,7 @@ def start(directory: Path, devices: int, *distributed: str) -> subprocess.Popen:
   environment = {
     **os.environ,
     "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    "XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count={devices}",
   }
   command = [sys.executable, "tests/devices_worker.py", str(directory), *distributed]
   return subprocess.Popen(
@@ -122,7 +123,7 @@ print(jax.device_count(), len(devices.devices()), devices.local_mesh().size, dev
 )
 @pytest.mark.skipif(cores.num_cores() < 2, reason="one core")
 def test_the_second_core_serves_the_pair_alone(flags, seen):
-  environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+  environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": f"{FLAGS} {flags}"}
   done = subprocess.run(
     [sys.executable, "-c", SEEN], env=environment, capture_output=True, text=True, check=True
   )

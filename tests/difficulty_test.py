@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,24 @@ def _stack(split, right):
 def test_accuracy_is_that_of_validation_stacks(tmp_path):
   stacks = [_stack("validation", True), _stack("validation", False), _stack("test", False)]
   counts = {"train": 0, "validation": 2, "test": 1}
-  dataset = {"name": "rcm_phantom/x", "stacks": counts, "slices": counts}
+  dataset = {"name": "clinic", "stacks": counts, "slices": counts}
   results.write_run(tmp_path / "run", dataset, stacks, versions={})
-  assert difficulty.validation_accuracy(tmp_path) == [("rcm_phantom/x", {"hames": 0.75})]
+  assert difficulty.validation_accuracy(tmp_path) == [("clinic", {("hames", "all"): 0.75})]
+
+
+def test_lesions_stand_apart(tmp_path):
+  name = "rcm_phantom/demo+lesion_fraction=0.5"
+  lesions = difficulty.lesions_of(name)
+  healthy, nevus = (next(s for s in lesions if lesions[s] == kind) for kind in ("none", "nevus"))
+  stacks = [
+    dataclasses.replace(_stack("validation", right), stack_id=stack_id)
+    for stack_id, right in ((healthy, True), (nevus, False))
+  ]
+  stacks.append(_stack("test", True))
+  counts = {"train": 0, "validation": 2, "test": 1}
+  dataset = {"name": name, "stacks": counts, "slices": counts}
+  results.write_run(tmp_path / "run", dataset, stacks, versions={})
+  ((_, accuracies),) = difficulty.validation_accuracy(tmp_path)
+  assert accuracies == {
+    ("hames", "all"): 0.75, ("hames", "none"): 1.0, ("hames", "nevus"): 0.5
+  }  # fmt: skip

@@ -7,6 +7,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import precision
 import pytest
 
 from rcm_jax.cnn import inception
@@ -96,7 +97,7 @@ def gradient(start, spec, **changes):
 
 
 def plain_gradient(start, spec):
-  """The same with all slices of padded stacks at once."""
+  """The same with all slices of padded stacks at once, in float64 and as it is."""
   network, heads = start
   graph, params, rest = nnx.split(network, nnx.Param, ...)
   order = np.random.default_rng((0, 0)).permutation(3)[:2]
@@ -105,8 +106,13 @@ def plain_gradient(start, spec):
   truth = losses.targets_of(slices_lib.features_of(split, np.zeros((len(split), 1)), 5))
   truth = jax.tree.map(lambda x: x[order], truth)
   head_key = jax.random.split(jax.random.key(7))[1]
+  keys = [jax.random.fold_in(head_key, member.seed) for member in MEMBERS]
+  draws = [
+    objective.draw(spec, member, key, (2, 5), 0.0)
+    for member, key in zip(MEMBERS, keys, strict=True)
+  ]
 
-  def loss(params):
+  def loss(params, draws):
     images = inception.from_uint8(jnp.asarray(padded).reshape(-1, 75, 75, 1))
     values = nnx.merge(graph, params["cnn"], rest, copy=True).features(images).reshape(2, 5, -1)
     each = [
@@ -116,20 +122,15 @@ def plain_gradient(start, spec):
         member,
         values,
         truth,
-        objective.draw(spec, member, jax.random.fold_in(head_key, member.seed), (2, 5), 0.0),
+        draws[i],
       )[0]
       for i, member in enumerate(MEMBERS)
     ]
     return sum(each) / len(each)
 
-  return jax.jit(jax.value_and_grad(loss))({"cnn": params, "heads": heads})
-
-
-def assert_close(found, expected):
-  assert jax.tree.structure(found) == jax.tree.structure(expected)
-  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-    scale = np.abs(b).max() + 1e-6
-    np.testing.assert_allclose(a / scale, b / scale, atol=2e-4)
+  both = jax.jit(jax.value_and_grad(loss))
+  params = {"cnn": params, "heads": heads}
+  return precision.in_float64(both, params, draws), both(params, draws)
 
 
 @pytest.mark.parametrize("micro_batch", [3, 10])  # in a loop; all at once
@@ -139,10 +140,9 @@ def test_the_gradient_is_that_of_the_whole(start, likelihood, micro_batch):
   spec = dataclasses.replace(SPEC, likelihood=likelihood, feedback=feedback)
   start = start[0], heads_of(spec)
   ((loss, _), found), batch = gradient(start, spec, micro_batch=micro_batch)
-  expected_loss, expected = plain_gradient(start, spec)
+  exact, plain = plain_gradient(start, spec)
   assert int(batch.count) < len(batch.slices)  # of 3, one is partly and another all padding
-  assert loss == pytest.approx(float(expected_loss), rel=1e-5)
-  assert_close(found, expected)
+  precision.assert_close((loss, found), exact, plain)
   largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(found["cnn"]))
   assert largest > 1e-4
 
@@ -150,8 +150,9 @@ def test_the_gradient_is_that_of_the_whole(start, likelihood, micro_batch):
 def test_rematerialisation_changes_nothing_but_memory(start):
   ((loss, _), found), _ = gradient(start, SPEC)
   ((kept_loss, _), kept), _ = gradient(start, SPEC, remat=False, micro_batch=6)
-  assert loss == pytest.approx(float(kept_loss), rel=1e-6)
-  assert_close(found, kept)
+  exact, plain = plain_gradient(start, SPEC)
+  precision.assert_close((loss, found), exact, plain)
+  precision.assert_close((kept_loss, kept), exact, plain)
 
 
 def train(start, directory, tuning=TUNING, **hooks):

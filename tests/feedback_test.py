@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
+import precision
 import pytest
 
 from rcm_jax.ops import backend, feedback, gru
@@ -97,14 +98,17 @@ def test_equals_a_plain_loop_with_nan_in_padding(mask, name, mode):
   real = jnp.asarray(mask, bool)
   use_label = None if told is None else jnp.asarray(told)
   run = lambda p, x: decoder(x, p, real, labels=labels, use_label=use_label)
-  loop = lambda p, x: _loop(step, p, x, mask, labels, told)
   spoiled = jnp.where(real[:, None], context, jnp.nan)
   got, pull = jax.vjp(jax.jit(run), params, spoiled)
-  expected, pull_loop = jax.vjp(jax.jit(loop), params, context)
-  np.testing.assert_allclose(got, expected, atol=1e-5)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), pull(weights), pull_loop(weights)
-  )
+
+  def loop(params, context, labels, weights):
+    once = jax.jit(lambda p, x: _loop(step, p, x, mask, labels, told))
+    out, pull = jax.vjp(once, params, context)
+    return out, *pull(weights)
+
+  arguments = (params, context, labels, weights)
+  exact = precision.in_float64(loop, *arguments)
+  precision.assert_close((got, *pull(weights)), exact, loop(*arguments))
 
 
 @NEEDS_KERNELS
@@ -140,15 +144,17 @@ def test_without_feedback_kernel_it_is_a_dense_layer():
   params, context = _dense_params(rng), _normal(rng, T, F)
   del params["feedback_kernel"]
   got = feedback.class_feedback(context, params, jnp.ones(T, bool))
-  np.testing.assert_allclose(got, context @ params["kernel"] + params["bias"], rtol=1e-5)
+  dense = lambda x, p: x @ p["kernel"] + p["bias"]
+  precision.assert_close(got, precision.in_float64(dense, context, params), dense(context, params))
 
 
 def test_without_kernel_it_goes_on_from_the_product_with_it():
   rng = np.random.default_rng(5)
   params, context, real = _dense_params(rng), _normal(rng, T, F), jnp.asarray(MASKS[2], bool)
-  whole = feedback.class_feedback(context, params, real)
+  whole = lambda x, p: feedback.class_feedback(x, p, real)
+  exact, plain = precision.in_float64(whole, context, params), whole(context, params)
   projected = context @ params.pop("kernel")
-  np.testing.assert_allclose(feedback.class_feedback(projected, params, real), whole, atol=1e-5)
+  precision.assert_close(whole(projected, params), exact, plain)
 
 
 def test_gru_decoder_without_feedback_rows_is_a_gru():
@@ -157,11 +163,15 @@ def test_gru_decoder_without_feedback_rows_is_a_gru():
   params, context, real = _gru_params(rng), _normal(rng, T, F), jnp.ones(T, bool)
   params["gru"]["kernel"] = params["gru"]["kernel"].at[F:].set(0)
   dropped = jnp.array([2.0, 0.0, 2.0, 0.0])
-  states = gru.gru(
-    context, params["gru"] | {"kernel": params["gru"]["kernel"][:F]}, real, recurrent_mask=dropped
-  )
+
+  def plain(context, params):
+    cell = params["gru"] | {"kernel": params["gru"]["kernel"][:F]}
+    states = gru.gru(context, cell, real, recurrent_mask=dropped.astype(context.dtype))
+    return states @ params["kernel"] + params["bias"]
+
   got = feedback.gru_feedback(context, params, real, recurrent_mask=dropped)
-  np.testing.assert_allclose(got, states @ params["kernel"] + params["bias"], atol=1e-5)
+  exact = precision.in_float64(plain, context, params)
+  precision.assert_close(got, exact, plain(context, params))
 
 
 def test_wrong_shapes_are_named():

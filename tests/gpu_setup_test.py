@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import cnn_test
 import jax
 import numpy as np
@@ -96,10 +94,9 @@ def test_slices_on_the_device_are_those_of_the_loader(context):
 
 
 def test_training_from_the_device_is_training_from_the_loader(tmp_path, monkeypatch):
-  spec = dataclasses.replace(cnn_test.SPEC, epochs=1)
   histories = []
   for name in ("cpu", "gpu"):
     monkeypatch.setattr(cnn_training, "backend", lambda name=name: name)
-    cnn_training.train(spec, cnn_test.SPLITS, tmp_path / name)
+    cnn_training.train(cnn_test.SPEC, cnn_test.SPLITS, tmp_path / name)
     histories.append(cnn_test.json.loads((tmp_path / name / "history.json").read_text()))
   assert histories[0]["loss"] == histories[1]["loss"]

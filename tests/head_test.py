@@ -1,12 +1,14 @@
 """Heads as modules: what equals what, what padding may not change, and what is refused."""
 
 import dataclasses
+import functools
 import json
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import precision
 import pytest
 
 from rcm_jax.heads.attention import AttentionSpec
@@ -72,13 +74,11 @@ def test_padding_equals_truncation_in_value_and_gradient(name, stack):
     return jnp.where(mask[:, None], logits**2, 0).sum(), logits
 
   gradient = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
-  short, logits = gradient(params, x, mask)
-  long, longer = gradient(params, padded, padded_mask)
-  np.testing.assert_allclose(longer[:T], logits, atol=1e-5)
-  assert not np.any(longer[T:])
-  np.testing.assert_allclose(long[1][:T], short[1], atol=2e-4)
-  assert not np.any(long[1][T:])
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), long[0], short[0])
+  exact, plain = precision.in_float64(gradient, params, x, mask), gradient(params, x, mask)
+  (d_params, d_x), logits = gradient(params, padded, padded_mask)
+  precision.assert_close(((d_params, d_x[:T]), logits[:T]), exact, plain)
+  assert not np.any(logits[T:])
+  assert not np.any(d_x[T:])
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -91,13 +91,15 @@ def test_attention_rows_sum_to_one_and_give_the_context(name, stack):
     inner = slice(2, -4)  # rows that reach over an end lack what lies there
   else:
     inner = slice(None, -2)
-  np.testing.assert_allclose(weights.sum(1)[inner], 1, atol=1e-6)
+  sums = weights.sum(1)[inner]
+  precision.assert_close(sums, np.ones(sums.shape))
   assert not np.any(weights[-2:])
   assert not np.any(weights[:, -2:])
   h = head.encode(x, mask)
   context = head.attention(h, mask)
-  np.testing.assert_allclose(
-    context[:-2], (weights @ jnp.where(mask[:, None], h, 0))[:-2], atol=1e-5
+  product = lambda weights, h: (weights @ jnp.where(mask[:, None], h, 0))[:-2]
+  precision.assert_close(
+    context[:-2], precision.in_float64(product, weights, h), product(weights, h)
   )
 
 
@@ -114,9 +116,12 @@ def test_a_dense_decoder_before_toeplitz_attention_is_one_after_it(edge_mode, fe
     return head.decoder(head.attention(head.encode(x, mask), mask), mask)
 
   evidence = lambda params: nnx.merge(graph, params).unary_scores(x, mask)
-  np.testing.assert_allclose(evidence(params), as_drawn(params), atol=1e-5)
-  gradients = [jax.grad(lambda p, f=f: (f(p) ** 2).sum())(params) for f in (evidence, as_drawn)]
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-4), *gradients)
+
+  def both(function, params):
+    return function(params), jax.grad(lambda p: (function(p) ** 2).sum())(params)
+
+  exact = precision.in_float64(functools.partial(both, as_drawn), params)
+  precision.assert_close(both(evidence, params), exact, both(as_drawn, params))
 
 
 def test_toeplitz_of_width_one_without_feedback_is_the_full_sequence_model(stack):
@@ -127,8 +132,10 @@ def test_toeplitz_of_width_one_without_feedback_is_the_full_sequence_model(stack
 
 def test_partial_sequence_as_long_as_the_stack_sees_all_of_it_from_the_middle(stack):
   partial = make(dataclasses.replace(FULL, window=T))
-  full = make(FULL)
-  np.testing.assert_allclose(partial(*stack)[T // 2], full(*stack)[T // 2], atol=1e-6)
+  graph, params = nnx.split(make(FULL))
+  full = lambda params, x: nnx.merge(graph, params)(x, stack[1])[T // 2]
+  exact, plain = precision.in_float64(full, params, stack[0]), full(params, stack[0])
+  precision.assert_close(partial(*stack)[T // 2], exact, plain)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +162,10 @@ def test_traced_half_width_equals_a_narrower_kernel(stack):
   state["attention"]["logits"] = nnx.Param(wide.attention.logits[1:-1])
   nnx.update(narrow, state)
   traced = jax.jit(lambda d: wide(*stack, half_width=d))(1)
-  np.testing.assert_allclose(traced, narrow(*stack), atol=1e-6)
+  graph, params = nnx.split(narrow)
+  plain = lambda params, x: nnx.merge(graph, params)(x, stack[1])
+  exact = precision.in_float64(plain, params, stack[0])
+  precision.assert_close(traced, exact, plain(params, stack[0]))
 
 
 def test_dropout_scales_what_it_keeps():
@@ -164,7 +174,7 @@ def test_dropout_scales_what_it_keeps():
   assert masks.encoder.shape == (4000, 2, 5)
   assert masks.decoder.shape == (4000, 5)
   kept = np.asarray(masks.encoder)
-  np.testing.assert_allclose(np.unique(kept), [0, 4 / 3], rtol=1e-6)
+  precision.assert_close(np.unique(kept), np.array([0, 4 / 3]))
   np.testing.assert_allclose(kept.mean(), 1, atol=0.02)
 
 
@@ -203,6 +213,21 @@ def test_an_architecture_is_read_back_from_its_fields_and_from_those_of_version_
     "average": 0.9,
   }
   assert spec_of(fields) == spec
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_forget_gates_of_an_lstm_start_where_kerass_do(bidirectional):
+  keras = pytest.importorskip("keras")
+  theirs = keras.layers.LSTM(5)
+  theirs.build((1, T, F))
+  lstm = dataclasses.replace(FULL, cell="lstm", bidirectional=bidirectional)
+  for spec, expected in (
+    (lstm, np.zeros(20)),
+    (dataclasses.replace(lstm, forget_bias=1.0), np.asarray(theirs.cell.bias)),
+    (dataclasses.replace(FULL, cell="rnn", forget_bias=1.0), np.zeros(5)),
+  ):
+    bias = np.asarray(Head(spec, nnx.Rngs(0)).encoder.bias[...])
+    np.testing.assert_array_equal(bias, np.broadcast_to(expected, bias.shape))
 
 
 def test_location_attention_refuses_longer_stacks():

@@ -10,6 +10,9 @@ import pytest
 
 from rcm_jax.cnn import folded_inception, inception
 
+# Both round after each of 94 layers, in other places; the norm of all outputs evens that out.
+ROUNDING = 94 * float(jnp.finfo(jnp.float32).eps)
+
 
 def _trained(in_channels: int) -> inception.InceptionV3:
   """A thin network in evaluation mode with statistics unlike their first values."""
@@ -49,8 +52,8 @@ def test_features_and_logits_equal_the_training_graph(in_channels):
   assert float(jnp.std(features)) > 0.05
   extract = folded_inception.extract_fn(model)
   got = extract(images)
-  assert _distance(got[0], features) < 1e-5
-  assert _distance(got[1], logits) < 1e-5
+  assert _distance(got[0], features) < ROUNDING
+  assert _distance(got[1], logits) < ROUNDING
   if in_channels == 1:
     np.testing.assert_array_equal(extract(images[..., 0])[0], got[0])
     half = folded_inception.extract_fn(model, jnp.bfloat16)(images)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import precision
 import pytest
 
 from rcm_jax.cnn import inception, inception_layers
@@ -49,11 +50,11 @@ def _neighbourhoods(x: np.ndarray, row: int, column: int, radius: int) -> np.nda
 @pytest.mark.parametrize("shape", [(2, 7, 8, 3), (1, 8, 3, 2), (1, 1, 1, 4)])
 def test_average_pool_leaves_out_what_is_outside(shape):
   x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-  expected = np.empty_like(x)
+  expected = np.empty(shape)
   for i in range(shape[1]):
     for j in range(shape[2]):
-      expected[:, i, j] = _neighbourhoods(x, i, j, 1).mean(axis=(1, 2))
-  np.testing.assert_allclose(inception.average_pool(jnp.asarray(x)), expected, atol=1e-6)
+      expected[:, i, j] = _neighbourhoods(x, i, j, 1).mean(axis=(1, 2), dtype=np.float64)
+  precision.assert_close(inception.average_pool(jnp.asarray(x)), expected)
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 8, 3), (1, 3, 9, 2)])
@@ -70,7 +71,7 @@ def test_max_pool_takes_every_second_pixel_of_three(shape):
 
 def test_gray_levels_span_minus_one_to_one():
   scaled = inception.from_uint8(jnp.arange(256, dtype=jnp.uint8))
-  np.testing.assert_allclose(scaled, np.linspace(-1, 1, 256), atol=1e-6)
+  precision.assert_close(scaled, np.linspace(-1, 1, 256))
 
 
 def test_initialisation_is_glorot_uniform_and_the_same_when_traced():
@@ -135,7 +136,7 @@ def test_images_of_a_batch_do_not_see_each_other_in_evaluation():
   logits = apply(state, x)
   assert logits.shape == (3, 3)
   changed = apply(state, x.at[1:].set(0.5))
-  np.testing.assert_allclose(changed[0], logits[0], atol=1e-6)
+  precision.assert_close(changed[0], np.float64(logits[0]))
   np.testing.assert_array_equal(apply(state, x), logits)
 
 

@@ -91,13 +91,13 @@ def test_medians_err_least():
 
 
 def test_equal_halves_are_a_possible_pair():
-  # Of two labellings of one half each, rounding may say that both boundaries lie at one slice.
+  # Two sure members that disagree; rounding must not decide.
   marginals = np.array([[1, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0, 1]], np.float32)
   marginals[1, 0] += 1e-7
   for nudge in (-1e-7, 0, 1e-7):
     found = monotone_model.marginal_posterior(marginals + np.float32(nudge), np.ones(4, bool))
     first, second = map(int, found.median)
-    assert first < second
+    assert (first, second) == (1, 2)  # the shallower halves, whatever rounding does
     strata = boundaries_lib.strata_between(found.median, np.ones(4, bool))
     assert set(np.diff(strata).tolist()) <= {0, 1}
 

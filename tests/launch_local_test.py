@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+from pathlib import Path
 import signal
 import subprocess
 import sys
@@ -13,11 +14,13 @@ import time
 
 import pytest
 
+from launch import sweep
 from launch.runners import cost, job, local
 from tfds_rcm.errors import UserError
 
 FIELDS = {
   "pipeline": "head",
+  "seeds": (0,),
   "data.sources": ("rcm_phantom/demo",),
   "data.image_size": None,
   "cnn.width": 0.25,
@@ -126,21 +129,28 @@ def test_an_interrupted_sweep_lets_its_jobs_save(how, args):
     import argparse, signal, sys
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     sys.path[:0] = [{os.getcwd()!r}, {os.path.dirname(__file__)!r}]
-    from launch.runners import dispatch
+    from tfds_rcm import interrupts
+    interrupts.install("a sweep")
+    from launch.runners import dispatch, job
     from launch_local_test import stand
     args = argparse.Namespace(**{{**{vars(args)!r}, "at_once": 2, "dry_run": False}})
-    dispatch.launch([stand(name, {code!r}) for name in "ab"], args)
+    with job.told_in_one_line("a sweep"):
+      dispatch.launch([stand(name, {code!r}) for name in "ab"], args)
   """)
   process = subprocess.Popen(
-    [sys.executable, "-c", program], stderr=subprocess.DEVNULL, start_new_session=True
+    [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, start_new_session=True
   )
   deadline = time.monotonic() + 60
   while not os.path.exists(args.events) or len(events(args)) < 2:
     assert process.poll() is None
     assert time.monotonic() < deadline
     time.sleep(0.05)
-  process.send_signal(how)
-  assert process.wait(60) != 0
+  os.killpg(process.pid, how)  # as a terminal does; the jobs are asked by the sweep alone
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == (130 if how == signal.SIGINT else 75)
+  assert errors == (
+    "a sweep: stopped on request after 0 of 2 jobs; the same command goes on from there\n"
+  )
   assert sorted(events(args)) == ["ready", "ready", "saved", "saved"]
 
 
@@ -149,6 +159,26 @@ def test_cost_counts_shared_features_once():
   second = dataclasses.replace(first, after="a")
   assert cost.seconds(second, "cpu") < cost.seconds(first, "cpu")
   assert cost.line([first, second], "cpu").startswith("2 jobs, 2 trainings, at most 1 in one")
+
+
+@pytest.mark.parametrize("file", sorted(p.stem for p in Path("configs").glob("[a-z]*_*.py")))
+def test_every_method_costs_what_it_does_besides_the_cnn(file):
+  """Above all `end_to_end`, which trains for minutes what others read from the cache."""
+  (found,) = sweep.fold([{"config": f"configs/{file}.py", "seeds": (0, 1, 2)}])
+  shared = dataclasses.replace(found, after="another")
+  start = cost.seconds(
+    dataclasses.replace(shared, fields={**found.fields, "pipeline": "features"}), "cpu"
+  )
+  assert cost.seconds(shared, "cpu") > start + 1
+  assert cost.seconds(found, "cpu") >= cost.seconds(shared, "cpu")
+  if file == "end_to_end":
+    assert found.members == 3
+    (heads,) = sweep.fold(
+      [{"config": "configs/toeplitz_d1.py", "head.half_widths": 1, "seeds": (0, 1, 2)}]
+    )
+    assert cost.seconds(shared, "cpu") > 30 + cost.seconds(
+      dataclasses.replace(heads, after="another"), "cpu"
+    )
 
 
 @pytest.mark.parametrize("pipeline", ["head", "cnn", "hames", "kaur"])

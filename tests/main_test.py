@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 
@@ -11,14 +12,17 @@ import numpy as np
 import pytest
 
 from configs import end_to_end, features, full_sequence, hames, ordered_textures, toeplitz_d1
-from rcm_jax import main
 from rcm_jax.cnn import extraction
 from rcm_jax.cnn import training as cnn_training
 from rcm_jax.data import slices as slices_lib
+from rcm_jax.evaluation import attention_file, metrics
+from rcm_jax.evaluation import results as results_lib
 from rcm_jax.evaluation.predictions import COLUMNS
 from rcm_jax.heads import training as head_training
 from rcm_jax.inference import bundle, predictor
+from rcm_jax.reporting import plots
 from rcm_jax.run import pipeline
+from rcm_jax.runtime import devices
 from tfds_rcm.errors import UserError
 
 
@@ -56,13 +60,7 @@ def test_results_follow_the_contract(home):
   }
   for row in read["rows"]:
     assert 0 <= row["accuracy"] <= 1
-    assert set(row["inconsistent"]) == {
-      "epidermis_dermis",
-      "dej_epidermis",
-      "dermis_epidermis",
-      "dermis_dej",
-      "total",
-    }
+    assert set(row["inconsistent"]) == {*metrics.INCONSISTENT_TRANSITIONS, "total"}
     assert set(row["boundary_mae_um"]) == set(row["boundary_n"]) == {"epidermis_dej", "dej_dermis"}
     assert row["train_seconds"] > 0
 
@@ -99,6 +97,26 @@ def test_a_second_run_answers_from_its_caches(home, monkeypatch):
   config.data.data_dir = str(home / "data")
   pipeline.run(config, home / "run", home / "cache")
   assert results(home / "run") == before
+
+
+def test_only_the_first_process_draws_and_writes_results(home, monkeypatch, tmp_path):
+  def fail(*args, **kwargs):
+    raise AssertionError("drawn, or written, by another process")
+
+  for module, names in (
+    (plots, ("training_curves", "head_training", "strata_ribbon", "boundary_error_histograms")),
+    (results_lib, ("write_run",)),
+    (attention_file, ("write",)),
+  ):
+    for name in names:
+      monkeypatch.setattr(module, name, fail)
+  config = small(toeplitz_d1)
+  config.data.data_dir = str(home / "data")
+  with pytest.raises(AssertionError, match="by another process"):
+    pipeline.run(config, tmp_path / "first", home / "cache")
+  monkeypatch.setattr(devices, "is_first", lambda: False)
+  pipeline.run(config, tmp_path / "other", home / "cache")
+  assert not (tmp_path / "other").exists()
 
 
 def test_another_head_trains_no_cnn(home, monkeypatch, tmp_path):
@@ -285,6 +303,21 @@ def test_a_workdir_of_another_configuration_is_refused(home):
     pipeline.run(config, home / "run", home / "cache")
 
 
+def test_a_run_from_before_a_key_was_there_is_the_run_of_its_default(home, tmp_path):
+  config = small(toeplitz_d1)
+  shutil.copytree(home / "run", tmp_path / "run")
+  path = tmp_path / "run" / "config.json"
+  written = json.loads(path.read_text())
+  del written["config"]["head"]["l1_reduction"], written["config"]["cnn"]["count_include_pad"]
+  path.write_text(json.dumps(written))
+  config.data.data_dir = str(home / "data")
+  pipeline._claim(tmp_path / "run", config)
+  path.write_text(json.dumps(written))
+  config.head.l1_reduction = "sum"
+  with pytest.raises(UserError, match=r"holds a run with config.head.l1_reduction = mean, not sum"):
+    pipeline._claim(tmp_path / "run", config)
+
+
 @pytest.mark.parametrize(
   ("extra", "message"),
   [
@@ -337,16 +370,6 @@ def test_a_mistake_does_not_use_up_the_workdir(home, monkeypatch, tmp_path):
   pipeline.run(config, tmp_path, home / "cache")
   kept = json.loads((tmp_path / "config.json").read_text())["config"]
   assert tuple(kept["head"]["half_widths"]) == right
-
-
-def test_an_unknown_config_names_the_nearest(monkeypatch, capsys):
-  monkeypatch.chdir(ROOT)
-  with pytest.raises(SystemExit, match="1"):
-    main.parse(["main", "--config=configs/toeplit_d1.py:demo"])
-  assert capsys.readouterr().err == (
-    "rcm_jax: --config=configs/toeplit_d1.py: no such file; did you mean "
-    "'configs/toeplitz_d1.py'?\n"
-  )
 
 
 def test_killed_and_asked_to_stop_the_same_command_ends_in_the_same_results(home, tmp_path):

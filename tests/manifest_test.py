@@ -8,7 +8,7 @@ import pytest
 from tests import studies
 from tfds_rcm.errors import UserError
 from tfds_rcm.formats import csv_table
-from tfds_rcm.study import annotations
+from tfds_rcm.study import annotations, label_tables
 from tfds_rcm.study import manifest as manifest_lib
 
 DEPTH_UM = 3.0 * np.arange(8)
@@ -21,7 +21,7 @@ TWO_MU = ("\N{MICRO SIGN}", "\N{GREEK SMALL LETTER MU}")
 
 def merge(path, rules=None, names=NAMES, depth_um=DEPTH_UM):
   """Labels of the only stack of a table of labels."""
-  [readings] = manifest_lib._read_labels(csv_table.read_table(path)).values()
+  [readings] = label_tables.read_labels(csv_table.read_table(path)).values()
   return annotations.merge_readings(
     "row 2", readings, names, depth_um, rules or annotations.Rules()
   )
@@ -300,7 +300,7 @@ def test_slices_and_transitions_share_a_table(tmp_path):
   rows = [("a", "ann", t, name, "", "") for t, name in enumerate(["epidermis"] * 5 + ["dej"] * 3)]
   rows += [("a", "bob", "", "", 12, 21), ("b", "ann", "", "", 6, 15)]
   table = csv_table.read_table(studies.write_table(tmp_path / "l.csv", header, rows))
-  readings = manifest_lib._read_labels(table)
+  readings = label_tables.read_labels(table)
   merged = {
     name: annotations.merge_readings("row 2", found, NAMES, DEPTH_UM, annotations.Rules())
     for name, found in readings.items()
@@ -327,7 +327,7 @@ def test_rows_of_a_shared_table_that_say_two_things_or_none(tmp_path, rows, expe
 def test_unknown_labels_are_told_at_once_with_an_option_that_settles_them(tmp_path):
   found = ["dermiss", "7", "7", "a, b", "x=y", "DEJ", "7", "Epidermis "]
   path = per_slice(tmp_path, [("s", t, name) for t, name in enumerate(found)])
-  [readings] = manifest_lib._read_labels(csv_table.read_table(path)).values()
+  [readings] = label_tables.read_labels(csv_table.read_table(path)).values()
   line = annotations.unknown_labels(readings, {})
   assert "labels.csv, row 2: unknown labels: '7' (3 rows, first in row 3), 'a, b' (row 5), " in line
   assert "'dermiss' (row 2), 'x=y' (row 6)" in line

@@ -6,9 +6,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from rcm_jax.baselines import depth_prior
 from tfds_rcm.errors import UserError
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
-from tfds_rcm.rcm_phantom import noise, readers, relief, spec
+from tfds_rcm.rcm_phantom import annotators, relief, spec, waves
 
 PAPER = spec.PRESETS["paper"]
 
@@ -16,7 +17,7 @@ PAPER = spec.PRESETS["paper"]
 @pytest.fixture(scope="module")
 def paper():
   anatomies = anatomy_lib.draw_anatomies(PAPER)
-  return anatomies, [readers.plan_stack(PAPER, anatomy) for anatomy in anatomies]
+  return anatomies, [annotators.plan_stack(PAPER, anatomy) for anatomy in anatomies]
 
 
 def mixture(plans):
@@ -41,7 +42,7 @@ def test_paper_preset_has_the_papers_stacks_lengths_and_classes(paper):
 
 def test_demo_preset_has_like_classes():
   demo = spec.PRESETS["demo"]
-  plans = [readers.plan_stack(demo, a) for a in anatomy_lib.draw_anatomies(demo)]
+  plans = [annotators.plan_stack(demo, a) for a in anatomy_lib.draw_anatomies(demo)]
   assert len(plans) == 60
   assert np.mean([len(plan) for plan in plans]) == pytest.approx(42, abs=3)
   np.testing.assert_allclose(mixture(plans), (0.44, 0.34, 0.22), atol=0.05)
@@ -65,20 +66,20 @@ def test_stacks_of_a_patient_are_alike_but_vary_more_than_patients_do(paper):
     groups[anatomy.patient_id].append(
       [anatomy.cell_contrast, anatomy.collagen, anatomy.furrow_spacing_um, anatomy.cell_scale]
     )
-  # Shares of variance by one-way analysis; choice: 0.6 within patients (0.50 to 0.74 measured).
+  # Shares of variance by one-way analysis; choice: 0.7 within patients (0.50 to 0.74 measured).
   groups = [np.array(g) for g in groups.values() if len(g) > 1]
   within = np.mean([g.var(0, ddof=1) for g in groups], 0)
   total = np.concatenate(groups).var(0, ddof=1)
   share = within / total
-  assert np.all(share < 0.85)
-  assert 0.45 < share.mean() < 0.75
+  assert np.all(share < 0.95)
+  assert 0.55 < share.mean() < 0.85
 
 
 def test_labels_step_down_through_the_strata_and_rarely_back(paper):
   _, plans = paper
   steps = np.concatenate([np.diff(plan.labels) for plan in plans])
   assert np.mean(steps < 0) < 0.005
-  assert all(plan.labels[0] < 2 for plan in plans)
+  assert np.mean([plan.labels[0] < 2 for plan in plans]) > 0.95  # some begin below
   assert all(np.all(np.diff(plan.depth_um) == PAPER.depth_step_um) for plan in plans)
 
 
@@ -90,8 +91,8 @@ def test_readers_without_error_follow_the_geometry_and_errors_grow_with_the_knob
     phantom = dataclasses.replace(PAPER, reader_disagreement=scale)
     agreement[scale] = []
     for anatomy in anatomies:
-      plan = readers.plan_stack(phantom, anatomy)
-      profile = readers.stratum_profile(phantom, anatomy)
+      plan = annotators.plan_stack(phantom, anatomy)
+      profile = annotators.stratum_profile(phantom, anatomy)
       depth = plan.start_um + plan.depth_um
       epidermis, dermis = (
         np.interp(depth, np.arange(len(share)), share)
@@ -102,6 +103,77 @@ def test_readers_without_error_follow_the_geometry_and_errors_grow_with_the_knob
   assert np.min(agreement[0.0]) == 1.0
   assert 0.85 < np.mean(agreement[1.0]) < 0.98
   assert np.mean(agreement[3.0]) < np.mean(agreement[1.0])
+
+
+def true_depths(phantom, anatomy):
+  """Depths at which half the field has left the epidermis, and entered the dermis."""
+  profile = annotators.stratum_profile(phantom, anatomy)
+  axis = np.arange(len(profile.dermis))
+  return np.interp(-0.5, -profile.epidermis, axis), np.interp(0.5, profile.dermis, axis)
+
+
+def test_stacks_start_and_end_where_they_like(paper):
+  anatomies, plans = paper
+  depths = np.array([true_depths(PAPER, anatomy) for anatomy in anatomies[:250]])
+  for ends in ([p.start_um for p in plans[:250]], [p.depth_um[-1] for p in plans[:250]]):
+    for column in depths.T:
+      # 250 pairs that have nothing to do with each other correlate by less in 99.9 % of cases.
+      assert abs(np.corrcoef(ends, column)[0, 1]) < 0.21
+  assert depths.std(0).min() > 18  # so that depth alone does not tell the stratum
+
+
+@pytest.mark.parametrize("end", [False, True])
+def test_depth_tells_no_more_than_the_weakest_method_of_the_paper(paper, end):
+  def of_split(split):
+    plans = [plan for anatomy, plan in zip(*paper) if anatomy.split == split]
+    stack = np.concatenate([np.full(len(plan), i) for i, plan in enumerate(plans)])
+    depth_um = np.concatenate([plan.depth_um for plan in plans])
+    labels = np.concatenate([np.maximum(plan.labels - 1, 0) for plan in plans])
+    return depth_prior.features(depth_um, stack, end=end), labels
+
+  model = depth_prior.fit(*of_split("train"), seed=0)
+  assert 0.5 < model.score(*of_split("validation")) <= 0.7212  # Kaur's method, paper's Table 1
+
+
+def test_papillae_are_as_many_as_were_counted(paper):
+  spacing = np.array([a.papilla_spacing_um for a in paper[0] if a.lesion == "none"])
+  # 84 per mm² by RCM and by histology (10.1159/000543491), on a hexagonal lattice.
+  assert np.mean(1e6 / (np.sqrt(0.75) * spacing**2)) == pytest.approx(84, abs=6)
+
+
+def test_errors_are_shared_by_readers_and_along_a_stack(paper):
+  anatomies = [a for a in paper[0] if a.lesion == "none"][:120]
+  plans = [annotators.plan_stack(PAPER, a) for a in anatomies]
+  errors, apart, crossings = [], [], []
+  for anatomy, plan in zip(anatomies, plans):
+    both = annotators.reader_labels(PAPER, anatomy, plan)
+    apart.append(np.mean(both[0] != both[1]))
+    crossings.append(np.sum(np.diff(both, axis=1) < 0))
+    found = plan.start_um + PAPER.depth_step_um * np.sum(both < 2, axis=1)
+    if np.all((both == 2).any(axis=1) & (both[:, :1] < 2).any(axis=1)):
+      errors.append(found - true_depths(PAPER, anatomy)[0])
+  errors = np.array(errors)
+  assert 0.2 < np.corrcoef(errors.T)[0, 1] < 0.8
+  assert 3 < errors.std() < 10
+  assert 0.04 < np.mean(apart) < 0.16
+  assert np.mean(crossings) < 1  # a reader draws boundaries, not slices
+
+
+def test_lesions_are_harder_to_read(paper):
+  right = {}
+  for lesion in ("none", "melanoma"):
+    right[lesion] = []
+    for anatomy in [a for a in paper[0] if a.lesion == "none"][:60]:
+      healthy = dataclasses.replace(anatomy, lesion=lesion)
+      plan = annotators.plan_stack(PAPER, healthy)
+      still = annotators.plan_stack(dataclasses.replace(PAPER, reader_disagreement=0.0), healthy)
+      right[lesion].append(np.mean(plan.labels == still.labels))
+  assert np.mean(right["melanoma"]) < np.mean(right["none"]) - 0.01
+
+
+def test_development_and_evaluation_phantoms_are_apart():
+  assert len(set(spec.EVALUATION_SEEDS)) == 5
+  assert not set(spec.EVALUATION_SEEDS) & set(spec.DEVELOPMENT_SEEDS)
 
 
 def test_layers_lie_in_order_everywhere(paper):
@@ -128,7 +200,7 @@ def test_relief_does_not_depend_on_the_grid(paper):
 def test_waves_have_unit_variance_and_the_asked_wavelength():
   rng = np.random.default_rng(0)
   axis = np.arange(0, 3000, 5.0)
-  field = noise.evaluate_waves(noise.random_waves(rng, 100.0, count=200), axis, axis)
+  field = waves.evaluate(waves.draw(rng, 100.0, count=200), axis, axis)
   assert field.std() == pytest.approx(1, abs=0.15)
   crossings = np.mean(np.diff(np.sign(field), axis=1) != 0) / 5.0  # per µm
   assert 1 / 200 < crossings < 1 / 30
@@ -139,7 +211,10 @@ def test_step_of_depth_changes_the_number_of_slices_not_the_tissue():
   fine = dataclasses.replace(base, depth_step_um=1.5)
   anatomy, same = anatomy_lib.draw_anatomies(base)[3], anatomy_lib.draw_anatomies(fine)[3]
   assert anatomy == same
-  coarse_plan, fine_plan = readers.plan_stack(base, anatomy), readers.plan_stack(fine, anatomy)
+  coarse_plan, fine_plan = (
+    annotators.plan_stack(base, anatomy),
+    annotators.plan_stack(fine, anatomy),
+  )
   assert abs(len(fine_plan) - 2 * len(coarse_plan)) <= 2
   assert fine_plan.depth_um[-1] == pytest.approx(coarse_plan.depth_um[-1], abs=3)
 
@@ -150,7 +225,11 @@ def test_step_of_depth_changes_the_number_of_slices_not_the_tissue():
     ("skin_types", (1, 1), lambda a: a.melanin < 0.35),
     ("sites", ("buttock",), lambda a: a.site == "buttock"),
     ("lesion_fraction", 1.0, lambda a: a.lesion != "none"),
-    ("lesion_fraction", 0.0, lambda a: a.lesion == "none" and a.nests == a.dendrites == 0),
+    (
+      "lesion_fraction",
+      0.0,
+      lambda a: a.lesion == "none" and a.nests_mm2 == a.pagetoid == a.dendrites == 0,
+    ),
   ],
 )
 def test_knobs_of_domain_shift(field, value, check):
@@ -176,6 +255,7 @@ def test_named_phantoms():
     ("demo+skin_types=1", "skin_types=1"),
     ("demo+skin_types=3,9", "out of range"),
     ("demo+sites=nose", "out of range"),
+    ("demo:1.1.0", "git checkout e5abef8"),
   ],
 )
 def test_bad_names_are_told_in_one_line(name, what):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tfds_rcm import prepare, shards
 from tfds_rcm import record as record_lib
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
-from tfds_rcm.rcm_phantom import generate, readers, render, spec
+from tfds_rcm.rcm_phantom import annotators, render, spec, stacks
 from tfds_rcm.rcm_phantom import rcm_phantom_dataset_builder as builder_lib
 
 # Three stacks of a few small slices.
@@ -47,7 +48,7 @@ def test_records_come_back_as_they_were_rendered(tiny):
     for example in source:
       record = record_lib.read_record(example)
       anatomy = anatomies[record.stack_id]
-      plan = readers.plan_stack(phantom, anatomy)
+      plan = annotators.plan_stack(phantom, anatomy)
       assert anatomy.split == split
       assert (record.patient_id, record.site) == (anatomy.patient_id, anatomy.site)
       assert record.pixel_um == pytest.approx(phantom.pixel_um)
@@ -57,8 +58,26 @@ def test_records_come_back_as_they_were_rendered(tiny):
       np.testing.assert_array_equal(np.stack(record.slices)[..., 0], rendered)
 
 
+def test_an_older_version_is_read_where_it_lies_and_is_not_made(tiny, tmp_path, capsys):
+  ((old, _),) = spec.OLD_VERSIONS.items()
+  folder = tmp_path / "rcm_phantom" / TINY / old
+  shutil.copytree(tiny, folder)
+  for path in folder.iterdir():  # as that version wrote its own name
+    if path.suffix == ".json":
+      path.write_text(path.read_text().replace(spec.VERSION, old))
+  builder = builder_lib.Builder(config=f"{TINY}:{old}", data_dir=tmp_path)
+  assert str(builder.version) == old
+  assert len(builder.as_data_source("train")) == 2
+  assert prepare.prepare_phantom(f"{TINY}:{old}", tmp_path) == folder
+  for seed in ("0", "1"):
+    arguments = [f"--preset={TINY}:{old}", f"--seed={seed}", f"--data_dir={tmp_path / 'other'}"]
+    assert prepare.main(["rcm_phantom", *arguments]) == 1
+    assert "git checkout" in capsys.readouterr().err
+  assert not (tmp_path / "other").exists()
+
+
 def test_a_prepared_phantom_is_not_made_again(tiny, monkeypatch):
-  monkeypatch.setattr(generate, "stack_fields", None)
+  monkeypatch.setattr(stacks, "stack_fields", None)
   assert prepare.prepare_phantom(TINY, tiny.parents[2]) == tiny
 
 
@@ -76,7 +95,7 @@ def test_progress_reaches_the_end_and_nothing_is_left_over(tmp_path):
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(tiny, tmp_path, monkeypatch):
   made = []
-  original = generate.stack_fields
+  original = stacks.stack_fields
 
   def interrupted(phantom, anatomy):
     if len(made) == 2:
@@ -84,13 +103,13 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tiny, tmp_path, monkeypatc
     made.append(anatomy.stack_id)
     return original(phantom, anatomy)
 
-  monkeypatch.setattr(generate, "stack_fields", interrupted)
+  monkeypatch.setattr(stacks, "stack_fields", interrupted)
   with pytest.raises(KeyboardInterrupt):
     prepare.prepare_phantom(TINY, tmp_path)
   assert len(list(tmp_path.rglob("*.zip"))) == 2
   resumed = []
   monkeypatch.setattr(
-    generate, "stack_fields", lambda p, a: (resumed.append(a.stack_id), original(p, a))[1]
+    stacks, "stack_fields", lambda p, a: (resumed.append(a.stack_id), original(p, a))[1]
   )
   folder = prepare.prepare_phantom(TINY, tmp_path)
   assert len(resumed) == 2
@@ -125,10 +144,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tiny, tmp_path):
 def test_a_damaged_staged_stack_is_made_again(tmp_path):
   phantom = spec.named(TINY)
   anatomy = anatomy_lib.draw_anatomies(phantom)[0]
-  first = generate.staged_fields(tmp_path, phantom, anatomy)
+  first = stacks.staged_fields(tmp_path, phantom, anatomy)
   (path,) = tmp_path.glob("*.zip")
   path.write_bytes(path.read_bytes()[:100])
-  assert generate.staged_fields(tmp_path, phantom, anatomy) == first
+  assert stacks.staged_fields(tmp_path, phantom, anatomy) == first
 
 
 def test_preview_draws_and_writes_no_dataset(tmp_path, capsys):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
+import precision
 import pytest
 
 from rcm_jax.ops import toeplitz
@@ -35,6 +36,9 @@ def _value_and_gradient(h, weights, mask, d_out, **options):
   return out, *pull(d_out)
 
 
+_reference = functools.partial(_value_and_gradient, implementation="reference")
+
+
 @pytest.mark.parametrize("edge_mode", ["zero", "renormalize"])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 def test_reference_is_the_sum_it_says(mask, edge_mode):
@@ -51,7 +55,7 @@ def test_reference_is_the_sum_it_says(mask, edge_mode):
   got = toeplitz.toeplitz_attention(
     h, weights, jnp.asarray(mask, bool), edge_mode=edge_mode, implementation="reference"
   )
-  np.testing.assert_allclose(got, out, atol=1e-6)
+  precision.assert_close(got, out)
 
 
 @pytest.mark.parametrize("implementation", FAST)
@@ -60,15 +64,15 @@ def test_reference_is_the_sum_it_says(mask, edge_mode):
 def test_fast_forms_equal_reference_with_nan_in_padding(mask, edge_mode, implementation):
   h, d_out, weights = _case()
   mask = jnp.asarray(mask, bool)
-  expected = _value_and_gradient(
-    h, weights, mask, d_out, edge_mode=edge_mode, implementation="reference"
-  )
+  reference = functools.partial(_reference, edge_mode=edge_mode)
   spoiled = jnp.where(mask[:, None], h, jnp.nan)
   got = _value_and_gradient(
     spoiled, weights, mask, d_out, edge_mode=edge_mode, implementation=implementation
   )
-  for a, b in zip(got, expected):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+  arguments = (h, weights, mask, d_out)
+  terms = float(jnp.abs(h).max() * jnp.abs(d_out).max())  # a single weight's gradient cancels
+  exact, plain = precision.in_float64(reference, *arguments), reference(*arguments)
+  precision.assert_close(got, exact, plain, scale=terms)
   assert not got[0][~mask].any()
   assert not got[1][~mask].any()
 
@@ -78,25 +82,21 @@ def test_fast_forms_equal_reference_with_nan_in_padding(mask, edge_mode, impleme
 def test_every_length_and_half_width(length, half, implementation):
   h, d_out, weights = _case(length, 3, half)
   mask = jnp.arange(length) < max(1, length - 2)
-  expected = _value_and_gradient(h, weights, mask, d_out, implementation="reference")
-  got = _value_and_gradient(h, weights, mask, d_out, implementation=implementation)
-  for a, b in zip(got, expected):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+  arguments = (h, weights, mask, d_out)
+  got = _value_and_gradient(*arguments, implementation=implementation)
+  precision.assert_close(got, precision.in_float64(_reference, *arguments), _reference(*arguments))
 
 
-@pytest.mark.parametrize(
-  ("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.05), (jnp.float64, 1e-13)]
-)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
 @pytest.mark.parametrize("implementation", FAST)
-def test_dtypes(dtype, tolerance, implementation):
+def test_dtypes(dtype, implementation):
   with jax.enable_x64(dtype == jnp.float64):
     h, d_out, weights = _case(dtype=dtype)
-    mask = jnp.arange(12) < 9
-    got = _value_and_gradient(h, weights, mask, d_out, implementation=implementation)
-    expected = _value_and_gradient(h, weights, mask, d_out, implementation="reference")
-    for a, b in zip(got, expected):
-      assert a.dtype == dtype
-      np.testing.assert_allclose(np.float64(a), np.float64(b), atol=tolerance, rtol=tolerance)
+    arguments = (h, weights, jnp.arange(12) < 9, d_out)
+    got = _value_and_gradient(*arguments, implementation=implementation)
+    plain = _reference(*arguments)
+  assert {a.dtype for a in got} == {jnp.dtype(dtype)}
+  precision.assert_close(got, precision.in_float64(_reference, *arguments), plain)
 
 
 @pytest.mark.parametrize("implementation", FAST)
@@ -114,9 +114,10 @@ def test_batched_programs_equal_single_stacks(implementation):
   members = jax.jit(jax.vmap(jax.grad(loss, argnums=(0, 1)), (0, 0, 0, None)), static_argnums=3)
   got = members(h, weights, d_out, implementation)
   for m in range(3):
-    alone = jax.grad(loss, argnums=(0, 1))(h[m], weights[m], d_out[m], "reference")
-    for a, b in zip(got, alone):
-      np.testing.assert_allclose(a[m], b, atol=1e-5)
+    alone = lambda *a: jax.grad(loss, argnums=(0, 1))(*a, "reference")
+    arguments = (h[m], weights[m], d_out[m])
+    exact, plain = precision.in_float64(alone, *arguments), alone(*arguments)
+    precision.assert_close(tuple(a[m] for a in got), exact, plain)
 
 
 def test_shifts_in_depth():
@@ -130,12 +131,11 @@ def test_weights_are_convex_and_honor_traced_half_width():
   logits = jnp.linspace(-1, 2, 7)
   widths = jnp.arange(4)
   weights = jax.jit(jax.vmap(toeplitz.toeplitz_weights, (None, 0)))(logits, widths)
-  np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-6)
+  precision.assert_close(weights.sum(1), np.ones(4))
   for d, row in enumerate(weights):
     assert (np.asarray(row) > 0).sum() == 2 * d + 1
-    np.testing.assert_allclose(
-      row[3 - d : 4 + d], toeplitz.toeplitz_weights(logits[3 - d : 4 + d]), rtol=1e-6
-    )
+    exact = precision.in_float64(toeplitz.toeplitz_weights, logits[3 - d : 4 + d])
+    precision.assert_close(row[3 - d : 4 + d], exact)
   gradient = jax.grad(lambda x: toeplitz.toeplitz_weights(x, 1)[2])(logits)
   assert np.isfinite(gradient).all()
   assert not gradient[:2].any()

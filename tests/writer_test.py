@@ -1,10 +1,16 @@
 """Metrics on disk, and what a resumed run does to them."""
 
+import io
 import json
+import re
+import threading
+import time
 
+from rich.console import Console
 from tensorboardX.proto import event_pb2
 
 from rcm_jax.runtime.metric_writer import Writer
+from tfds_rcm import progress
 
 
 def lines(path):
@@ -54,3 +60,38 @@ def test_progress_says_how_long_a_stage_took(tmp_path, capsys):
     advance(1, 2)
   writer.close()
   assert "extract [/x]: 0.0 s" in capsys.readouterr().err
+
+
+def test_a_log_hears_of_a_stage_again_and_again(tmp_path, monkeypatch):
+  """Also of one that says nothing itself, as while it compiles."""
+  monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.01)
+  log = io.StringIO()
+  writer = Writer(tmp_path, Console(file=log, highlight=False, markup=False))
+  with writer.progress("train_cnn") as advance:
+    _wait_for(log, r"train_cnn …\ntrain_cnn: 0 s so far\n")
+    advance(50, 100)  # an earlier run's
+    _wait_for(log, r"train_cnn: \d s so far, 50 of 100\n")
+    advance(75, 100)
+    _wait_for(log, r"train_cnn: \d+ s so far, 75 of 100, about \d+ s to go\n")
+  writer.close()
+  said = log.getvalue()
+  assert re.search(r"train_cnn: \d+\.\d s\n$", said)
+  time.sleep(0.05)
+  assert log.getvalue() == said
+  assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
+
+
+def test_spans_of_time_are_read_at_a_glance():
+  assert [progress._span(s) for s in (7.4, 119.0, 150.0, 7300.0)] == [
+    "7 s",
+    "119 s",
+    "2 min",
+    "2.0 h",
+  ]
+
+
+def _wait_for(log, pattern):
+  deadline = time.monotonic() + 60
+  while not re.search(pattern, log.getvalue()):
+    assert time.monotonic() < deadline, log.getvalue()
+    time.sleep(0.005)

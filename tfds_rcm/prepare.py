@@ -6,6 +6,11 @@ TensorFlow.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+  from tfds_rcm import interrupts
+
+  interrupts.install("tfds_rcm.prepare")
+
 import argparse
 from collections.abc import Callable, Sequence
 import importlib
@@ -15,6 +20,7 @@ import sys
 
 from tfds_rcm import disk
 from tfds_rcm.errors import UserError, printable
+from tfds_rcm.interrupts import Preempted
 
 # Dataset → what it is, and its module with `add_arguments(parser, name)` and `run(name, args, data_dir)`. Imported when
 # asked for: each brings its own libraries.
@@ -47,9 +53,9 @@ def prepare_phantom(
     UserError: no such preset.
     OSError: the folder cannot be written or the disk is full; finished stacks stay.
   """
-  from tfds_rcm.rcm_phantom import generate  # brings JAX and TFDS
+  from tfds_rcm.rcm_phantom import make_dataset  # brings JAX and TFDS
 
-  return generate.prepare(preset, data_dir, seed=seed, progress=progress)
+  return make_dataset.prepare(preset, data_dir, seed=seed, progress=progress)
 
 
 def default_data_dir() -> pathlib.Path:
@@ -77,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   try:
     importlib.import_module(COMMANDS[args.name][1]).run(args.name, args, args.data_dir.expanduser())
+  except Preempted as stopped:
+    stopped.tell()
+    raise
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 1

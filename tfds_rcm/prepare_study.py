@@ -14,7 +14,7 @@ from tfds_rcm.errors import UserError, printable
 from tfds_rcm.formats import zip_archive
 from tfds_rcm.rcm_dryad import convert
 from tfds_rcm.study import annotations as annotations_lib
-from tfds_rcm.study import check_report, patients
+from tfds_rcm.study import check_report, label_tables, patients
 from tfds_rcm.study import manifest as manifest_lib
 from tfds_rcm.study import plan as plan_lib
 
@@ -27,7 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
   add("--source", type=pathlib.Path, required=True, help="the study's folder, or a zip of it")
   add("--check", action="store_true", help="decode everything, report, write no dataset")
   add("--manifest", type=pathlib.Path, help="CSV of the stacks (default: manifest.csv in source)")
-  add("--labels", type=pathlib.Path, help="CSV of the labels (default: labels.csv beside it)")
+  add(
+    "--labels",
+    type=pathlib.Path,
+    help="CSV of the labels, or a folder of them (default: labels.csv or labels/ beside it)",
+  )
   add("--columns", default="", help="which column is what, such as stack_id=Stack,label=Layer")
   add("--label_map", default="", help="what labels mean, such as 1=epidermis,2=dej,3=dermis")
   add("--readers", default="", help="readers by seniority, such as ann,bob: ties go to the first")
@@ -100,8 +104,10 @@ def _options(
   if table is None:
     table = manifest_lib.find_manifest(folder)
     folder = table.parent
-  if labels_csv is None and (table.parent / manifest_lib.LABELS).is_file():
-    labels_csv = table.parent / manifest_lib.LABELS
+  if labels_csv is None:
+    labels_csv = label_tables.find_labels(table.parent)
+  if args.first_slice and labels_csv is not None and labels_csv.is_dir():
+    raise UserError(f"--first_slice={args.first_slice}: {labels_csv} counts slices from 0")
   options = plan_lib.Options(
     folder=folder,
     manifest=table,

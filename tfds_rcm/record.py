@@ -138,6 +138,16 @@ def _text(value: str | bytes) -> str:
   return value.decode() if isinstance(value, bytes) else value
 
 
+class LocalInfo(tfds.core.DatasetInfo):
+  """Information about a dataset that Google's bucket knows nothing of.
+
+  TFDS would look there and leave an empty temporary directory, once a dataset and process.
+  """
+
+  def initialize_from_bucket(self) -> None:
+    """Does nothing."""
+
+
 class StableWriter(tfds.core.ExampleWriter):
   """Writes equal records as equal bytes, for a builder's `_example_writer`.
 

@@ -22,7 +22,7 @@ _Chunks = list[bytes | np.ndarray]
 
 
 def write_shard(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> None:
-  """Writes a shard of what `features.stack_record` made.
+  """Writes a shard of what `record.stack_record` made.
 
   Raises:
     OSError: the file cannot be written, above all because the disk is full.
@@ -46,7 +46,7 @@ def is_whole_shard(path: str | os.PathLike[str], count: int) -> bool:
 
 
 def serialize(record: Mapping[str, Any]) -> bytes:
-  """The tf.train.Example of what `features.stack_record` made, its fields in alphabetical order.
+  """The tf.train.Example of what `record.stack_record` made, its fields in alphabetical order.
 
   An Example holds Features (field 1), they hold entries of a map (field 1), each a name
   (field 1) and a Feature (field 2).

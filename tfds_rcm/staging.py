@@ -1,7 +1,7 @@
 """Finished files on disk, made by all cores, so that an interrupted run goes on where it was.
 
 A file is there complete or not at all. Memory holds a few stacks at a time, however many there
-are. `save` and `load` keep one stack's fields (the arguments of `features.stack_record`) in a
+are. `save` and `load` keep one stack's fields (the arguments of `record.stack_record`) in a
 zip of record.json and its PNG slices.
 """
 
@@ -19,9 +19,11 @@ import multiprocessing
 import os
 import pathlib
 import threading
+import time
 from typing import Any, TypeVar
 import zipfile
 
+from tfds_rcm import interrupts
 from tfds_rcm.cores import num_cores
 from tfds_rcm.errors import UserError
 
@@ -133,14 +135,27 @@ def _in_parallel(function: Callable, jobs: Iterable, workers: int) -> Iterator[A
   # Forking a process that runs threads (JAX, TFDS) can deadlock.
   context = multiprocessing.get_context("spawn")
   jobs = iter(jobs)
-  with futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+
+  def submit(count: int) -> list[futures.Future]:
+    with interrupts.not_for_children():
+      return [pool.submit(function, job) for job in itertools.islice(jobs, count)]
+
+  with (
+    interrupts.at_safe_points(),
+    futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool,
+  ):
     try:
-      waiting = deque(pool.submit(function, job) for job in itertools.islice(jobs, 2 * workers))
+      waiting = deque(submit(2 * workers))
       while waiting:
         result = waiting.popleft().result()
-        waiting.extend(pool.submit(function, job) for job in itertools.islice(jobs, 1))
+        if interrupts.asked():
+          raise interrupts.Preempted("between two stacks")
+        waiting.extend(submit(1))
         yield result
     except process.BrokenProcessPool as error:
+      time.sleep(interrupts.SECONDS_OF_ONE_REQUEST)  # what ended a worker may be meant for all
+      if interrupts.asked():
+        raise interrupts.Preempted("between two stacks") from None
       raise UserError(
         "a worker process ended before its work (killed, perhaps for want of memory); run the same "
         "command again: it goes on where it stopped"

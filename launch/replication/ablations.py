@@ -47,9 +47,11 @@ def encoder(preset: str, source: str) -> sweep.Sweep:
 
 
 def regularization(preset: str, source: str) -> sweep.Sweep:
-  """L1 on the recurrent weights × dropout of the recurrent connections."""
+  """L1 on the recurrent weights × dropout of the recurrent connections; L1 as Keras reduces it."""
   del source
-  return _vary(preset, {"head.l1s": [0.0, 0.05, 0.5], "head.dropouts": [0.0, 0.1, 0.3]})
+  ours = _vary(preset, {"head.l1s": [0.0, 0.05, 0.5], "head.dropouts": [0.0, 0.1, 0.3]})
+  as_keras = {"head.l1_reduction": ["sum"], "head.l1s": [0.05], "head.dropouts": [0.0, 0.1, 0.3]}
+  return [*ours, *_vary(preset, as_keras)]
 
 
 def training_stacks(preset: str, source: str) -> sweep.Sweep:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any, Protocol
 
+from rcm_jax.run import methods
+
 _FORWARD_FLOP = 11.4e9  # Inception-V3, full width, one image of 299 px
 _SLICES_PER_STACK = 42.5  # of the paper: 21,412 slices in 504 stacks
 
@@ -39,10 +41,6 @@ _DEVICES = {
 }
 
 
-HEADS = ("head", "views")  # models that train members side by side
-ON_CNN = (*HEADS, "cnn", "features")  # … and that need the CNN of their settings
-
-
 class Job(Protocol):
   """What `launch.runners.job.Job` has that costs depend on."""
 
@@ -60,22 +58,20 @@ def seconds(job: Job, device: str) -> float:
   ]
   train, others = sum(s.train for s in sources), sum(s.others for s in sources)
   pixels = fields["data.image_size"] or max(s.pixels for s in sources)
-  total = rates.start_seconds
-  if fields["pipeline"] in ON_CNN and job.after is None:
-    forward = _FORWARD_FLOP * (pixels / 299) ** 2 * fields["cnn.width"] ** 2
-    passes = (
-      3 * fields["cnn.epochs"] * train + train + others
-    )  # training costs three forward passes
-    total += passes * _SLICES_PER_STACK * forward / rates.flop_per_second
-  views = fields["textures.views"] if fields["pipeline"] == "views" else ()
-  if fields["pipeline"] in HEADS:
-    steps = fields["head.epochs"] * train / 4 * (1 + len(views))
-    total += steps * rates.head_step_seconds * -(-job.members // rates.members_in_step)
-  textures = {factor for view in views for factor in view}
-  encodings = 1 if fields["pipeline"] in ("hames", "kaur") else len(textures)
-  encoded = (train + others) * _SLICES_PER_STACK * pixels**2 * encodings
-  total += encoded / rates.encoded_pixels_per_second
-  return total
+  method = methods.METHODS[fields["pipeline"]]
+  work = method.work(fields)
+  passes = work.train_passes * train + work.other_passes * others
+  if method.shared and job.after is None:  # a step of training costs three forward passes
+    passes += (3 * fields["cnn.epochs"] + 1) * train + others
+  forward = _FORWARD_FLOP * (pixels / 299) ** 2 * fields["cnn.width"] ** 2
+  steps = fields["head.epochs"] * train / 4 * work.head_trainings
+  encoded = (train + others) * _SLICES_PER_STACK * pixels**2 * work.encodings
+  return (
+    rates.start_seconds
+    + passes * _SLICES_PER_STACK * forward / rates.flop_per_second
+    + steps * rates.head_step_seconds * -(-job.members // rates.members_in_step)
+    + encoded / rates.encoded_pixels_per_second
+  )
 
 
 def line(jobs: Sequence[Job], device: str) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 import shlex
-import signal
-import sys
 
 from launch.runners import cost
 from launch.runners.job import Job
 from launch.runners.local import run_local, visible_gpus
+from rcm_jax.runtime import preemption
 
 
 def launch(jobs: Sequence[Job], args: argparse.Namespace) -> None:
@@ -30,7 +29,5 @@ def launch(jobs: Sequence[Job], args: argparse.Namespace) -> None:
 
     slurm.submit(jobs, args)
   else:
-    signal.signal(
-      signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # not without `finally`
-    run_local(jobs, args, gpus)
+    with preemption.at_safe_points():
+      run_local(jobs, args, gpus)

@@ -10,6 +10,7 @@ from pathlib import Path
 import sys
 from typing import Any
 
+from rcm_jax.runtime import preemption
 from tfds_rcm.errors import UserError
 
 
@@ -78,9 +79,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def told_in_one_line(program: str) -> Iterator[None]:
-  """Turns a UserError into one line and exit code 1."""
+  """Turns a UserError or OSError into one line and exit code 1, and tells of a request to stop."""
   try:
     yield
+  except preemption.Preempted as stopped:
+    stopped.tell()
+    raise
   except UserError as error:
     print(f"{program}: {error}", file=sys.stderr)
+    raise SystemExit(1) from None
+  except OSError as error:
+    print(
+      f"{program}: {error.filename or 'output'}: {error.strerror or error}; mend this, then run the "
+      "same command again: it goes on where it stopped",
+      file=sys.stderr,
+    )
     raise SystemExit(1) from None

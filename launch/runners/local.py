@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 import contextlib
+import functools
 import os
 from pathlib import Path
+import shutil
 import signal
 import subprocess
 import time
@@ -17,7 +19,8 @@ from tfds_rcm.cores import num_cores
 from tfds_rcm.errors import UserError
 
 _POLL_SECONDS = 0.1
-_PREEMPTED = preemption.EXIT_CODE
+_FULL = 1 << 20  # bytes that are left of a full disk
+_PREEMPTED = (preemption.EXIT_CODE, preemption.CTRL_C_CODE)
 
 
 def visible_gpus() -> list[str]:
@@ -50,6 +53,8 @@ def run_local(jobs: Sequence[Job], args: argparse.Namespace, gpus: Sequence[str]
   waiting, running, ended, failed = list(jobs), {}, set(), []
   try:
     while waiting or running:
+      if preemption.asked():
+        raise preemption.Preempted(f"after {len(ended)} of {len(jobs)} jobs")
       for slot in [i for i in range(slots) if i not in running]:
         job = next((j for j in waiting if j.after is None or j.after in ended), None)
         if job is None:
@@ -69,7 +74,7 @@ def run_local(jobs: Sequence[Job], args: argparse.Namespace, gpus: Sequence[str]
         if process.returncode:
           failed.append(job)
         state = f"failed, exit code {process.returncode}" if process.returncode else "done"
-        if process.returncode == _PREEMPTED:
+        if process.returncode in _PREEMPTED:
           state = "stopped on request, and saved"
         print(
           f"{job.name}: {state} after {time.monotonic() - started:.0f} s "
@@ -83,9 +88,12 @@ def run_local(jobs: Sequence[Job], args: argparse.Namespace, gpus: Sequence[str]
     for _, _, process in running.values():
       process.wait()
   if failed:
+    reason = f"see {logs or 'above'}"
+    if shutil.disk_usage(args.workdir).free < _FULL:  # then a log may lack its last line
+      reason = f"the disk of {args.workdir} is full; make room"
     raise UserError(
       f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(j.name for j in failed)}; "
-      f"see {logs or 'above'}, then run the same command again: it goes on where it stopped"
+      f"{reason}, then run the same command again: it goes on where it stopped"
     )
 
 
@@ -93,11 +101,13 @@ def _start(command: list[str], gpu: str | None, log: Path | None) -> subprocess.
   environment = dict(os.environ)
   if gpu is not None:
     environment["CUDA_VISIBLE_DEVICES"] = gpu
+  # A group of its own: a terminal's Ctrl-C comes to us alone, and each job is asked once.
+  start = functools.partial(subprocess.Popen, command, env=environment, process_group=0)
   if log is None:
-    return subprocess.Popen(command, env=environment)
+    return start()
   log.parent.mkdir(parents=True, exist_ok=True)
   with log.open("a") as file:
-    return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    return start(stdout=file, stderr=subprocess.STDOUT)
 
 
 def _share_cores(process: subprocess.Popen, slot: int, slots: int) -> None:

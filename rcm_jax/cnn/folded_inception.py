@@ -120,8 +120,9 @@ def _branches(
       part = lax.slice_in_dim(merged, start, start + step.filters, axis=-1)
       bias = layer["bias"][start : start + step.filters]
       start += step.filters
-      part = _activate(inception.average_pool(part) if step.average else part, bias)
-      outputs.append(_run(branch[1:], part, get))
+      if step.average:
+        part = inception.average_pool(part, step.count_include_pad)
+      outputs.append(_run(branch[1:], _activate(part, bias), get))
     else:
       outputs.append(_run(branch, x, get))
   return outputs

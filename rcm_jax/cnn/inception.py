@@ -1,6 +1,6 @@
 """Inception-V3 in Flax NNX, parameter for parameter as Keras has it (Szegedy et al. 2016).
 
-The layers are those of `inception_table`. Two departures from Keras leave every parameter and, up
+The layers are those of `inception_layers`. Two departures from Keras leave every parameter and, up
 to rounding, every output as they were: the average-pooling branches convolve first and pool
 afterwards (both are linear, one over channels, the other over space, so they commute, and there
 are up to ten times fewer channels to pool), and the maximum is taken over strided slices, whose
@@ -31,9 +31,13 @@ NUM_FEATURES = 256
 EPSILON = 1e-3  # of every batch normalisation, as in Keras
 
 
-def average_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-  """Mean of the 3×3 pixels around each pixel that lie inside the image."""
-  return nnx.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False).astype(x.dtype)
+def average_pool(
+  x: Float[Array, "B H W C"], count_include_pad: bool = False
+) -> Float[Array, "B H W C"]:
+  """Mean of the 3×3 pixels around each pixel; those outside are left out, or count as zeros."""
+  return nnx.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=count_include_pad).astype(
+    x.dtype
+  )
 
 
 def glorot_uniform(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
@@ -104,7 +108,7 @@ class ConvBlock(nnx.Module):
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
     x = self.conv(x)
     if self.spec.average:
-      x = average_pool(x)
+      x = average_pool(x, self.spec.count_include_pad)
     bn = self.bn
     if bn.use_running_average:
       return nnx.relu(bn(x))
@@ -135,6 +139,7 @@ class InceptionV3(nnx.Module):
     *,
     dropout: float = 0.0,
     bn_momentum: float = 0.99,
+    count_include_pad: bool = False,
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
@@ -148,12 +153,14 @@ class InceptionV3(nnx.Module):
       dropout: fraction of the 256 units dropped before the classifier in training.
       bn_momentum: share of the running statistics that survives a step; Keras' value is 0.99,
         which a run of fewer than a few hundred steps should lower.
+      count_include_pad: whether average pooling counts the zeros around the image, see
+        `pretrained.load`.
       dtype: type of the convolutions' computation (bfloat16 on accelerators); parameters,
         statistics and the two dense layers are float32.
       rngs: streams `params` and, if dropout is used, `dropout`.
     """
-    self.table = inception_layers.network(width)
-    self.in_channels = in_channels
+    self.width, self.in_channels = width, in_channels
+    self.table = inception_layers.network(width, count_include_pad=count_include_pad)
     blocks = {}
     channels = in_channels
     for name, steps in self.table.items():
@@ -171,6 +178,13 @@ class InceptionV3(nnx.Module):
     self.embed = dense(channels, NUM_FEATURES)
     self.dropout = nnx.Dropout(dropout, rngs=rngs if dropout else None)
     self.classifier = dense(NUM_FEATURES, num_classes)
+
+  def pool(self, *, count_include_pad: bool) -> None:
+    """Sets how average pooling treats the zeros around the image; before `nnx.split`."""
+    self.table = inception_layers.network(self.width, count_include_pad=count_include_pad)
+    for block, steps in self.table.items():
+      for spec, _ in inception_layers.convolutions(steps, self.in_channels):
+        self.blocks[block][spec.name].spec = spec
 
   def named_blocks(self) -> dict[str, ConvBlock]:
     """Every convolution under "block/name", in the order of the table (Keras' of creation)."""

@@ -26,8 +26,9 @@ class Conv:
     kernel: rows and columns.
     stride: step in both directions.
     padding: "SAME" or "VALID".
-    average: average 3×3 neighbourhoods first (Keras' "same" average pooling: pixels outside the
-      image do not count).
+    average: average 3×3 neighbourhoods first.
+    count_include_pad: whether that average counts the zeros around the image, as torchvision's
+      does; the one of Keras and TensorFlow is over the pixels inside.
   """
 
   name: str
@@ -36,6 +37,7 @@ class Conv:
   stride: int = 1
   padding: str = "SAME"
   average: bool = False
+  count_include_pad: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,15 +201,21 @@ def out_channels(step: Step, channels: int) -> int:
   return sum(functools.reduce(lambda c, s: out_channels(s, c), b, channels) for b in step.branches)
 
 
-def network(width: float = 1.0) -> dict[str, tuple[Step, ...]]:
+def network(width: float = 1.0, *, count_include_pad: bool = False) -> dict[str, tuple[Step, ...]]:
   """Whole table, "stem" and then the blocks, with channel counts times `width`.
 
   Counts are rounded to multiples of 8, and are at least 8.
+
+  Args:
+    width: factor on the channel counts.
+    count_include_pad: see `Conv`; of all average pooling.
   """
 
   def scaled(step: Step) -> Step:
     if isinstance(step, Conv):
-      return dataclasses.replace(step, filters=max(8, 8 * round(step.filters * width / 8)))
+      filters = max(8, 8 * round(step.filters * width / 8))
+      counts = step.average and count_include_pad
+      return dataclasses.replace(step, filters=filters, count_include_pad=counts)
     if isinstance(step, Parallel):
       return Parallel(tuple(tuple(scaled(s) for s in branch) for branch in step.branches))
     return step

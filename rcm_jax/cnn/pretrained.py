@@ -45,6 +45,7 @@ TORCHVISION_STEM = {
 }
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])  # of RGB in [0, 1], as torchvision normalises
 IMAGENET_STD = np.array([0.229, 0.224, 0.225])
+_TORCH = (".safetensors", ".pth")  # with torchvision's names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +64,17 @@ class Report:
     return "\n".join([f"{len(self.loaded)} layers loaded", *self.skipped])
 
 
+def counts_padding(path: str | os.PathLike) -> bool:
+  """Whether the library that a file's format belongs to counts the padding of average pooling."""
+  return Path(path).suffix in _TORCH
+
+
 def load(
-  model: inception.InceptionV3, path: str | os.PathLike, *, rgb_input: str = "symmetric"
+  model: inception.InceptionV3,
+  path: str | os.PathLike,
+  *,
+  rgb_input: str = "symmetric",
+  count_include_pad: bool | None = None,
 ) -> Report:
   """Copies pretrained weights from a file into the model, all of them or none.
 
@@ -76,9 +86,23 @@ def load(
   running mean. That is exact with running statistics; batch statistics in training normalise it
   away, which the report mentions.
 
+  Average pooling follows the file, because two libraries compute different things from the same
+  weights: at the border torchvision's network divides by nine, zeros outside the image included,
+  and Keras' and TensorFlow's by the number of pixels inside. The pooled features differ by some
+  15 %.
+
+      file                                                    rgb_input   count_include_pad
+      Keras, inception_v3_weights_tf_dim_ordering_tf_…h5      symmetric   False
+      torchvision, inception_v3_google-0cc3c7bd.pth           symmetric   True
+      the same, fine-tuned with transform_input=False         imagenet    True
+      pytorch-fid, pt_inception-2015-12-05-6726825d.pth       symmetric   False
+
+  (The last has torchvision's names, but a network of its own: it leaves padding out, and takes a
+  maximum in the last block's pooling branch, which this network does not have.)
+
   Args:
     model: receives the values in place; its classifier and added layer keep theirs unless the
-      file has such layers of the same size.
+      file has such layers of the same size. Its average pooling is set.
     path: .weights.h5, .h5 or .keras (Keras 2 or 3); .safetensors or .pth (torchvision's names;
       .pth needs PyTorch and is read with weights-only loading).
     rgb_input: what the file's first convolution was trained on. "symmetric" is [−1, 1], which is
@@ -86,6 +110,8 @@ def load(
       the normalised image back into [−1, 1]); "imagenet" is RGB normalised by ImageNet's mean
       and standard deviation, for networks trained without `transform_input`. It is folded into
       the first convolution exactly.
+    count_include_pad: whether average pooling counts the zeros around the image; None is as the
+      library of the file's format has it, see `counts_padding`.
 
   Raises:
     UserError: a file that cannot be read, or does not fit; every mismatch is listed.
@@ -97,7 +123,7 @@ def load(
   targets = model.named_blocks()
   if path.suffix in (".keras", ".h5"):
     layers = _from_keras(weight_files.read_keras(path), model, path)
-  elif path.suffix in (".safetensors", ".pth"):
+  elif path.suffix in _TORCH:
     layers = _from_torchvision(weight_files.read_tensors(path), targets, path)
   else:
     raise UserError(
@@ -142,6 +168,9 @@ def load(
   for name, target in targets.items():
     for key, variable in _variables(target).items():
       variable[...] = jnp.asarray(layers[name][key], variable.dtype)
+  model.pool(
+    count_include_pad=counts_padding(path) if count_include_pad is None else count_include_pad
+  )
   return Report(tuple(targets), tuple(skipped))
 
 

@@ -36,12 +36,14 @@ class CnnSpec:
     pretrained: file of ImageNet weights to start from, or None. Its convolutions keep its
       batch statistics, as is usual in fine-tuning: a new network's head would spoil them at
       first, and torchvision's scales are folded into the kernels with them.
-    pretrained_input: what its images were like, see `inception_weights.load`.
+    pretrained_input: what its images were like, see `pretrained.load`.
     frozen_epochs: epochs in which only the new layers learn, if pretrained.
     body_rate: the convolutions' share of the learning rate afterwards, if pretrained; it rises
       over one epoch.
     augmentation: ranges of the random views.
     seed: of initialisation, order and views.
+    count_include_pad: whether average pooling counts the zeros around the image; where weights are
+      loaded, as the network does that they come from, see `pretrained.load`.
   """
 
   context: int
@@ -58,6 +60,7 @@ class CnnSpec:
   body_rate: float
   augmentation: Augmentation
   seed: int
+  count_include_pad: bool = False
 
   def build(self) -> inception.InceptionV3:
     """Returns the network, freshly initialised; bfloat16 on an accelerator, float32 on a CPU."""
@@ -67,6 +70,7 @@ class CnnSpec:
       width=self.width,
       dropout=self.dropout,
       bn_momentum=self.bn_momentum,
+      count_include_pad=self.count_include_pad,
       dtype=_compute_dtype(),
       rngs=nnx.Rngs(self.seed),
     )
@@ -82,9 +86,21 @@ def start(spec: CnnSpec) -> inception.InceptionV3:
   Raises:
     UserError: the file of weights cannot be read or does not fit.
   """
+  model = untrained(spec)
+  if spec.pretrained:
+    pretrained_lib.load(
+      model,
+      spec.pretrained,
+      rgb_input=spec.pretrained_input,
+      count_include_pad=spec.count_include_pad,
+    )
+  return model
+
+
+def untrained(spec: CnnSpec) -> inception.InceptionV3:
+  """Returns the network of `start`, in the same modes, without the file's weights."""
   model = spec.build()
   if spec.pretrained:
-    pretrained_lib.load(model, spec.pretrained, rgb_input=spec.pretrained_input)
     for block in model.named_blocks().values():
       block.eval()
   return model

@@ -15,7 +15,7 @@ import optax
 
 from rcm_jax.cnn import inception
 from rcm_jax.cnn.augmentation import views
-from rcm_jax.cnn.spec import CnnSpec, make_optimizer, start
+from rcm_jax.cnn.spec import CnnSpec, make_optimizer, start, untrained
 from rcm_jax.ops.backend import backend
 from rcm_jax.runtime import devices
 
@@ -59,7 +59,7 @@ def build(spec: CnnSpec, epoch_steps: int, mesh: Mesh) -> Programs:
 @functools.lru_cache(maxsize=1)
 def _functions(spec: CnnSpec, epoch_steps: int, mesh: Mesh) -> tuple[Callable, Callable]:
   """The jitted functions of `Programs`: the same for all seeds of one run, compiled once."""
-  graph, _, _, rest = nnx.split(start(spec), nnx.Param, nnx.BatchStat, ...)
+  graph, _, _, rest = nnx.split(untrained(spec), nnx.Param, nnx.BatchStat, ...)
   optimizer = make_optimizer(spec, epoch_steps)
   size = spec.batch_size // spec.norm_groups
 

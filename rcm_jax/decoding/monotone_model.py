@@ -29,6 +29,9 @@ _LOG_ZERO = -1e30
 # Stands for it where sums of other logarithms must not be lost beside it: its exponential is 0
 # in float32.
 _LEAST_SCORE = -110.0
+# Where a boundary's median is reached. Two sure members that disagree make exact halves, of which
+# the shallower slice is taken, however they round.
+HALF = 0.5 - 1e-5
 
 
 class BoundaryPosterior(NamedTuple):
@@ -137,7 +140,7 @@ def boundary_posterior(
   scores -= jax.lax.stop_gradient(scores.max(axis=1, keepdims=True))
   sums = _sum_up(jnp.maximum(scores, _LEAST_SCORE), mask)
   probability = jax.nn.softmax(jnp.stack([sums.deeper, sums.shallower]), axis=1)
-  median = jnp.sum(jnp.cumsum(probability, axis=1) < 0.5, axis=1)
+  median = jnp.sum(jnp.cumsum(probability, axis=1) < HALF, axis=1)
   return BoundaryPosterior(probability, _possible(median, jnp.sum(mask)))
 
 
@@ -167,7 +170,7 @@ def marginal_posterior(
   passed = jnp.stack([1 - marginals[:, 0], marginals[:, 2]])
   passed = jax.lax.cummax(jnp.where(mask, passed, 1.0), axis=1)  # rounding aside, it is one
   probability = jnp.diff(passed, axis=1, prepend=0.0, append=1.0)
-  return BoundaryPosterior(probability, _possible(jnp.sum(passed < 0.5, axis=1), jnp.sum(mask)))
+  return BoundaryPosterior(probability, _possible(jnp.sum(passed < HALF, axis=1), jnp.sum(mask)))
 
 
 def posterior_of(

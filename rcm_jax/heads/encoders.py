@@ -34,9 +34,25 @@ class RecurrentEncoder(nnx.Module):
   """
 
   def __init__(
-    self, num_features: int, hidden: int, *, cell: str, bidirectional: bool, rngs: nnx.Rngs
+    self,
+    num_features: int,
+    hidden: int,
+    *,
+    cell: str,
+    bidirectional: bool,
+    forget_bias: float = 0.0,
+    rngs: nnx.Rngs,
   ):
-    """Initialises as Keras does: Glorot uniform, orthogonal recurrent, zero bias."""
+    """Initialises as Keras does: Glorot uniform, orthogonal recurrent, zero bias.
+
+    Args:
+      num_features: F of a slice.
+      hidden: H.
+      cell: a key of `CELLS`.
+      bidirectional: whether there is a second layer, from deep to shallow.
+      forget_bias: what the bias of an LSTM's forget gates starts at, 1 in Keras.
+      rngs: stream `params`.
+    """
     gates, biases, forward, both = CELLS[cell]
     self.layer = both if bidirectional else forward
     self.bidirectional = bidirectional
@@ -48,7 +64,10 @@ class RecurrentEncoder(nnx.Module):
     draw = lambda key: orthogonal(key, (hidden, gates * hidden))
     self.recurrent_kernel = nnx.Param(jax.vmap(draw)(keys) if leading else draw(keys))
     self.kernel = nnx.Param(glorot(rngs.params(), (*leading, num_features, gates * hidden)))
-    self.bias = nnx.Param(jnp.zeros((*leading, *biases, gates * hidden)))
+    bias = jnp.zeros((*leading, *biases, gates * hidden))
+    if cell == "lstm":
+      bias = bias.at[..., hidden : 2 * hidden].set(forget_bias)  # gates i, f, g, o
+    self.bias = nnx.Param(bias)
 
   def __call__(
     self,

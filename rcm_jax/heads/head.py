@@ -45,6 +45,7 @@ class HeadSpec:
     likelihood: of a stack's labels: "slices" takes each slice by itself, as the paper does;
       "boundaries" makes the decoder's outputs unary scores of `decoding.monotone_model`, and the
       head's probabilities its marginals.
+    forget_bias: what the bias of an LSTM's forget gates starts at; 1 in Keras.
   """
 
   num_features: int
@@ -57,6 +58,7 @@ class HeadSpec:
   decoder: Decoder
   feedback: Feedback
   likelihood: Likelihood = "slices"
+  forget_bias: float | int = 0.0
 
   def __post_init__(self):
     for name, value, allowed in (
@@ -165,7 +167,12 @@ class Head(nnx.Module):
   def __init__(self, spec: HeadSpec, rngs: nnx.Rngs):
     self.spec = spec
     self.encoder = RecurrentEncoder(
-      spec.num_features, spec.hidden, cell=spec.cell, bidirectional=spec.bidirectional, rngs=rngs
+      spec.num_features,
+      spec.hidden,
+      cell=spec.cell,
+      bidirectional=spec.bidirectional,
+      forget_bias=spec.forget_bias,
+      rngs=rngs,
     )
     self.attention = ATTENTIONS[spec.attention.kind](spec, self.encoder.size, rngs)
     self.decoder = DECODERS[spec.decoder](spec, self.encoder.size, rngs)

@@ -14,7 +14,14 @@ import optax
 from rcm_jax.arrays import Features
 from rcm_jax.heads import losses
 from rcm_jax.heads.head import Head, HeadSpec
-from rcm_jax.heads.objective import Member, accuracy, draw, fit_and_fold_temperature, loss
+from rcm_jax.heads.objective import (
+  L1Reduction,
+  Member,
+  accuracy,
+  draw,
+  fit_and_fold_temperature,
+  loss,
+)
 
 
 class _State(NamedTuple):
@@ -65,6 +72,7 @@ def make_train(
   epochs_per_call: int,
   input_dropout: float = 0.0,
   ema_decay: float = 0.0,
+  l1_reduction: L1Reduction = "mean",
 ) -> Training:
   """Builds the training of one member (Methods, "Experiments").
 
@@ -81,6 +89,7 @@ def make_train(
       from all of them.
     ema_decay: decay a step of the running average of the weights, which is judged and kept; 0
       takes the weights themselves.
+    l1_reduction: see `objective.recurrent_penalty`.
   """
   count = len(train)
   steps = -(-count // batch_size)
@@ -98,7 +107,7 @@ def make_train(
 
   def loss_fn(params, member, data, rows, draws):
     truth = jax.tree.map(lambda known: known[rows], data.targets)
-    return loss(spec, params, member, data.values[rows], truth, draws)
+    return loss(spec, params, member, data.values[rows], truth, draws, l1_reduction)
 
   def init(member: Member) -> _State:
     params = nnx.state(Head(spec, nnx.Rngs(params=jax.random.key(member.seed))), nnx.Param)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -23,7 +24,7 @@ import numpy as np
 from rcm_jax.arrays import Features
 from rcm_jax.heads.head import Head, HeadSpec
 from rcm_jax.heads.member_parallel import compile_run, over_members
-from rcm_jax.heads.objective import Member, graph_of
+from rcm_jax.heads.objective import L1Reduction, Member, graph_of
 from rcm_jax.heads.train_epochs import make_train
 from rcm_jax.ops.toeplitz import toeplitz_weights
 from rcm_jax.runtime import checkpoints as checkpoints_lib
@@ -52,6 +53,7 @@ def train(
   batch_size: int,
   input_dropout: float = 0.0,
   ema_decay: float = 0.0,
+  l1_reduction: L1Reduction = "mean",
   advance: Callable[[int, int], None] = lambda done, total: None,
   scalars: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
   resumed: Callable[[int], None] = lambda step: None,
@@ -70,6 +72,7 @@ def train(
     batch_size: stacks a step.
     input_dropout: see `make_train`.
     ema_decay: see `make_train`.
+    l1_reduction: see `objective.recurrent_penalty`.
     advance: called with the epochs done and the epochs in all.
     scalars: called with each epoch's metrics, mean over members.
     resumed: called with the first epoch that will be trained.
@@ -91,6 +94,7 @@ def train(
     epochs_per_call=per_call,
     input_dropout=input_dropout,
     ema_decay=ema_decay,
+    l1_reduction=l1_reduction,
   )
   spread, whole = _spread(len(members))
   stacked = spread(jax.tree.map(lambda *x: np.stack(x), *members))
@@ -188,10 +192,7 @@ class Trained:
 
   def probabilities(self, features: Features) -> Float[np.ndarray, "M N T C"]:
     """Classifies stacks, on padding too, where the values mean nothing."""
-    return self._of_stacks(
-      lambda model, x, mask, half_width: jax.nn.softmax(model(x, mask, half_width=half_width)),
-      features,
-    )
+    return self._of_members(_probabilities, features)
 
   def toeplitz_taps(self) -> dict[int, Float[np.ndarray, "seeds K"]]:
     """Learned weights by half-width D, shallow to deep, one row a member of that D."""
@@ -205,24 +206,40 @@ class Trained:
 
   def attention_weights(self, features: Features) -> Float[np.ndarray, "M N T T"]:
     """Attention map of every stack, by member (Figure 4)."""
-    return self._of_stacks(
-      lambda model, x, mask, half_width: model.attention_weights(x, mask, half_width), features
-    )
+    return self._of_members(_attention_weights, features)
 
-  def _of_stacks(self, function: Callable[..., Any], features: Features) -> np.ndarray:
-    """Function (model, values, mask, half width) of every stack, by member."""
-    graph = graph_of(self.spec)
-
-    @jax.jit
-    def run(params, half_widths, values, mask):
-      def one(params, half_width):
-        model = nnx.merge(graph, params)
-        return jax.vmap(lambda x, m: function(model, x, m, half_width))(values, mask)
-
-      return over_members(one)(params, half_widths)
-
+  def _of_members(self, compiled: Callable, features: Features) -> np.ndarray:
     half_widths = jnp.array([m.half_width for m in self.members])
-    return np.asarray(run(self.params, half_widths, features.values, features.mask))
+    function = compiled(self.spec)
+    return np.asarray(function(self.params, half_widths, features.values, features.mask))
+
+
+# One program an architecture, for all splits of one shape and all calls.
+@functools.cache
+def _probabilities(spec: HeadSpec) -> Callable:
+  return _over_members_and_stacks(
+    spec, lambda model, x, m, width: jax.nn.softmax(model(x, m, half_width=width))
+  )
+
+
+@functools.cache
+def _attention_weights(spec: HeadSpec) -> Callable:
+  return _over_members_and_stacks(spec, lambda model, *rest: model.attention_weights(*rest))
+
+
+def _over_members_and_stacks(spec: HeadSpec, function: Callable) -> Callable:
+  """Compiles function(head, a stack's features, its mask, half-width) for members and stacks."""
+  graph = graph_of(spec)
+
+  @jax.jit
+  def every(params, half_widths, values, mask):
+    def one(params, half_width):
+      model = nnx.merge(graph, params)
+      return jax.vmap(lambda x, m: function(model, x, m, half_width))(values, mask)
+
+    return over_members(one)(params, half_widths)
+
+  return every
 
 
 def load(spec: HeadSpec, members: Sequence[Member], directory: pathlib.Path) -> Trained:

@@ -324,6 +324,7 @@ def build_network(description: Description) -> inception.InceptionV3:
     arrays.NUM_STRATA,
     in_channels=description.cnn["context"],
     width=description.cnn["width"],
+    count_include_pad=description.cnn.get("count_include_pad", False),  # older ones have no choice
     dtype=jnp.float32 if backend() == "cpu" else jnp.bfloat16,
     rngs=nnx.Rngs(0),
   )

@@ -21,16 +21,21 @@ from rcm_jax.evaluation import (
 )
 from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.evaluation import scores as scores_lib
-from rcm_jax.reporting import paper_tables, plots, table_formats
+from rcm_jax.reporting import paper_tables, plots, reader_rows, table_formats
 from rcm_jax.runtime import files
 
 
-def write(runs: finished_runs.FinishedRuns, out: str | os.PathLike) -> list[dict[str, Any]]:
+def write(
+  runs: finished_runs.FinishedRuns,
+  out: str | os.PathLike,
+  readers: reader_rows.Readers | None = None,
+) -> list[dict[str, Any]]:
   """Writes one dataset's tables and figures.
 
   Args:
     runs: on the dataset.
     out: directory for tables.md, table*.csv, table*.tex and figures/; made if missing.
+    readers: how far the readers of the labels agree, for a row of Tables 1 and 3.
 
   Returns:
     Rows of all runs, in the form of results.json.
@@ -42,6 +47,7 @@ def write(runs: finished_runs.FinishedRuns, out: str | os.PathLike) -> list[dict
   comparisons = paired_tests.compare({m.name: scores[m.name] for m in methods})
   builders = (paper_tables.table1, paper_tables.table2, paper_tables.table3)
   built = [build(methods, runs.dataset) for build in (*builders, paper_tables.decoding_table)]
+  built = reader_rows.add(built, readers) if readers else built
   best = [c for c in comparisons if c.first == methods[0].name]
   if best:
     built.append(paper_tables.comparison_table(best, runs.dataset))

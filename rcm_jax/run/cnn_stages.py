@@ -8,9 +8,10 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
+import ml_collections
 import numpy as np
 
-from rcm_jax.cnn import extraction
+from rcm_jax.cnn import extraction, pretrained
 from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.cnn import training as cnn_training
 from rcm_jax.cnn.augmentation import augmentation_of
@@ -18,7 +19,7 @@ from rcm_jax.data import feature_file
 from rcm_jax.ops.backend import numerics
 from rcm_jax.reporting import plots
 from rcm_jax.run import stages
-from rcm_jax.runtime import files, resumable
+from rcm_jax.runtime import devices, files, resumable
 from rcm_jax.runtime.metric_writer import Advance
 
 
@@ -42,9 +43,12 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
   if config.features.file:
     return _read_features(run)
   spec = cnn_spec.CnnSpec(
-    **{**config.cnn, "seed": seed}, augmentation=augmentation_of(config.augmentation)
+    **{**config.cnn, "seed": seed, "count_include_pad": _counts_padding(config.cnn)},
+    augmentation=augmentation_of(config.augmentation),
   )
   described = dataclasses.asdict(spec)
+  if not spec.count_include_pad:  # as every cache that was written before there was a choice
+    del described["count_include_pad"]
   if spec.pretrained:
     described["pretrained"] = files.file_digest(pathlib.Path(spec.pretrained))
   else:  # what follows only from it determines nothing
@@ -66,17 +70,21 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
   )
   classifier = extract_features(run, spec, model_dir)
   history = json.loads((model_dir / resumable.HISTORY).read_text())
-  plots.training_curves(
-    {
-      "loss": history["loss"],
-      "accuracy": history["accuracy"],
-      "validation accuracy": history["validation_accuracy"],
-    },
-    run.workdir / "figures" / "cnn_training.png",
-  )
+  if devices.is_first():
+    curves = ("loss", "accuracy", "validation_accuracy")
+    plots.training_curves(
+      {name.replace("_", " "): history[name] for name in curves},
+      run.workdir / "figures" / "cnn_training.png",
+    )
   method = config.name if config.pipeline == "cnn" else "inception_v3"
   result = _result(run, classifier, method, seed, spec.context)
   return classifier, stages.Result(result.predictions, {(method, seed): sum(history["seconds"])})
+
+
+def _counts_padding(wanted: ml_collections.ConfigDict) -> bool:
+  if wanted.count_include_pad is not None:
+    return wanted.count_include_pad
+  return bool(wanted.pretrained) and pretrained.counts_padding(wanted.pretrained)
 
 
 def _result(

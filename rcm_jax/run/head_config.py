@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 import itertools
 import re
+from typing import get_args
 
 import ml_collections
 
@@ -12,10 +13,10 @@ from rcm_jax.cnn.inception import NUM_FEATURES
 from rcm_jax.data.slices import Slices
 from rcm_jax.heads.attention import AttentionSpec
 from rcm_jax.heads.head import HeadSpec
-from rcm_jax.heads.objective import Member
+from rcm_jax.heads.objective import L1Reduction, Member
 from rcm_jax.textures import dictionary
 from rcm_jax.textures.encoder import TextureSpec
-from tfds_rcm.errors import UserError
+from tfds_rcm.errors import UserError, nearest
 
 
 def members(config: ml_collections.ConfigDict) -> list[Member]:
@@ -64,6 +65,12 @@ def spec(config: ml_collections.ConfigDict, splits: Mapping[str, Slices]) -> Hea
   for name in ("input_dropout", "ema_decay"):
     if not 0 <= head[name] < 1:
       raise UserError(f"config.head.{name}: {head[name]} is outside 0 to 1")
+  known = get_args(L1Reduction)
+  if head.l1_reduction not in known:
+    raise UserError(
+      f"config.head.l1_reduction: '{head.l1_reduction}' is none of {', '.join(known)}"
+      f"{nearest(head.l1_reduction, known)}"
+    )
   return HeadSpec(
     num_features=head.pca_components or NUM_FEATURES,
     hidden=head.hidden,
@@ -75,6 +82,7 @@ def spec(config: ml_collections.ConfigDict, splits: Mapping[str, Slices]) -> Hea
     decoder=head.decoder,
     feedback=head.feedback,
     likelihood=head.likelihood,
+    forget_bias=head.forget_bias,
   )
 
 

@@ -22,6 +22,7 @@ from rcm_jax.reporting import plots
 from rcm_jax.run import end_to_end, head_config, stages
 from rcm_jax.run.cnn_stages import classify_slices, extract_features
 from rcm_jax.run.keep_model import OnTextures, keep_model
+from rcm_jax.runtime import devices
 from rcm_jax.textures import encoder as texture_encoder
 from rcm_jax.textures import learning as texture_learning
 from tfds_rcm.errors import UserError
@@ -178,7 +179,8 @@ def _train_heads(
   """Trains heads on features that come from the stages `source`."""
   config = run.config
   recipe = {
-    name: config.head[name] for name in ("epochs", "batch_size", "input_dropout", "ema_decay")
+    name: config.head[name]
+    for name in ("epochs", "batch_size", "input_dropout", "ema_decay", "l1_reduction")
   }
   described = {
     **dataclasses.asdict(spec),
@@ -248,6 +250,8 @@ def _stacks_of_members(
 
 def _show_heads(run: stages.Run, trained: head_training.Trained, test: Features) -> None:
   """Draws what was learned, and keeps the attention for figures over several runs."""
+  if not devices.is_first():
+    return
   folder = run.workdir / "figures"
   history = trained.history
   names = [head_config.row_name(run.config, member) for member in trained.members]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import pathlib
 from typing import Any
 
@@ -11,8 +10,10 @@ import numpy as np
 from rcm_jax.baselines import hames, kaur
 from rcm_jax.data import feature_file
 from rcm_jax.ops.backend import numerics
-from rcm_jax.run import head_methods, stages
+from rcm_jax.run import depth_prior, head_methods, stages, work
 from rcm_jax.run.cnn_stages import classify_slices
+from rcm_jax.run.work import Method
+from rcm_jax.runtime import devices
 from rcm_jax.runtime import metric_writer as writer_lib
 
 
@@ -22,14 +23,15 @@ def _cnn(run: stages.Run) -> stages.Result:
 
 def _features(run: stages.Run) -> stages.Result:
   classifier, result = classify_slices(run, run.config.cnn.seed)
-  feature_file.save(
-    run.workdir / feature_file.NAME,
-    run.splits,
-    classifier.load,
-    dataset=stages.dataset_name(run.config.data),
-    method=run.config.name,
-    seed=run.config.cnn.seed,
-  )
+  if devices.is_first():
+    feature_file.save(
+      run.workdir / feature_file.NAME,
+      run.splits,
+      classifier.load,
+      dataset=stages.dataset_name(run.config.data),
+      method=run.config.name,
+      seed=run.config.cnn.seed,
+    )
   return result
 
 
@@ -71,12 +73,13 @@ def _baseline(run: stages.Run, module: Any, model_class: Any) -> stages.Result:
 
 
 # A new kind of model is one entry here.
-METHODS: dict[str, Callable[[stages.Run], stages.Result]] = {
-  "head": head_methods.train_head,
-  "views": head_methods.train_views,
-  "end_to_end": head_methods.train_end_to_end,
-  "cnn": _cnn,
-  "features": _features,
-  "hames": lambda run: _baseline(run, hames, hames.Hames),
-  "kaur": lambda run: _baseline(run, kaur, kaur.Kaur),
+METHODS: dict[str, Method] = {
+  "head": Method(head_methods.train_head, work.of_heads, True, work.ON_CNN),
+  "views": Method(head_methods.train_views, work.of_views, True, work.ON_CNN),
+  "end_to_end": Method(head_methods.train_end_to_end, work.of_end_to_end, True, work.ON_CNN),
+  "cnn": Method(_cnn, work.of_cnns, shared=work.ON_CNN),
+  "features": Method(_features, work.of_nothing, shared=work.ON_CNN),
+  "hames": Method(lambda run: _baseline(run, hames, hames.Hames), work.of_encodings),
+  "kaur": Method(lambda run: _baseline(run, kaur, kaur.Kaur), work.of_encodings),
+  "depth_prior": Method(depth_prior.classify_by_depth, work.of_nothing),
 }

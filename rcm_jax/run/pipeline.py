@@ -44,6 +44,14 @@ _PACKAGES = (
   "ml-collections",
 )
 
+# What runs did before there was a choice. (None need not be listed.)
+_LATER_KEYS = {
+  "data.train_tiles": 1,
+  "head.forget_bias": 0.0,
+  "head.l1_reduction": "mean",
+  "precision": "highest",
+}
+
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pathlib.Path) -> None:
   """Trains and evaluates one configuration, or goes on where it was interrupted.
@@ -99,6 +107,8 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
     result = methods.METHODS[config.pipeline](this)
   finally:
     writer.close()
+  if not devices.is_first():
+    return
   dataset = {
     "name": name,
     "stacks": {name: len(split.stack_id) for name, split in splits.items()},
@@ -111,8 +121,6 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
   )
   plots.boundary_error_histograms(result.predictions, workdir / "figures/boundary_errors.png")
   plots.strata_ribbon(result.predictions, workdir / "figures/strata.png")
-  if not devices.is_first():
-    return
   title = f"{dataset['stacks']['test']} test stacks of {dataset['name']}"
   console_table.print_table(rows, title)
   writer.console.print(f"results.json, predictions.csv and figures are in {workdir}")
@@ -219,6 +227,7 @@ def _claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str
       raise UserError(
         f"{path}: not a run's configuration ({error}); choose another --workdir"
       ) from error
+    _complete(theirs, mine)
     for key, (old, new) in _differences(theirs, mine).items():
       raise UserError(
         f"{workdir}: holds a run with config.{key} = {old}, not {new}; choose another --workdir"
@@ -226,6 +235,18 @@ def _claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str
   written = {"config": mine, "versions": _versions(), "git_revision": _git_revision()}
   files.write_text(path, json.dumps(written, indent=2))
   return written
+
+
+def _complete(theirs: dict[str, Any], mine: dict[str, Any]) -> None:
+  """Adds to an older run's configuration what it did before there was a choice."""
+  for key, value in _LATER_KEYS.items():
+    *groups, name = key.split(".")
+    holder = theirs
+    for group in groups:
+      holder = holder.setdefault(group, {})
+    holder.setdefault(name, value)
+  unchanged = {**mine["augmentation"]["photometry"], "share": 0.0}
+  theirs.setdefault("augmentation", {}).setdefault("photometry", unchanged)
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:

@@ -23,10 +23,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 import numpy as np
 
 from rcm_jax.ops.backend import backend, told_devices
+from tfds_rcm import interrupts
 from tfds_rcm.cores import num_cores
 from tfds_rcm.errors import UserError
 
 SECONDS_OF_SILENCE = 300  # after which a process that does not answer ends the others
+SECONDS_OF_LEAVE = 2.0  # that the first process stays when all are asked to stop
 
 _AXIS = "data"
 _UNSET = -1  # JAX's number of CPU devices where nobody chose one
@@ -133,6 +135,8 @@ def _initialize(*args: Any, local_device_ids: Sequence[int] | None = None) -> No
   jax.distributed.initialize(
     *args, local_device_ids=local_device_ids, heartbeat_timeout_seconds=SECONDS_OF_SILENCE
   )
+  if is_first():  # it serves the others, which abort when it is gone
+    interrupts.end_after_others(SECONDS_OF_LEAVE)
   # On CPUs, devices that first talk to each other must do so within 30 s; later they wait. Now all
   # have just started; at their first step one may still compile when the others have done so.
   wait_for_all("start")

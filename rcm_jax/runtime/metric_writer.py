@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 import contextlib
 import json
 import pathlib
 import time
 
 from rich.console import Console
-from rich.progress import (
-  BarColumn,
-  MofNCompleteColumn,
-  Progress,
-  TextColumn,
-  TimeElapsedColumn,
-  TimeRemainingColumn,
-)
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
 from rcm_jax.runtime import devices, files
-
-Advance = Callable[[int, int], None]  # (done, total)
+from tfds_rcm import progress as progress_lib
+from tfds_rcm.progress import Advance
 
 
 class Writer:
@@ -69,22 +61,12 @@ class Writer:
 
   @contextlib.contextmanager
   def progress(self, stage: str) -> Iterator[Advance]:
-    """Shows a bar on a terminal, and a line with the time taken anywhere."""
+    """Shows a bar on a terminal, else a line a minute; and how long it took anywhere."""
     start = time.perf_counter()
-    if self.console.is_terminal:
-      columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-      )
-      with Progress(*columns, console=self.console, transient=True) as bar:
-        task = bar.add_task(stage, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-    else:
+    if not self.console.is_terminal:
       self.console.print(f"{stage} …")
-      yield lambda done, total: None
+    with progress_lib.shown(stage, self.console) as advance:
+      yield advance
     self.console.print(f"{stage}: {time.perf_counter() - start:.1f} s")
 
   def close(self) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from tfds_rcm.rcm_phantom import spec
 from tfds_rcm.study.splits import SPLITS
 
-WITHIN_PATIENT = 0.6  # share of a trait's variance, of the 0.50 to 0.74 measured
+WITHIN_PATIENT = 0.7  # share of a trait's variance, of the 0.50 to 0.74 measured
 LESIONS = ("none", "nevus", "melanoma")
 
 
@@ -37,9 +37,12 @@ class Anatomy:
     undulation_um: standard deviation of the junction's slow undulation.
     furrow_depth_um: where furrows are deepest.
     furrow_width_um: full width.
-    furrow_spacing_um: mean diameter of the clusters between furrows.
+    furrow_spacing_um: mean distance of neighboring furrows.
     disarray: of the cells' arrangement.
-    nests: number of nests of melanocytes at the junction.
+    nests_mm2: nests of melanocytes at the junction, per mm² of skin.
+    nest_radius_um: mean of the nests.
+    pagetoid: share of the epidermis' cells that are bright, round and out of place.
+    edged: how brightly basal cells rim the papillae: 1 in healthy skin, near 0 where rings are lost.
     dendrites: number of dendritic cells in the lower epidermis.
     collagen: contrast and density of fibers.
     cell_scale: size of keratinocytes relative to the textbook.
@@ -64,7 +67,10 @@ class Anatomy:
   furrow_width_um: float
   furrow_spacing_um: float
   disarray: float
-  nests: int
+  nests_mm2: float
+  nest_radius_um: float
+  pagetoid: float
+  edged: float
   dendrites: int
   collagen: float
   cell_scale: float
@@ -123,8 +129,9 @@ def _draw_stack(
   lesion = "none"
   if rng.uniform() < phantom.lesion_fraction:
     lesion = LESIONS[rng.choice([1, 2], p=[0.7, 0.3])]
-  nevus, melanoma = lesion == "nevus", lesion == "melanoma"
-  # Papillae: textbook ranges; fewer and lower with age.
+  tissue = _draw_lesion(lesion, np.random.default_rng([*entropy, *b"lesion"]))
+  # Papillae: 84 per mm² at the lower back by RCM and by histology (10.1159/000543491), which is 117
+  # µm between neighbors; heights of textbooks; fewer and lower with age.
   aging = (age - 20) / 60
   return Anatomy(
     stack_id=f"p{patient:03d}_s{index}",
@@ -133,24 +140,72 @@ def _draw_stack(
     site=site,
     lesion=lesion,
     entropy=entropy,
-    melanin=float(np.clip(melanin + (0.25 if nevus or melanoma else 0.0), 0, 1)),
+    melanin=float(np.clip(melanin + (0.25 if lesion != "none" else 0.0), 0, 1)),
     corneum_um=traits.draw(*corneum, low=6.0, high=40.0),
-    epidermis_um=traits.draw(*epidermis, low=40.0, high=130.0) + (8 if nevus else 0),
-    papilla_height_um=traits.draw(62 - 10 * aging, 9.0, low=25.0, high=80.0),
-    papilla_spacing_um=traits.draw(104 + 14 * aging, 9.0, low=80.0, high=150.0),
+    # Published deviations are between people's means: the share that is not within one person.
+    epidermis_um=traits.draw(
+      epidermis[0] + 10.0, epidermis[1] / np.sqrt(1 - WITHIN_PATIENT), low=32.0, high=160.0
+    )
+    + (8 if lesion == "nevus" else 0),
+    papilla_height_um=traits.draw(73 - 12 * aging, 15.0, low=20.0, high=100.0) * tissue.height,
+    papilla_spacing_um=traits.draw(110 + 14 * aging, 9.0, low=80.0, high=150.0) * tissue.spacing,
     undulation_um=traits.draw(7.5, 2.0, low=1.0, high=13.0),
     furrow_depth_um=traits.draw(32.0, 14.0, low=6.0, high=75.0),
-    furrow_width_um=traits.draw(17.0, 4.0, low=9.0, high=27.0),
-    furrow_spacing_um=traits.draw(175.0, 35.0, low=100.0, high=250.0),
-    disarray=float(rng.uniform(0.5, 1.0) if melanoma else rng.uniform(0, 0.25)),
-    nests=int(rng.integers(3, 7)) if nevus else int(rng.integers(1, 5)) if melanoma else 0,
-    dendrites=int(rng.integers(3, 9)) if melanoma else 0,
+    furrow_width_um=traits.draw(42.0, 11.0, low=18.0, high=75.0),
+    furrow_spacing_um=traits.draw(230.0, 60.0, low=120.0, high=400.0),
+    disarray=tissue.disarray,
+    nests_mm2=tissue.nests_mm2,
+    nest_radius_um=tissue.nest_radius_um,
+    pagetoid=tissue.pagetoid,
+    edged=tissue.edged,
+    dendrites=tissue.dendrites,
     collagen=traits.draw(1.0, 0.2, low=0.5, high=1.5),
     cell_scale=traits.draw(1.0, 0.08, low=0.8, high=1.25),
     cell_contrast=traits.draw(1.0, 0.25, low=0.4, high=1.6),
     basal_contrast=traits.draw(1.0, 0.22, low=0.6, high=1.6),
     overlong=False,
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lesion:
+  """What a lesion makes of the tissue; the defaults are healthy skin."""
+
+  disarray: float
+  height: float = 1.0  # of papillae, relative
+  spacing: float = 1.0
+  nests_mm2: float = 0.0
+  nest_radius_um: float = 20.0
+  pagetoid: float = 0.0
+  edged: float = 1.0
+  dendrites: int = 0
+
+
+def _draw_lesion(lesion: str, rng: np.random.Generator) -> _Lesion:
+  """Draws the pattern of a lesion as readers describe it (Scope 2007; strengths are choices).
+
+  Nevi: rings (small, packed, brightly edged papillae), clods (large nests close together) or a
+  meshwork (junctional nests between the papillae). Melanoma: a disarranged honeycomb with bright
+  cells at all levels, papillae without edges, nests of irregular size, dendritic cells.
+  """
+  if lesion == "nevus":
+    pattern = rng.choice(["ring", "clod", "mesh"])
+    if pattern == "ring":
+      return _Lesion(rng.uniform(0, 0.25), 1.0, 0.82, rng.uniform(0, 25), 16.0, edged=1.7)
+    if pattern == "clod":
+      return _Lesion(rng.uniform(0, 0.3), 0.8, 1.0, rng.uniform(90, 180), 32.0, edged=1.2)
+    return _Lesion(rng.uniform(0, 0.3), 0.9, 1.05, rng.uniform(60, 130), 21.0, edged=1.4)
+  if lesion == "melanoma":
+    return _Lesion(
+      disarray=rng.uniform(0.5, 1.0),
+      height=rng.uniform(0.4, 0.8),
+      nests_mm2=rng.uniform(10, 70),
+      nest_radius_um=rng.uniform(20, 38),
+      pagetoid=rng.uniform(0.04, 0.14),
+      edged=rng.uniform(0.0, 0.5),
+      dendrites=int(rng.integers(3, 9)),
+    )
+  return _Lesion(rng.uniform(0, 0.25))
 
 
 class _Traits:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-from rich import progress as rich_progress
+from rich.console import Console
 
+from tfds_rcm import progress
 from tfds_rcm.errors import UserError, printable
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
-from tfds_rcm.rcm_phantom import generate, preview, readers, render, spec
+from tfds_rcm.rcm_phantom import annotators, make_dataset, preview, render, spec
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -37,28 +38,14 @@ def run(name: str, args: argparse.Namespace, data_dir: pathlib.Path) -> None:
     _preview(spec.named(spec.with_seed(args.preset, args.seed)), args.stack, args.preview)
     print(printable(f"preview     {args.preview}"))
     return
-  with rich_progress.Progress(
-    rich_progress.TextColumn(name),
-    rich_progress.BarColumn(),
-    rich_progress.MofNCompleteColumn(),
-    rich_progress.TextColumn("stacks"),
-    rich_progress.TimeElapsedColumn(),
-    rich_progress.TimeRemainingColumn(),
-    transient=True,
-  ) as bar:
-    task = bar.add_task(name, total=None)
-    folder = generate.prepare(
-      args.preset,
-      data_dir,
-      seed=args.seed,
-      progress=lambda done, total: bar.update(task, completed=done, total=total),
-    )
+  with progress.shown(name, Console(stderr=True, highlight=False, markup=False)) as advance:
+    folder = make_dataset.prepare(args.preset, data_dir, seed=args.seed, progress=advance)
   print(printable(f"dataset     {folder}"))
 
 
 def _preview(phantom: spec.Phantom, stack_id: str | None, path: pathlib.Path) -> None:
   for anatomy in anatomy_lib.draw_anatomies(phantom):
-    plan = readers.plan_stack(phantom, anatomy)
+    plan = annotators.plan_stack(phantom, anatomy)
     complete = len(set(plan.labels.tolist())) == 4 and not anatomy.overlong
     if anatomy.stack_id == stack_id or (stack_id is None and complete):
       break

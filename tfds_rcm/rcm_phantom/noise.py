@@ -1,7 +1,6 @@
-"""Random fields: smooth ones by plane waves (NumPy), cells and fibers by hashing (JAX).
+"""Random fields by hashing: cells and fibers.
 
-The smooth fields shape the relief once a stack. The hashed fields are evaluated
-at every voxel, so they are written to be one pass of arithmetic without tables:
+They are evaluated at every voxel, so they are written to be one pass of arithmetic without tables:
 hashing a lattice point costs less than fetching it.
 """
 
@@ -12,27 +11,6 @@ import itertools
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt32
-import numpy as np
-
-Waves = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-def random_waves(rng: np.random.Generator, wavelength_um: float, count: int = 24) -> Waves:
-  """Draws a smooth isotropic random field of unit variance, see `evaluate_waves`."""
-  number = 2 * np.pi / (wavelength_um * rng.uniform(0.65, 1.6, count))
-  angle = rng.uniform(0, 2 * np.pi, count)
-  phase = rng.uniform(0, 2 * np.pi, count)
-  return number * np.cos(angle), number * np.sin(angle), phase
-
-
-def evaluate_waves(
-  waves: Waves, x: Float[np.ndarray, " W"], y: Float[np.ndarray, " H"]
-) -> Float[np.ndarray, "H W"]:
-  """Evaluates a field on the grid y × x (µm); waves separate, so it is one matrix product."""
-  number_x, number_y, phase = waves
-  rows = np.exp(1j * (np.outer(y, number_y) + phase))
-  columns = np.exp(1j * np.outer(number_x, x))
-  return (rows @ columns).real * np.sqrt(2 / len(phase))
 
 
 def hash_bits(value: UInt32[Array, "..."]) -> UInt32[Array, "..."]:

@@ -55,6 +55,24 @@ def contact_sheet(
   return page
 
 
+def tiles(
+  images: Sequence[UInt8[np.ndarray, "height width"]], titles: Sequence[str], columns: int = 6
+) -> Image.Image:
+  """Draws images side by side, each with a line below it."""
+  columns = min(columns, len(images))
+  side = _PAGE_PX // columns - _GAP_PX
+  pitch = side + _STRIP_PX + _GAP_PX
+  rows = -(-len(images) // columns)
+  page = Image.new("L", (columns * (side + _GAP_PX) + _GAP_PX, rows * pitch + _GAP_PX), 255)
+  draw = ImageDraw.Draw(page)
+  for index, (image, title) in enumerate(zip(images, titles, strict=True)):
+    row, column = divmod(index, columns)
+    left, upper = _GAP_PX + column * (side + _GAP_PX), _GAP_PX + row * pitch
+    page.paste(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC), (left, upper))
+    draw.text((left + 2, upper + side + 2), title, 0)
+  return page
+
+
 def save_sheet(page: Image.Image, path: str | pathlib.Path) -> None:
   """Writes a contact sheet, in the format that the file's name tells."""
   pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from tfds_rcm import record as record_lib
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
-from tfds_rcm.rcm_phantom import generate, spec
+from tfds_rcm.rcm_phantom import spec, stacks
 
 # TFDS holds a shard in memory, some 30 MB of it at the paper's size.
 _STACKS_PER_SHARD = 8
@@ -37,12 +37,13 @@ class Builder(tfds.core.ShardBasedBuilder):
   """
 
   VERSION = tfds.core.Version(spec.VERSION)
+  SUPPORTED_VERSIONS = [tfds.core.Version(version) for version in spec.OLD_VERSIONS]  # noqa: RUF012
   BUILDER_CONFIGS = [make_config(name) for name in spec.PRESETS]  # noqa: RUF012
 
   def __init__(
     self,
     *,
-    progress: generate.Progress | None = None,
+    progress: stacks.Progress | None = None,
     file_format: str = "array_record",
     **kwargs: Any,
   ):
@@ -51,8 +52,12 @@ class Builder(tfds.core.ShardBasedBuilder):
     Args:
       progress: called with stacks written and stacks in all.
       file_format: TFDS's.
-      **kwargs: TFDS's own arguments; `config` may be any name that `spec.named` understands.
+      **kwargs: TFDS's own arguments; `config` may be any name that `spec.named` understands, and
+        of an older version, such as "demo:1.1.0", where that lies prepared.
     """
+    config = kwargs.get("config")
+    if isinstance(config, str) and ":" in config:
+      kwargs["config"], _, kwargs["version"] = config.partition(":")
     self._progress = progress or (lambda done, total: None)
     super().__init__(file_format=file_format, **kwargs)
 
@@ -69,7 +74,7 @@ class Builder(tfds.core.ShardBasedBuilder):
     return pathlib.Path(self._data_dir_root) / self.name / "staging" / self.builder_config.name
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
+    return record_lib.LocalInfo(
       builder=self,
       description=(
         "Simulated stacks of reflectance confocal microscopy images of skin, with a stratum for "
@@ -100,7 +105,7 @@ class Builder(tfds.core.ShardBasedBuilder):
     phantom = self.builder_config.phantom
     for index in indices:
       self._progress(index, len(anatomies))
-      fields = generate.staged_fields(self.staging_dir, phantom, anatomies[index])
+      fields = stacks.staged_fields(self.staging_dir, phantom, anatomies[index])
       yield fields["stack_id"], record_lib.stack_record(**fields)
       self._progress(index + 1, len(anatomies))
 

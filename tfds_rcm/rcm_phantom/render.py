@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import functools
 
 import jax
@@ -10,8 +10,8 @@ from jaxtyping import UInt8
 import numpy as np
 
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
+from tfds_rcm.rcm_phantom import annotators, scene, spec
 from tfds_rcm.rcm_phantom import optics as optics_lib
-from tfds_rcm.rcm_phantom import readers, scene, spec
 
 # Slices in one call: one static shape for stacks of any length, so the program compiles once and
 # a stack's last call wastes little.
@@ -33,17 +33,24 @@ def _render_chunk(
 
 
 def render_stack(
-  phantom: spec.Phantom, anatomy: anatomy_lib.Anatomy, plan: readers.Plan
+  phantom: spec.Phantom,
+  anatomy: anatomy_lib.Anatomy,
+  plan: annotators.Plan,
+  wanted: Sequence[int] | None = None,
 ) -> Iterator[UInt8[np.ndarray, "height width"]]:
-  """Yields a stack's slices, shallow first; the same bits whatever was rendered before."""
+  """Yields a stack's slices, all or those wanted, shallow first.
+
+  A slice has the same bits whatever is rendered with it.
+  """
   tissue = jax.device_put(scene.make_tissue(phantom, anatomy))
   optics = jax.device_put(scene.make_optics(phantom, anatomy))
   exposures = scene.make_exposures(phantom, anatomy, plan)
   # A processor's caches hold one slice; an accelerator is fed all of them at once.
   together = 1 if jax.default_backend() == "cpu" else _CHUNK
-  for start in range(0, len(plan), _CHUNK):
-    stop = min(start + _CHUNK, len(plan))
-    which = np.minimum(np.arange(start, start + _CHUNK), stop - 1)
+  rows = np.arange(len(plan)) if wanted is None else np.asarray(wanted)
+  for start in range(0, len(rows), _CHUNK):
+    count = min(_CHUNK, len(rows) - start)
+    which = rows[np.minimum(np.arange(start, start + _CHUNK), start + count - 1)]
     chunk = _render_chunk(
       tissue,
       optics,
@@ -52,4 +59,4 @@ def render_stack(
       pixel_um=phantom.pixel_um,
       together=together,
     )
-    yield from np.asarray(chunk)[: stop - start]
+    yield from np.asarray(chunk)[:count]

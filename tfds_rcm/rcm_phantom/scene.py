@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from tfds_rcm.rcm_phantom import anatomy as anatomy_lib
-from tfds_rcm.rcm_phantom import noise, readers, spec
+from tfds_rcm.rcm_phantom import annotators, spec, waves
 from tfds_rcm.rcm_phantom import relief as relief_lib
 
-MAX_NESTS, MAX_DENDRITES, MAX_TUBES, MAX_BUBBLES = 6, 8, 3, 3
+MAX_DENDRITES, MAX_TUBES, MAX_BUBBLES = 8, 3, 3
 _NOWHERE = 1e4  # µm; where features that a stack lacks are put
 
 
@@ -26,17 +26,18 @@ class Tissue:
 
   Attributes:
     maps: surface, junction, slope's cosine, corneum, papilla axis x and y, wander, warp x and y,
-      ridge [10, H + 2 margin, W + 2 margin], µm but for the cosine and wander.
-    nests: x, y, z, radius [6, 4], µm.
+      ridge, nest's depth and half its height, patch, absorption, light, gloss
+      [16, H + 2 margin, W + 2 margin]; in µm but for the cosine, wander and the last four, which
+      are slow noise of unit variance.
     dendrites: x, y, z, angle, length [8, 5], µm and radians.
     tubes: hair follicles and ducts: x, y at the surface, drift x, y per µm, radius, hair [3, 6].
-    fibers: cosine and sine of the two directions of collagen [2, 2].
+    fibers: cosine and sine of three directions of collagen [3, 2].
     salt: uint32, seed of the hashed fields.
-    melanin, disarray, collagen, cell_scale, cell_contrast, basal_contrast, texture: scalars.
+    melanin, disarray, collagen, cell_scale, cell_contrast, basal_contrast, pagetoid, edged,
+      texture: scalars.
   """
 
   maps: jax.typing.ArrayLike
-  nests: jax.typing.ArrayLike
   dendrites: jax.typing.ArrayLike
   tubes: jax.typing.ArrayLike
   fibers: jax.typing.ArrayLike
@@ -47,6 +48,8 @@ class Tissue:
   cell_scale: jax.typing.ArrayLike
   cell_contrast: jax.typing.ArrayLike
   basal_contrast: jax.typing.ArrayLike
+  pagetoid: jax.typing.ArrayLike
+  edged: jax.typing.ArrayLike
   texture: jax.typing.ArrayLike
 
 
@@ -61,7 +64,9 @@ class Optics:
     target: mean gray level that the automatic gain aims at, 0 to 1.
     compensation: how much of a slice's darkness the gain makes up for, 0 to 1.
     vignette: fall-off towards the corners, and tilt of the illumination x, y [3].
-    speckle: standard deviation of the multiplicative noise.
+    unevenness: standard deviations of the logarithm of the light that the window's contact lets
+      through, and of absorption above [2].
+    speckle: coherent share of the light, whose speckle is fully developed.
     read_noise: standard deviation of the detector's noise, gray levels 0 to 1.
     salt: uint32, seed of speckle and noise.
   """
@@ -71,6 +76,7 @@ class Optics:
   target: jax.typing.ArrayLike
   compensation: jax.typing.ArrayLike
   vignette: jax.typing.ArrayLike
+  unevenness: jax.typing.ArrayLike
   speckle: jax.typing.ArrayLike
   read_noise: jax.typing.ArrayLike
   salt: jax.typing.ArrayLike
@@ -83,7 +89,7 @@ class Exposures:
 
   Attributes:
     index: number of the slice.
-    depth_um: below the true first contact, without axial jitter.
+    depth_um: below the window, without axial jitter.
     jitter_um: axial motion.
     shift_px: lateral motion in whole pixels, y and x.
     gain: error of the automatic gain, a factor.
@@ -91,6 +97,7 @@ class Exposures:
     step: first row and factor of a step of brightness [2].
     band: first row, rows, amplitude in pixels of a band of motion [3].
     bubbles: y, x, radius in pixels [3, 3], radius 0 for none.
+    hair: a point y, x in pixels, angle, half its width in pixels [4], 0 for none.
   """
 
   index: jax.typing.ArrayLike
@@ -102,6 +109,7 @@ class Exposures:
   step: jax.typing.ArrayLike
   band: jax.typing.ArrayLike
   bubbles: jax.typing.ArrayLike
+  hair: jax.typing.ArrayLike
 
 
 def margin_px(phantom: spec.Phantom) -> int:
@@ -117,10 +125,7 @@ def make_tissue(phantom: spec.Phantom, anatomy: anatomy_lib.Anatomy) -> Tissue:
   rng = anatomy.generator("tissue")
   slope_y, slope_x = np.gradient(relief.junction, phantom.pixel_um)
   disorder = 1 + 2 * anatomy.disarray
-  warp = [
-    2.2 * disorder * noise.evaluate_waves(noise.random_waves(rng, 48.0), axis, axis)
-    for _ in range(2)
-  ]
+  warp = [2.2 * disorder * waves.evaluate(waves.draw(rng, 48.0), axis, axis) for _ in range(2)]
   maps = np.stack(
     [
       relief.surface,
@@ -132,12 +137,18 @@ def make_tissue(phantom: spec.Phantom, anatomy: anatomy_lib.Anatomy) -> Tissue:
       relief.wander,
       *warp,
       relief.ridge,
+      *_nests(anatomy, rng, axis, relief),
+      # What varies across the field besides the relief: sharpness of cells, what lies above, the
+      # window's contact, dry scale.
+      *(
+        waves.evaluate(waves.draw(rng, wavelength), axis, axis)
+        for wavelength in (95.0, 170.0, 330.0, 120.0)
+      ),
     ]
   )
-  direction = rng.uniform(0, np.pi) + np.array([0.0, rng.uniform(0.9, 1.6)])
+  direction = rng.uniform(0, np.pi) + np.array([0.0, *rng.uniform(0.4, 2.7, 2)])
   return Tissue(
     maps=maps.astype(np.float32),
-    nests=_nests(anatomy, rng, axis, relief),
     dendrites=_dendrites(anatomy, rng, axis, relief),
     tubes=_tubes(phantom, rng),
     fibers=np.stack([np.cos(direction), np.sin(direction)], -1).astype(np.float32),
@@ -152,20 +163,28 @@ def make_tissue(phantom: spec.Phantom, anatomy: anatomy_lib.Anatomy) -> Tissue:
         "cell_scale",
         "cell_contrast",
         "basal_contrast",
+        "pagetoid",
+        "edged",
       )
     },
   )
 
 
-def _nests(anatomy, rng, axis, relief) -> np.ndarray:
-  nests = np.full((MAX_NESTS, 4), _NOWHERE, np.float32)
-  for nest in nests[: anatomy.nests]:
+def _nests(anatomy, rng, axis, relief) -> tuple[np.ndarray, np.ndarray]:
+  """Returns each place's depth of the nest there and half its height, 0 where there is none."""
+  depth, half_height = np.full_like(relief.junction, -_NOWHERE), np.zeros_like(relief.junction)
+  area = ((axis[-1] - axis[0]) * 1e-3) ** 2
+  for _ in range(rng.poisson(anatomy.nests_mm2 * area)):
     row, column = rng.integers(len(axis), size=2)
-    radius = rng.uniform(16, 34)
-    depth = relief.junction[row, column] + rng.uniform(-0.3, 0.8) * radius
-    nest[:] = axis[column], axis[row], depth, radius
-  nests[anatomy.nests :, 3] = 1.0
-  return nests
+    radius = anatomy.nest_radius_um * np.clip(rng.normal(1, 0.25 + 0.3 * anatomy.disarray), 0.4, 2)
+    middle = relief.junction[row, column] + rng.uniform(-0.6, 0.6) * radius
+    # Outlines as uneven as the tissue is disarranged.
+    reach = radius * (1 + (0.08 + 0.25 * anatomy.disarray) * relief.wander)
+    square = (axis[None, :] - axis[column]) ** 2 + (axis[:, None] - axis[row]) ** 2
+    half = np.sqrt(np.maximum(reach**2 - square, 0.0)) / 1.3
+    larger = half > half_height
+    depth[larger], half_height[larger] = middle, half[larger]
+  return depth, half_height
 
 
 def _dendrites(anatomy, rng, axis, relief) -> np.ndarray:
@@ -198,22 +217,24 @@ def make_optics(phantom: spec.Phantom, anatomy: anatomy_lib.Anatomy) -> Optics:
   rng = anatomy.generator("optics")
   single = np.float32
   # Light returns through what it went through: exp(-2 µ z), twice as steep as one way. Of the
-  # order of µs' = 1.2 / mm at 850 nm and higher in pigmented skin; dermis scatters more.
-  attenuation = np.array([3.2 + 2.0 * anatomy.melanin, 6.0]) * rng.uniform(0.8, 1.25) * 1e-3
+  # order of µs' = 1.2 / mm at 850 nm and higher in pigmented skin; keratin and dermis scatter more.
+  attenuation = np.array([3.2 + 2.0 * anatomy.melanin, 6.0, 8.0]) * rng.uniform(0.8, 1.25) * 1e-3
   return Optics(
     section_um=single(phantom.section_um * rng.uniform(0.9, 1.15)),
     attenuation=attenuation.astype(single),
-    target=single(rng.uniform(0.26, 0.42)),
-    compensation=single(rng.uniform(0.65, 0.95)),
-    vignette=np.array([rng.uniform(0.05, 0.5), *rng.normal(0, 0.16, 2)], single),
-    speckle=single(phantom.noise * rng.uniform(0.12, 0.22)),
-    read_noise=single(phantom.noise * rng.uniform(0.008, 0.022)),
+    # Published slices have means of 64 ± 26 of 255 and are skewed to the dark.
+    target=single(0.235 * np.exp(rng.normal(0, 0.33))),
+    compensation=single(rng.uniform(0.5, 0.95)),
+    vignette=np.array([rng.uniform(-0.1, 0.25), *rng.normal(0, 0.10, 2)], single),
+    unevenness=np.array([rng.uniform(0.04, 0.18), rng.uniform(0.08, 0.3)], single),
+    speckle=single(min(phantom.noise * rng.uniform(0.12, 0.40), 1.0)),
+    read_noise=single(phantom.noise * rng.uniform(0.006, 0.016)),
     salt=rng.integers(2**32, dtype=np.uint32),
   )
 
 
 def make_exposures(
-  phantom: spec.Phantom, anatomy: anatomy_lib.Anatomy, plan: readers.Plan
+  phantom: spec.Phantom, anatomy: anatomy_lib.Anatomy, plan: annotators.Plan
 ) -> Exposures:
   """Draws motion, gain and artifacts of every slice."""
   rng = anatomy.generator("exposures")
@@ -244,16 +265,24 @@ def make_exposures(
     step=step.astype(np.float32),
     band=band.astype(np.float32),
     bubbles=_bubbles(rng, count, size, phantom),
+    hair=_hair(rng, count, size, phantom),
   )
 
 
 def _bubbles(rng: np.random.Generator, count: int, size: int, phantom: spec.Phantom) -> np.ndarray:
-  """Bubbles sit in the gel: in place through the first slices, fading with depth."""
+  """Bubbles sit in the gel, some above 200 µm across, and stay until the gel creeps."""
   bubbles = np.zeros((count, MAX_BUBBLES, 3), np.float32)
   field_mm2 = (size * phantom.pixel_um * 1e-3) ** 2
-  number = min(rng.poisson(2.0 * field_mm2 * phantom.artifact_rate), MAX_BUBBLES)
-  deepest = int(np.ceil(18 / phantom.depth_step_um))
+  number = min(rng.poisson(1.3 * field_mm2 * phantom.artifact_rate), MAX_BUBBLES)
   for which in range(number):
-    place = [*rng.uniform(0, size, 2), rng.uniform(6, 22) / phantom.pixel_um]
-    bubbles[: rng.integers(1, deepest + 1), which] = place
+    radius_um = min(rng.lognormal(np.log(38), 0.75), 170.0)
+    place = [*rng.uniform(0, size, 2), radius_um / phantom.pixel_um]
+    bubbles[: rng.integers(3, 2 * count), which] = place
   return bubbles
+
+
+def _hair(rng: np.random.Generator, count: int, size: int, phantom: spec.Phantom) -> np.ndarray:
+  """A vellus hair that lies on the skin, in few stacks."""
+  width_um = rng.uniform(20, 60) if rng.uniform() < 0.08 * phantom.artifact_rate else 0.0
+  hair = [*rng.uniform(0, size, 2), rng.uniform(0, np.pi), 0.5 * width_um / phantom.pixel_um]
+  return np.tile(np.array(hair, np.float32), (count, 1))

@@ -8,15 +8,25 @@ import dataclasses
 from tfds_rcm.errors import UserError
 
 # Raised whenever a phantom's images or labels change.
-VERSION = "1.1.0"
+VERSION = "2.0.0"
+# What made older versions: a git revision. Their data sets are read where they lie, and old figures
+# are reproduced by that revision alone, which has the methods that belong to them, too.
+OLD_VERSIONS = {"1.1.0": "e5abef8"}
+
+# Phantoms of these seeds may be looked at, and every choice is made on them.
+DEVELOPMENT_SEEDS = (0, 1)
+# Phantoms of these seeds are evaluated on once and never looked at before. Whoever changes a method
+# after that takes five others.
+EVALUATION_SEEDS = (2101, 2102, 2103, 2104, 2105)
 
 # Site: (stratum corneum, whole epidermis) as ((mean, SD), (mean, SD)) in µm. Forearm, shoulder and
-# buttock: Sandby-Møller 2003; leg: the mean of 11 sites by OCT (10.1111/srt.12021).
+# buttock: Sandby-Møller 2003; leg: the mean of 11 sites by OCT (10.1111/srt.12021), whose SD of 23
+# is over sites, too. SDs are between people; one person's places differ more, see anatomy.py.
 SITES = {
   "forearm": ((18.3, 4.9), (56.6, 11.5)),
   "shoulder": ((11.0, 2.2), (70.3, 13.6)),
   "buttock": ((14.9, 3.4), (81.5, 15.7)),
-  "leg": ((14.1, 1.8), (68.6, 23.0)),
+  "leg": ((14.1, 1.8), (68.6, 14.5)),
 }
 
 
@@ -113,7 +123,8 @@ PRESETS = {
 
 def with_seed(name: str, seed: int) -> str:
   """Returns the name of the same phantom with another seed."""
-  return f"{name}+seed={seed}" if seed else name
+  plain, colon, version = name.partition(":")
+  return f"{plain}+seed={seed}{colon}{version}" if seed else name
 
 
 def named(name: str) -> Phantom:
@@ -122,6 +133,12 @@ def named(name: str) -> Phantom:
   Raises:
     UserError: an unknown preset or field, or a value of the wrong kind.
   """
+  plain, _, version = name.partition(":")
+  if version in OLD_VERSIONS:
+    raise UserError(
+      f"phantom '{name}': version {version} can be read, not made; to make '{plain}' as it was, run"
+      f" `git checkout {OLD_VERSIONS[version]}` and prepare it there"
+    )
   preset, *changes = name.split("+")
   if preset not in PRESETS:
     raise UserError(f"phantom '{name}': no preset '{preset}'; known are {', '.join(PRESETS)}")

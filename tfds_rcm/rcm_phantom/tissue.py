@@ -19,10 +19,11 @@ from tfds_rcm.rcm_phantom import noise, scene
 
 Image = Float[Array, "H W"]
 _BASAL_UM = 9.0  # basal cells are 7 to 12 µm (textbook)
+_MOTTLE = 0.55  # strength of the grain inside cells and between fibers
 
 
 def reflectance(
-  tissue: scene.Tissue, maps: Float[Array, "10 H W"], x: Image, y: Image, z: Float[Array, ""]
+  tissue: scene.Tissue, maps: Float[Array, "16 H W"], x: Image, y: Image, z: Float[Array, ""]
 ) -> Image:
   """Returns the reflectance at depth z, attenuation left out.
 
@@ -31,26 +32,28 @@ def reflectance(
     maps: its lateral maps at the points.
     x: lateral position.
     y: lateral position.
-    z: depth below first contact.
+    z: depth below the window.
   """
-  surface, junction, cosine, corneum, _, _, wander, warp_x, warp_y, _ = maps
+  surface, junction, cosine, corneum, _, _, wander, warp_x, warp_y, _ = maps[:10]
+  nest_z, nest_half, patch, _, _, gloss = maps[10:]
   below = z - surface
   viable = junction - surface - corneum
   relative = (below - corneum) / viable + 0.05 * wander  # 0 granular, 1 basal
-  above_junction = (junction - z) * cosine + 0.8 * wander  # distance, positive in epidermis
+  above_junction = (junction - z) * cosine + 1.6 * wander  # distance, positive in epidermis
   in_corneum = below < corneum
   in_dermis = above_junction < 0.0
 
-  nest = _nests(tissue, x, y, z)
+  nest = nest_half - jnp.abs(z - nest_z)  # µm inside a nest, positive there
+  in_nest = (nest > 0.0) & ~in_corneum
   basal = (above_junction < _BASAL_UM) & ~in_corneum
-  small = basal | (nest > 0.5)
+  small = basal | in_nest
 
   # One evaluation of cells serves all layers: each layer only sets their size. Two sizes meet in
   # a seam that sections and layers' wandering hide. Sizes in µm: textbook.
   size = 27.0 - 11.0 * jnp.clip(jnp.floor(relative * 4.0) / 3.0, 0.0, 1.0)
   size = jnp.where(small, 10.0, size) * tissue.cell_scale
   size = jnp.where(in_corneum, 46.0, size)
-  size = jnp.where(in_dermis & (nest < 0.5), 13.0, size)
+  size = jnp.where(in_dermis & ~in_nest, 13.0, size)
   height = jnp.where(in_corneum, 3.0, size * jnp.where(relative < 0.25, 0.6, 0.9))
   layer = size.astype(jnp.int32).astype(jnp.uint32) * jnp.uint32(0x27D4EB2F)
   cosine_0, sine_0 = tissue.fibers[0]  # any direction but the pixels'
@@ -62,19 +65,24 @@ def reflectance(
   )
   shade = noise.unit(identity)
   edge = (second - first) * size  # about twice the distance from the cell's border
+  # Organelles, grains of keratohyalin and melanosomes: mottled at 5 µm, whatever the layer.
+  mottle = 2.0 * noise.value_noise(x / 4.6, y / 4.6, z / 4.6 + 0.0 * x, tissue.salt) - 1.0
 
-  keratin = _corneum(below, shade, edge, wander)
-  cells = _keratinocytes(tissue, first * size, edge, shade, relative, identity)
-  cobble = _basal(tissue, edge, shade, above_junction, nest)
+  keratin = _corneum(below, shade, edge, wander, gloss)
+  cells = _keratinocytes(tissue, first * size, edge, shade, relative, identity, patch)
+  cobble = _basal(tissue, edge, shade, above_junction, patch)
   dermis = _dermis(tissue, maps, x, y, z, -above_junction, shade, first * size)
 
-  value = jnp.where(small & ~in_dermis, cobble, cells)
-  value = jnp.where(in_dermis, dermis, value)
-  value = jnp.where(nest > 0.5, cobble, value)
+  # The basal layer begins and ends gradually: what is seen of it is a fuzzy rim.
+  value = cells + _ramp((_BASAL_UM - 2.0 - above_junction) / 5.0) * (cobble - cells)
+  value = value + _ramp(-above_junction / 4.0) * (dermis - value)
+  melanocytes = (1.15 + 0.5 * tissue.melanin) * (0.45 + 0.8 * shade)
+  value = value + _ramp((nest - 1.5) / 3.0) * (melanocytes - value)
   value = jnp.where(in_corneum, keratin, value)
+  value = value * jnp.exp(_MOTTLE * tissue.texture * mottle)
   value = jnp.maximum(value, _dendrites(tissue, x, y, z))
   value = _tubes(tissue, value, x, y, z, below)
-  return jnp.where(below < 0.0, 0.03 + 0.5 * jnp.exp(-((below / 2.0) ** 2)), value)
+  return jnp.where(below < 0.0, 0.012 + 0.5 * jnp.exp(-((below / 2.0) ** 2)), value)
 
 
 def _ramp(value: Array) -> Array:
@@ -83,38 +91,54 @@ def _ramp(value: Array) -> Array:
   return value * value * (3.0 - 2.0 * value)
 
 
-def _corneum(below: Image, shade: Image, edge: Image, wander: Image) -> Image:
-  """Plates of their own brightness with thin dark borders; the surface itself mirrors."""
-  plates = 1.5 * (0.55 + 0.9 * shade) * (1.0 - 0.45 * jnp.exp(-((edge / 4.0) ** 2)))
-  return plates * (1.0 + 0.1 * wander) + 1.1 * jnp.exp(-((below / 2.5) ** 2))
+def _corneum(below: Image, shade: Image, edge: Image, wander: Image, gloss: Image) -> Image:
+  """Plates of their own brightness with thin dark borders; the surface itself mirrors.
+
+  Dry scale, with air between its plates, saturates the detector in patches.
+  """
+  plates = 1.05 * (0.6 + 0.8 * shade) * (1.0 - 0.35 * jnp.exp(-((edge / 4.0) ** 2)))
+  scale = 1.0 + 1.6 * jnp.clip(gloss - 1.3, 0.0, 1.0)
+  return plates * scale * (1.0 + 0.15 * wander) + 0.9 * jnp.exp(-((below / 2.5) ** 2))
 
 
 def _keratinocytes(
-  tissue: scene.Tissue, radius: Image, edge: Image, shade: Image, relative: Image, identity: Array
+  tissue: scene.Tissue,
+  radius: Image,
+  edge: Image,
+  shade: Image,
+  relative: Image,
+  identity: Array,
+  patch: Image,
 ) -> Image:
-  """Dark nuclei 8.6 ± 2.8 µm across with an edge of 3.6 µm (Gareau 2011), bright borders."""
+  """Dark nuclei 8.6 ± 2.8 µm across with an edge of 3.6 µm (Gareau 2011), bright borders.
+
+  Borders fade in places, and cells are of uneven brightness. In melanoma some cells are bright
+  and round, at any level (pagetoid spread).
+  """
   own = noise.unit(identity, 3)
   nucleus = 1.0 - _ramp((radius - (4.3 + 1.4 * (2.0 * own - 1.0))) / 1.8)
-  border = jnp.exp(-((edge / 3.2) ** 2))
+  border = jnp.exp(-((edge / 3.4) ** 2)) * jnp.clip(0.75 + 0.45 * patch, 0.0, 1.4)
   contrast = tissue.cell_contrast * tissue.texture * (1.0 - 0.35 * tissue.disarray)
-  spread = 0.35 + 0.6 * tissue.disarray
-  pattern = 1.25 * border - 0.6 * nucleus - 0.2 + spread * (shade - 0.5)
+  spread = 0.75 + 0.6 * tissue.disarray
+  pattern = 1.35 * border - (0.3 + 0.5 * shade) * nucleus - 0.2 + spread * (shade - 0.5)
   pigment = 0.22 * tissue.melanin * jnp.clip(relative, 0.0, 1.0) ** 2
-  return jnp.maximum(0.56 * (1.0 + contrast * pattern) + pigment, 0.05)
+  value = jnp.maximum(0.42 * (1.0 + contrast * pattern) + pigment, 0.04)
+  body = (1.0 - _ramp((radius - 9.0) / 2.0)) * (1.0 - 0.75 * nucleus)
+  return jnp.where(own < tissue.pagetoid, jnp.maximum(value, 2.2 * body), value)
 
 
-def _basal(tissue: scene.Tissue, edge: Image, shade: Image, above: Image, nest: Image) -> Image:
+def _basal(tissue: scene.Tissue, edge: Image, shade: Image, above: Image, patch: Image) -> Image:
   """Small bright cells between darker borders, melanin above their nuclei: cobblestone."""
-  peak = 0.55 + tissue.basal_contrast * (0.4 + 1.2 * tissue.melanin)
-  peak = jnp.where(nest > 0.5, jnp.maximum(peak, 1.7), peak)
-  cap = 1.0 - 0.7 * jnp.exp(-((edge / 2.6) ** 2))
+  peak = tissue.edged * tissue.basal_contrast * (0.36 + 0.9 * tissue.melanin)
+  peak = peak * jnp.clip(1.0 + 0.3 * patch, 0.3, 1.7)
+  cap = 1.0 - 0.5 * jnp.exp(-((edge / 2.8) ** 2))
   rows = 0.75 + 0.25 * _ramp((5.0 - above) / 4.0)
-  return 0.25 + tissue.texture * peak * (0.5 + 0.9 * shade) * cap * rows
+  return 0.34 + tissue.texture * peak * (0.5 + 0.9 * shade) * cap * rows
 
 
 def _dermis(
   tissue: scene.Tissue,
-  maps: Float[Array, "10 H W"],
+  maps: Float[Array, "16 H W"],
   x: Image,
   y: Image,
   z: Float[Array, ""],
@@ -122,31 +146,42 @@ def _dermis(
   shade: Image,
   radius: Image,
 ) -> Image:
-  """Dark papillae with a capillary each, fibers that thicken to bundles with depth."""
-  wander = maps[6]
+  """Dark papillae with a capillary each, fibers that thicken to bundles with depth.
+
+  Each direction of collagen has its own thickness and its own regions, and between them are
+  regions of hardly any structure.
+  """
+  wander, patch, absorption, contact = maps[6], maps[12], maps[13], maps[14]
   # Loose and dark in the papillae and along the junction, dense below the ridges.
   depth = jnp.clip((z - maps[9] + 22.0) / 34.0, 0.0, 1.0) * jnp.clip((below - 2.0) / 9.0, 0.0, 1.0)
-  thin = bundles = 0.0
-  for family, (cosine, sine) in enumerate(tissue.fibers):
+  regions = (
+    jnp.clip(0.8 + 0.6 * patch, 0.0, 1.6),
+    jnp.clip(0.7 + 0.7 * absorption, 0.0, 1.6) * depth,
+    jnp.clip(0.6 - 0.7 * contact + 0.3 * patch, 0.0, 1.6) * depth**2,
+  )
+  # Bent by the slow maps that there are: smooth noise of its own for each would cost as much as cells.
+  bends = (2.5 * wander + 4.0 * patch, 3.0 * wander - 6.0 * absorption, 6.0 * patch)
+  fibers = jnp.zeros_like(x)
+  for family, ((cosine, sine), region, bend, (pitch, width)) in enumerate(
+    zip(tissue.fibers, regions, bends, ((6.0, 1.4), (13.0, 3.0), (34.0, 7.0)))
+  ):
     u = cosine * x + sine * y
-    v = cosine * y - sine * x
+    v = cosine * y - sine * x + bend
     salt = tissue.salt + jnp.uint32(2 * family + 1)
-    thin = jnp.maximum(thin, _fibers(u, v, z, 8.0, 1.6, salt))
-    bundles = jnp.maximum(bundles, _fibers(u, v, z, 19.0, 4.0, salt + jnp.uint32(7)))
-  ground = 0.19 + 0.20 * depth + 0.04 * wander
-  fibers = (0.5 + 1.3 * depth) * thin + 2.0 * depth**2 * bundles
-  collagen = tissue.texture * tissue.collagen * fibers
+    fibers = fibers + region * _fibers(u, v, z, pitch, width, salt)
+  blotches = jnp.exp(depth * (0.16 * wander + 0.12 * patch))
+  ground = 0.19 + 0.12 * depth * blotches
+  collagen = tissue.texture * tissue.collagen * (0.35 + 0.75 * depth) * fibers * blotches
   # Scattered bright cells: macrophages, lymphocytes.
   inflammatory = jnp.where(shade > 0.94, 1.0 - _ramp((radius - 4.0) / 1.5), 0.0)
-  return ground + collagen + 0.6 * inflammatory + _capillaries(tissue, maps, z, below, shade)
+  return ground + collagen + 0.5 * inflammatory + _capillaries(tissue, maps, z, below, shade)
 
 
 def _fibers(
   u: Image, v: Image, z: Float[Array, ""], pitch: float, width: float, salt: Array
 ) -> Image:
-  """Winding strands along u, in layers one pitch thick, each strand with its own strength."""
-  bend = noise.value_noise(u / 42.0, v / 30.0, z / 40.0 + 0.0 * u, salt)
-  phase = v / pitch + bend * (34.0 / pitch)
+  """Strands along u, in layers one pitch thick, each of its own strength and width."""
+  phase = v / pitch
   strand = jnp.floor(phase)
   bits = noise.hash_bits(
     strand.astype(jnp.int32).astype(jnp.uint32) * jnp.uint32(0x9E3779B1) + salt
@@ -155,15 +190,18 @@ def _fibers(
   layer = jnp.floor(height)
   bits = noise.hash_bits(bits + layer.astype(jnp.int32).astype(jnp.uint32) * jnp.uint32(0x85EBCA77))
   across = (phase - strand - 0.3 - 0.4 * noise.unit(bits, 3)) * pitch
+  width = width * (0.4 + 1.3 * noise.unit(bits, 6))
   vertical = 1.0 - (2.0 * (height - layer) - 1.0) ** 2
   # Strands come and go along their length.
-  present = _ramp(jnp.sin(u / 17.0 + 40.0 * noise.unit(bits, 12)) + 0.9)
-  return noise.unit(bits) * vertical * present * jnp.exp(-((across / width) ** 2))
+  turn = u / (17.0 + pitch) + 40.0 * noise.unit(bits, 12)
+  present = _ramp(jnp.sin(turn) + 0.5 * jnp.sin(2.6 * turn) + 0.5)
+  strength = noise.unit(bits) ** 2  # few are bright
+  return 1.6 * strength * vertical * present * jnp.exp(-((across / width) ** 2))
 
 
 def _capillaries(
   tissue: scene.Tissue,
-  maps: Float[Array, "10 H W"],
+  maps: Float[Array, "16 H W"],
   z: Float[Array, ""],
   below: Image,
   shade: Image,
@@ -179,16 +217,7 @@ def _capillaries(
   wall = jnp.exp(-(((distance - 6.0) / 1.8) ** 2))
   blood = jnp.where(shade > 0.55, 0.9, -0.12)
   fades = _ramp((below - 10.0) / 6.0) * (1.0 - _ramp((below - 75.0) / 25.0))
-  return fades * (lumen * blood + 0.22 * wall)
-
-
-def _nests(tissue: scene.Tissue, x: Image, y: Image, z: Float[Array, ""]) -> Image:
-  """Returns 0 to 1, above 0.5 inside a nest."""
-  inside = jnp.zeros_like(x)
-  for center_x, center_y, center_z, radius in tissue.nests:
-    square = (x - center_x) ** 2 + (y - center_y) ** 2 + (1.3 * (z - center_z)) ** 2
-    inside = jnp.maximum(inside, jnp.exp(-0.69 * square / radius**2))
-  return inside
+  return 0.6 * fades * (lumen * blood + 0.22 * wall)
 
 
 def _dendrites(tissue: scene.Tissue, x: Image, y: Image, z: Float[Array, ""]) -> Image:
@@ -216,6 +245,6 @@ def _tubes(
     shaft = jnp.where(hair > 0.5, 1.9 * (1.0 - _ramp((distance - 0.3) * 6.0)), 0.0)
     canal = 1.0 - _ramp((distance - 0.55) * 7.0)
     inside = (1.0 - _ramp((distance - 1.0) * 8.0)) * (below > 0.0)
-    tube = (1.0 - canal) * jnp.where(hair > 0.5, sheath, 1.3) + canal * 0.08 + shaft
+    tube = (1.0 - canal) * jnp.where(hair > 0.5, sheath, 0.8) + canal * 0.08 + shaft
     value = value + inside * (tube - value)
   return value

@@ -119,7 +119,7 @@ class ManifestBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
   def _info(self) -> tfds.core.DatasetInfo:
     # A prepared dataset's own features.json tells how its slices are stored.
     described = record_lib.stack_features(png=self._plan.options.compress) if self._plan else None
-    return tfds.core.DatasetInfo(
+    return record_lib.LocalInfo(
       builder=self,
       description=self.DESCRIPTION,
       homepage=self.HOMEPAGE or None,

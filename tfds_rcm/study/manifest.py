@@ -5,7 +5,8 @@ absolute) and, where known, step_um, pixel_um, site and source (the study it com
 Labels stand in the manifest as transitions (`labels.TRANSITIONS`: where a stratum
 begins, as depth or as number of its first slice), or in a second file: one row a slice
 (stack_id, slice, label) or one row a stack (stack_id and transitions), each with a
-column `reader` if there are several. The second file may hold rows of both kinds.
+column `reader` if there are several. The second file may hold rows of both kinds. In its place there
+may be a folder of them, labels/, a file a reader, as `tfds_rcm.label` writes them.
 """
 
 from __future__ import annotations
@@ -19,14 +20,21 @@ from tfds_rcm import names
 from tfds_rcm.errors import UserError, nearest
 from tfds_rcm.formats.csv_table import Row, Table, column_name, read_table
 from tfds_rcm.study.annotations import TRANSITIONS, Reading
+from tfds_rcm.study.label_tables import (
+  FOR_READER,
+  LABELS,
+  LABELS_COLUMNS,
+  Said,
+  left_out,
+  read_folder,
+  read_labels,
+)
 
-MANIFEST, LABELS = "manifest.csv", "labels.csv"
-_FOR_READER = "reader"
+MANIFEST = "manifest.csv"
 MANIFEST_COLUMNS = (
-  "stack_id", "patient_id", "path", "step_um", "pixel_um", "site", "source", _FOR_READER,
+  "stack_id", "patient_id", "path", "step_um", "pixel_um", "site", "source", FOR_READER,
   *TRANSITIONS,
 )  # fmt: skip
-LABELS_COLUMNS = ("stack_id", "slice", "label", _FOR_READER, *TRANSITIONS)
 _SPLIT_COLUMNS = ("split",)  # of a third table, see `splits`
 # A column whose name holds one of these tells a boundary, whatever else its name says.
 _STRATUM_WORDS = ("corneum", "dermis", "dej", "junction", "dermal")
@@ -46,6 +54,7 @@ class Entry:
     source: the study it comes from, may be empty.
     place: file and row, for messages.
     readings: what readers said.
+    adjudicated: what a reader decided who had seen the others' labels; it stands.
   """
 
   stack_id: str
@@ -57,6 +66,7 @@ class Entry:
   source: str
   place: str
   readings: tuple[Reading, ...]
+  adjudicated: Reading | None = None
 
 
 @contextlib.contextmanager
@@ -95,9 +105,11 @@ def read_manifest(
   Args:
     manifest: the CSV of the stacks.
     root: folder that relative paths start from.
-    labels: the CSV of the labels; None if the manifest's own columns tell them.
+    labels: the CSV of the labels, or a folder of them; None if the manifest's own columns
+      tell them. With a folder, stacks that nobody labelled yet are left out.
     problems: where what is wrong in a row is noted.
-    warnings: where columns are noted that nobody reads.
+    warnings: where columns are noted that nobody reads, stacks that are left out, and stacks that
+      somebody could not read.
     columns: the files' headers for some of our columns.
 
   Raises:
@@ -113,15 +125,19 @@ def read_manifest(
   )
   if not table.rows:
     raise UserError(f"{manifest}: no row below the header; add one for each stack")
-  tables = [table]
-  if labels:
+  in_folder = labels is not None and labels.is_dir()
+  tables, said = [table], Said({}, {}, {})
+  if in_folder:
+    said = read_folder(labels, tables)
+  elif labels:
     tables.append(read_table(labels, ("stack_id",), known=LABELS_COLUMNS, renamed=columns))
+    said = Said(read_labels(tables[1]), {}, {})
   _check_renamed(columns, tables)
   for read in tables:
     _check_transitions(read)
     if warnings is not None:
       warnings.extend(read.warnings)
-  readings = _read_labels(tables[1]) if labels else {}
+  readings = said.readings
   entries, first_by = [], {}
   for row in table.rows:
     found = names.find(root, row.raw["path"])
@@ -133,7 +149,15 @@ def read_manifest(
         break
     else:
       with collected(problems):
-        entries.append(_entry(row, found, readings.get(row["stack_id"], ()), labels))
+        of_stack = readings.get(row["stack_id"], ())
+        if of_stack or not in_folder:
+          entry = _entry(row, found, of_stack, labels)
+          decided = said.adjudicated.get(row["stack_id"])
+          entries.append(dataclasses.replace(entry, adjudicated=decided))
+  if warnings is not None and in_folder:
+    warnings.extend(left_out(table, said))
+  if in_folder and not entries and not problems:
+    raise UserError(f"{labels}: nobody has labelled a stack yet; python -m tfds_rcm.label does it")
   known = {row["stack_id"] for row in table.rows}
   for stack_id, of_stack in readings.items():
     if stack_id not in known:
@@ -191,29 +215,5 @@ def _entry(
     site=row["site"],
     source=row["source"],
     place=row.place,
-    readings=tuple(readings) or (Reading(row[_FOR_READER], (row,)),),
+    readings=tuple(readings) or (Reading(row[FOR_READER], (row,)),),
   )
-
-
-def _read_labels(table: Table) -> dict[str, tuple[Reading, ...]]:
-  for there, absent in (("slice", "label"), ("label", "slice")):
-    if there in table.columns and absent not in table.columns:
-      raise UserError(f"{table.path}, row 1: a column {there} but no column {absent}; add it")
-  transitions = [name for name in TRANSITIONS if name in table.columns]
-  if "slice" not in table.columns and not transitions:
-    raise UserError(
-      f"{table.path}, row 1: expected the columns slice and label, or one of "
-      f"{', '.join(TRANSITIONS)}; the columns are {', '.join(table.headers)}"
-    )
-  rows: dict[str, dict[str, list[Row]]] = {}
-  for row in table.rows:
-    rows.setdefault(row["stack_id"], {}).setdefault(row[_FOR_READER], []).append(row)
-
-  def reading(reader: str, of_reader: Sequence[Row]) -> Reading:
-    of_slices = any(row["slice"] or row["label"] for row in of_reader)
-    return Reading(reader, tuple(of_reader), per_slice=of_slices or not transitions)
-
-  return {
-    stack_id: tuple(reading(reader, of_reader) for reader, of_reader in readers.items())
-    for stack_id, readers in rows.items()
-  }

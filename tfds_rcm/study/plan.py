@@ -37,7 +37,7 @@ class Options:
   Attributes:
     folder: where relative paths start from.
     manifest: the CSV of the stacks, see `manifest`.
-    labels: the CSV of the labels, None if the manifest tells them.
+    labels: the CSV of the labels or a folder of them, None if the manifest tells them.
     splits: the CSV of the splits; written if it is not there, obeyed if it is.
     split_sizes: stacks in train, validation and test, as counts or fractions; the
       paper's fractions if None.
@@ -46,7 +46,7 @@ class Options:
     value_range: stored values that become black and white in pixels deeper than 8
       bit; each stack's own range if None.
     channel: which of several channels is read, counted from 1.
-    compress: slices as PNG files, smaller and slower, see `features.stack_features`.
+    compress: slices as PNG files, smaller and slower, see `record.stack_features`.
     columns: the CSVs' headers for some of our columns.
     distinct_patients: ids that are as many patients, however alike, see `patients`.
   """
@@ -166,7 +166,7 @@ class Job:
 
 
 def make_record(job: Job) -> dict[str, Any]:
-  """Decodes a stack to the arguments of `features.stack_record`.
+  """Decodes a stack to the arguments of `record.stack_record`.
 
   Raises:
     UserError: if a slice cannot be read.
@@ -310,6 +310,7 @@ def _examine(entry: manifest_lib.Entry, *, options: Options, decode: bool) -> Ex
   """A stack, or the problem with it, empty if it is told elsewhere."""
   try:
     with _at_row(entry), _open(entry, options) as reader:
+      readings = (entry.adjudicated,) if entry.adjudicated else entry.readings
       if math.prod(reader.shape) > MAX_PIXELS:
         raise UserError(
           f"{entry.path}: {' x '.join(map(str, reader.shape))} pixels, expected at most "
@@ -319,7 +320,7 @@ def _examine(entry: manifest_lib.Entry, *, options: Options, decode: bool) -> Ex
         for _ in reader:
           pass
       merged = labels_lib.merge_readings(
-        entry.place, entry.readings, reader.names, reader.depth_um, options.rules
+        entry.place, readings, reader.names, reader.depth_um, options.rules
       )
       return Examined(
         entry=entry,

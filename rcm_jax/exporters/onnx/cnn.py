@@ -45,11 +45,16 @@ def _run(block, steps: tuple[table.Step, ...], x: Value) -> Value:
       kernel = layer["kernel"].transpose(3, 2, 0, 1).astype(np.float32)
       pads = [size // 2 if step.padding == "SAME" else 0 for size in step.kernel]
       strides = [step.stride] * 2
-      x = graph.op(
-        "Conv", x, kernel, layer["bias"].astype(np.float32), strides=strides, pads=pads * 2
-      )
-      if step.average:  # of fewer channels than before the convolution
-        x = graph.op("AveragePool", x, kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=0)
+      bias = layer["bias"].astype(np.float32)
+      if step.average:  # of fewer channels than before the convolution; zeros count before the bias
+        x = graph.op("Conv", x, kernel, strides=strides, pads=pads * 2)
+        counts = int(step.count_include_pad)
+        x = graph.op(
+          "AveragePool", x, kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=counts
+        )
+        x = x + bias[:, None, None]
+      else:
+        x = graph.op("Conv", x, kernel, bias, strides=strides, pads=pads * 2)
       x = graph.op("Relu", x)
     elif isinstance(step, table.MaxPool):
       x = graph.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2])

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rcm_jax.decoding.intervals import Calibration
+from rcm_jax.decoding.monotone_model import HALF
 from rcm_jax.exporters.onnx.graph import Value
 
 _TINY = float(np.finfo(np.float32).tiny)
@@ -152,7 +153,7 @@ def _medians(posterior: Value) -> Value:
   graph = posterior.graph
   up_to = graph.op("CumSum", posterior, np.int64(1)).rows(0, -1, axis=1)
   count = up_to.size(1)
-  median = (up_to < 0.5).cast(np.int64).sum(1)
+  median = (up_to < HALF).cast(np.int64).sum(1)
   first, second = median.rows(0, 1), median.rows(1, 2)
   inside = ((first >= 1) & (first < count)).cast(np.int64)
   return graph.concat([first, graph.op("Max", second, first + inside)], axis=0)

@@ -1,11 +1,13 @@
-"""Fields of the configuration that had another name."""
+"""Flags of a run: configurations that are not there, and fields that had another name."""
 
 from __future__ import annotations
 
+from main_runs import ROOT
 import pytest
 
 from configs import base
 from launch import sweep
+from rcm_jax import main
 from rcm_jax.run import renamed
 
 
@@ -45,3 +47,13 @@ def test_every_new_name_is_a_field():
 def test_a_sweep_knows_old_names():
   (job,) = sweep.fold([{"config": "configs/toeplitz_d1.py", "head.boundary": "renormalize"}])
   assert job.overrides["head.edge_mode"] == "renormalize"
+
+
+def test_an_unknown_config_names_the_nearest(monkeypatch, capsys):
+  monkeypatch.chdir(ROOT)
+  with pytest.raises(SystemExit, match="1"):
+    main.parse(["main", "--config=configs/toeplit_d1.py:demo"])
+  assert capsys.readouterr().err == (
+    "rcm_jax: --config=configs/toeplit_d1.py: no such file; did you mean "
+    "'configs/toeplitz_d1.py'?\n"
+  )
