@@ -27,8 +27,10 @@ def probabilities(features, weights, bias):
   return special.softmax(features.astype(np.float64) @ weights.T + bias, axis=1)
 
 
-@pytest.mark.parametrize("strength", [*HamesSearch.strengths, 10.0])
-@pytest.mark.parametrize("penalty", HamesSearch.penalties)
+@pytest.mark.parametrize(
+  ("penalty", "strength"),
+  [*(("l2", c) for c in (*HamesSearch.strengths, 10.0)), *(("l1", c) for c in (0.1, 1.0, 10.0))],
+)
 def test_probabilities_are_those_of_the_optimum(penalty, strength):
   features, labels = histograms(400, 12 if penalty == "l1" else 40)
   found = logistic_regression.fit(features, labels, penalty=penalty, strength=strength)
@@ -44,6 +46,14 @@ def test_probabilities_are_those_of_the_optimum(penalty, strength):
   got = probabilities(features, *(x.astype(np.float32) for x in found))
   np.testing.assert_allclose(got, expected, atol=1e-4)
   assert np.mean(expected.argmax(1) == labels) < 0.97  # no case that any steep weights would solve
+
+
+def test_where_no_weight_pays_probabilities_are_the_shares_of_the_classes():
+  features, labels = histograms(400, 12)
+  weights, bias = logistic_regression.fit(features, labels, penalty="l1", strength=0.01)
+  assert not weights.any()  # scikit-learn's saga stops before its biases have arrived here
+  shares = np.bincount(labels) / len(labels)
+  np.testing.assert_allclose(special.softmax(bias), shares, atol=1e-6)
 
 
 @pytest.mark.parametrize("strength", HamesSearch.strengths)

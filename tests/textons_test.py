@@ -83,7 +83,7 @@ def test_responses_equal_a_double_loop(factor, size):
     # What sums of so many products can lose in float32, by their terms' sizes.
     terms = size**2 + factor**2
     lost = terms * EPS * np.abs(small).max() * np.abs(filters).sum((1, 2))
-    assert (np.abs(got[:, b].T - expected) <= lost).all()
+    assert (np.abs(np.asarray(got[:, b].T) - np.array(expected)) <= lost).all()
 
 
 def test_flat_patches_answer_with_exact_zeros():
