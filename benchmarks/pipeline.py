@@ -135,7 +135,7 @@ def _most_mib(batches: Iterator) -> float:
 
 def _training_step(config, context: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
   """A step of `rcm_jax.cnn.training.train`, which keeps its state from call to call."""
-  augmentation = augmentation_of(config.augmentation)
+  augmentation = augmentation_of(config.augmentation.to_dict())
   spec = cnn_spec.CnnSpec(**{**config.cnn, "context": context}, augmentation=augmentation)
   graph, params, stats, rest = nnx.split(cnn_spec.start(spec), nnx.Param, nnx.BatchStat, ...)
   optimizer = cnn_spec.make_optimizer(spec, epoch_steps=100)

@@ -208,7 +208,7 @@ def cnn_spec(batch: int, *, groups: int = 8, width: float = 1.0) -> CnnSpec:
   config = base.get_config("paper")
   return CnnSpec(
     **{**config.cnn, "batch_size": batch, "norm_groups": groups, "width": width},
-    augmentation=augmentation_of(config.augmentation),
+    augmentation=augmentation_of(config.augmentation.to_dict()),
   )
 
 

@@ -186,8 +186,10 @@ _HEAD = _record(
     "decoder": text,
     "feedback": text,
     "likelihood": text,
+    "forget_bias": number(-_MOST_UNITS, _MOST_UNITS),
   },
   likelihood=True,
+  forget_bias=True,
 )
 
 

@@ -44,7 +44,7 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
     return _read_features(run)
   spec = cnn_spec.CnnSpec(
     **{**config.cnn, "seed": seed, "count_include_pad": _counts_padding(config.cnn)},
-    augmentation=augmentation_of(config.augmentation),
+    augmentation=augmentation_of(config.augmentation.to_dict()),
   )
   described = dataclasses.asdict(spec)
   if not spec.count_include_pad:  # as every cache that was written before there was a choice
