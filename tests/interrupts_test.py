@@ -83,12 +83,11 @@ def test_what_came_behind_the_last_look_ends_the_process_behind_the_safe_points(
 
 
 def test_whoever_starts_a_process_may_let_it_ignore_a_signal():
-  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-  try:
-    with interrupted.handled():
-      assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-  finally:
-    signal.signal(signal.SIGHUP, before)
+  with interrupted.handled(ignored=[signal.SIGHUP]) as ends:  # as nohup does
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    os.kill(os.getpid(), signal.SIGHUP)
+    interrupted.send(signal.SIGTERM)
+  assert [code for code, _ in ends] == [75]
 
 
 def test_a_process_that_others_need_ends_after_them(monkeypatch, capfd):
