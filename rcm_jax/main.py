@@ -7,7 +7,7 @@ if __name__ == "__main__":  # before what takes seconds to import
 
   interrupts.install("rcm_jax")
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import errno
 import os
@@ -15,7 +15,7 @@ import pathlib
 import re
 import sys
 import threading
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 import jax
@@ -48,6 +48,8 @@ _CACHE_DIR = flags.DEFINE_string(
   None,
   "Directory of stages' results, shared by runs; default: `cache` beside the work directory.",
 )
+_disk_is_full = threading.Event()  # the main thread has met it
+_SECONDS_OF_CONSEQUENCES = 1.0  # within which it does so, where another thread's fault is due to it
 
 
 def main(argv: Sequence[str]) -> None:
@@ -57,7 +59,8 @@ def main(argv: Sequence[str]) -> None:
   if _CONFIG.value is None or _WORKDIR.value is None:
     _fail("both --config=configs/METHOD.py and --workdir=DIR are needed")
   logging.set_verbosity(logging.FATAL)  # TFDS and Orbax advise much
-  threading.excepthook = _ignore_full_disk
+  threading.excepthook = _unless_disk_is_full(threading.__excepthook__)
+  sys.unraisablehook = _unless_disk_is_full(sys.__unraisablehook__)
   try:
     devices.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _gpus(_GPUS.value))
   except UserError as error:
@@ -76,6 +79,7 @@ def main(argv: Sequence[str]) -> None:
   except Exception as error:  # Orbax tells of a full disk by a ValueError
     if not _is_disks_fault(error):
       raise
+    _disk_is_full.set()
     where = getattr(error, "filename", None) or f"{workdir} or {cache_dir}"
     _tell(
       f"{where}: cannot be written (disk full, or no permission); make room or choose another "
@@ -98,10 +102,18 @@ def _is_disks_fault(error: BaseException | None) -> bool:
   )
 
 
-def _ignore_full_disk(failed: threading.ExceptHookArgs) -> None:
-  """Leaves it to the main thread, which meets the same disk, to tell of it."""
-  if not _is_disks_fault(failed.exc_value):
-    threading.__excepthook__(failed)
+def _unless_disk_is_full(hook: Callable[[Any], None]) -> Callable[[Any], None]:
+  """Leaves it to the main thread, which meets the same disk, to tell of it and of what follows."""
+
+  def held_back(failed: Any) -> None:
+    if _is_disks_fault(failed.exc_value):
+      return
+    if threading.current_thread() is not threading.main_thread():
+      _disk_is_full.wait(_SECONDS_OF_CONSEQUENCES)
+    if not _disk_is_full.is_set():
+      hook(failed)
+
+  return held_back
 
 
 def parse(argv: Sequence[str]) -> list[str]:

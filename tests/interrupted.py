@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 import contextlib
 import os
 import signal
@@ -12,9 +12,17 @@ from tfds_rcm import interrupts
 
 
 @contextlib.contextmanager
-def handled() -> Iterator[list[tuple[int, str]]]:
-  """Handles signals as a command does; yields the ends that they would have meant: code, line."""
-  before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+def handled(ignored: Collection[int] = ()) -> Iterator[list[tuple[int, str]]]:
+  """Handles signals as a command does; yields the ends that they would have meant: code, line.
+
+  Args:
+    ignored: what the process was started to ignore. Tests may themselves run under nohup, or in the
+      background of a shell.
+  """
+  before = {
+    number: signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+    for number in interrupts.SIGNALS
+  }
   ends: list[tuple[int, str]] = []
   leave, interrupts._leave = interrupts._leave, lambda line: ends.append((interrupts._code, line))
   interrupts.install("test")

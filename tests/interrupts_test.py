@@ -83,22 +83,27 @@ def test_what_came_behind_the_last_look_ends_the_process_behind_the_safe_points(
 
 
 def test_whoever_starts_a_process_may_let_it_ignore_a_signal():
-  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-  try:
-    with interrupted.handled():
-      assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-  finally:
-    signal.signal(signal.SIGHUP, before)
+  with interrupted.handled(ignored=[signal.SIGHUP]) as ends:  # as nohup does
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    os.kill(os.getpid(), signal.SIGHUP)
+    interrupted.send(signal.SIGTERM)
+  assert [code for code, _ in ends] == [75]
 
 
 def test_a_process_that_others_need_ends_after_them(monkeypatch, capfd):
   done = []
+
+  def leave(code):
+    done.append(("exit", code))
+    raise SystemExit(code)  # instead of the process
+
   monkeypatch.setattr(interrupts, "_linger", 0.0)
   monkeypatch.setattr(interrupts, "_code", 75)
   monkeypatch.setattr(interrupts.time, "sleep", lambda seconds: done.append(("sleep", seconds)))
-  monkeypatch.setattr(interrupts.os, "_exit", lambda code: done.append(("exit", code)))
+  monkeypatch.setattr(interrupts.os, "_exit", leave)
   interrupts.end_after_others(2.0)
-  interrupts._leave("a line")
+  with pytest.raises(SystemExit, match="75"):
+    interrupts._leave("a line")
   assert done == [("sleep", 2.0), ("exit", 75)]
   assert capfd.readouterr().err == "a line\n"
 
