@@ -28,7 +28,9 @@ def rows(peers: bool) -> list[dict]:
   found = []
   for preset in ("demo", "paper"):
     config = base.get_config(preset)
-    spec = cnn_spec.CnnSpec(**config.cnn, augmentation=augmentation_of(config.augmentation.to_dict()))
+    spec = cnn_spec.CnnSpec(
+      **config.cnn, augmentation=augmentation_of(config.augmentation.to_dict())
+    )
     programs = train_step.build(spec, EPOCH_STEPS, devices.device_mesh(spec.norm_groups))
     learned = programs.start
     state = {"learned": learned, "best": (learned.params, learned.stats)}

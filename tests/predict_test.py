@@ -180,7 +180,7 @@ def test_no_stack_replaces_the_files_of_another(run, tmp_path, monkeypatch, caps
 
 def test_the_model_sees_slices_as_training_did():
   image = np.random.default_rng(0).integers(0, 256, (120, 100)).astype(np.uint8)
-  seen = bundles.reader().prepare(image)
+  [seen] = bundles.reader().prepare(image)
   np.testing.assert_array_equal(
     seen, scale_lib.tiles(image, None, scale_lib.Scale(bundles.SIZE, None))[0]
   )

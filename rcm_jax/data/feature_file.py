@@ -7,6 +7,7 @@ and what is known of the stacks; and once the dataset and the CNN that they come
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import json
 import pathlib
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import zipfile
 import numpy as np
 
 from rcm_jax.data import slices as slices_lib
+from rcm_jax.data.scale import Scale
 from tfds_rcm.errors import UserError
 from tfds_rcm.study.splits import SPLITS
 
@@ -32,6 +34,7 @@ class FeatureFile(NamedTuple):
     seed: of the CNN.
     splits: stacks by split; their images are empty.
     values: (split, "features" or "probabilities") → one row a slice, float16.
+    scale: what the CNN saw of a slice; 0 pixels in files of version 0.1, which do not tell.
   """
 
   dataset: str
@@ -39,6 +42,7 @@ class FeatureFile(NamedTuple):
   seed: int
   splits: dict[str, slices_lib.Slices]
   values: dict[tuple[str, str], np.ndarray]
+  scale: Scale
 
 
 def save(
@@ -60,7 +64,8 @@ def save(
     method: see `FeatureFile`.
     seed: see `FeatureFile`.
   """
-  arrays = {"about": np.array(json.dumps({"dataset": dataset, "method": method, "seed": seed}))}
+  about = {"dataset": dataset, "method": method, "seed": seed}
+  arrays = {"about": np.array(json.dumps(about | dataclasses.asdict(splits["test"].scale)))}
   for name, split in splits.items():
     for key in _KNOWN:
       arrays[f"{name}.{key}"] = np.asarray(getattr(split, key))
@@ -91,7 +96,10 @@ def load(path: str) -> FeatureFile:
           values[name, kind] = arrays[f"{name}.{kind}"]
           if len(values[name, kind]) != len(labels):
             raise ValueError(f"{name}: {len(values[name, kind])} {kind}, {len(labels)} labels")
-      return FeatureFile(about["dataset"], about["method"], int(about["seed"]), splits, values)
+      scale = Scale(int(about.get("image_size", 0)), about.get("field_um"))
+      return FeatureFile(
+        about["dataset"], about["method"], int(about["seed"]), splits, values, scale
+      )
   except FileNotFoundError as error:
     raise UserError(f"config.features.file: {path}: no such file") from error
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

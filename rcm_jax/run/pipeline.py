@@ -98,11 +98,12 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
   writer = Writer(workdir)
   try:
     if config.features.file:
-      name, source, splits = _from_file(config)
+      name, source, splits, scale = _from_file(config)
       tested = source
     else:
       name = stages.dataset_name(config.data)
       source, tested, splits = _decode_all(config.data, workdir, cache_dir, writer)
+      scale = splits["test"].scale
     this = stages.Run(config, workdir, cache_dir, writer, source, tested, splits, about)
     result = methods.METHODS[config.pipeline](this)
   finally:
@@ -113,8 +114,8 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
     "name": name,
     "stacks": {name: len(split.stack_id) for name, split in splits.items()},
     "slices": {name: len(split) for name, split in splits.items()},
-    "image_size": splits["test"].scale.image_size or None,  # a file of features has no images
-    "field_um": splits["test"].scale.field_um,
+    "image_size": scale.image_size or None,  # older files of features do not tell
+    "field_um": scale.field_um,
   }
   rows = results.write_run(
     workdir, dataset, result.predictions, versions=_versions(), train_seconds=result.seconds
@@ -126,8 +127,10 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
   writer.console.print(f"results.json, predictions.csv and figures are in {workdir}")
 
 
-def _from_file(config: ml_collections.ConfigDict) -> tuple[str, str, dict[str, slices_lib.Slices]]:
-  """Returns the dataset's name, a name for its content, and its splits, from a file of features."""
+def _from_file(
+  config: ml_collections.ConfigDict,
+) -> tuple[str, str, dict[str, slices_lib.Slices], scale_lib.Scale]:
+  """Returns the dataset's name, a name for its content, its splits and scale, from a file of features."""
   path = config.features.file
   if config.pipeline != "head":
     raise UserError(
@@ -139,7 +142,8 @@ def _from_file(config: ml_collections.ConfigDict) -> tuple[str, str, dict[str, s
       "config.data.train_stacks"
     )
   known = feature_file.load(path)
-  return known.dataset, f"features-{files.file_digest(pathlib.Path(path))[:12]}", known.splits
+  source = f"features-{files.file_digest(pathlib.Path(path))[:12]}"
+  return known.dataset, source, known.splits, known.scale
 
 
 def _decode_all(
