@@ -185,10 +185,14 @@ def _speckle(
   taps = jnp.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1)
   weights = jnp.exp(-0.5 * (taps / grain_px) ** 2)
   kept = jnp.sum(weights**2) / jnp.sum(weights) ** 2  # of the variance, along one axis
+  # With a margin: where edges repeat, waves would add up to more.
+  around = jnp.pad(image, _BLUR_RADIUS)
+  inside = slice(_BLUR_RADIUS, -_BLUR_RADIUS)
   waves = [
-    _blur(noise.normal(_hash_pixels(image, optics.salt, exposure.index, part)), grain_px)
+    _blur(noise.normal(_hash_pixels(around, optics.salt, exposure.index, part)), grain_px)
     for part in (0, 2)
   ]
+  waves = [wave[inside, inside] for wave in waves]
   intensity = (waves[0] ** 2 + waves[1] ** 2) / (2.0 * kept**2)
   coherent = optics.speckle / jnp.sqrt(1.0 + 0.5 / grain_px**2)
   return image * (1.0 + coherent * (intensity - 1.0))
