@@ -137,7 +137,6 @@ def cases() -> dict[str, Callable[[], Any]]:
     "LSTM": lambda: _recurrent(rnn.lstm, 4),
     "class feedback": _feedback,
     "Toeplitz": lambda: _toeplitz("auto"),
-    "Toeplitz, band": lambda: _toeplitz("band"),
     "monotone model": _ordered,
     "decoding": _decoding,
     "batch normalisation": _batch_norm,

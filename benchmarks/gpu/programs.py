@@ -162,7 +162,7 @@ def _ops() -> list[Program]:
       name = f"GRU, {form}; {stacks} stacks, {members} members"
       lower = functools.partial(_lower_gru, form, stacks, members)
       out.append(Program(name, "ops", 1, lower))
-  for form in ("auto", "reference", "shift", "band", "conv"):
+  for form in ("auto", "reference", "shift"):
     for case in toeplitz_benchmark.CASES[:2] + toeplitz_benchmark.CASES[4:5]:
       name = f"Toeplitz, {form}; {' × '.join(map(str, case[:3]))}, D = {case[3]}"
       out.append(Program(name, "ops", 1, functools.partial(_lower_toeplitz, form, *case)))

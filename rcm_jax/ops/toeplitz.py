@@ -15,9 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 EdgeMode = Literal["zero", "renormalize"]
-Implementation = Literal["auto", "reference", "shift", "band", "conv"]
-
-_ROWS = 32  # rows of a block of the "band" form: blocks of 32 × (32 + 2 D), not T × T
+Implementation = Literal["auto", "reference", "shift"]
 
 
 def toeplitz_weights(
@@ -59,9 +57,8 @@ def toeplitz_attention(
     mask: True on real slices.
     edge_mode: "zero" leaves the weights as they are where the band reaches outside the stack (the paper's
       map); "renormalize" divides by the sum of the weights that fall on real slices.
-    implementation: "reference" is the plain T × T band matrix. The others compute the same: "shift" as
-      2 D + 1 shifted multiply-adds, which XLA fuses into one pass and into its neighbors; "band" as
-      blocks of the band matrix; "conv" as XLA's convolution. "auto" is "shift", and "reference" for
+    implementation: "reference" is the plain T × T band matrix, "shift" 2 D + 1 shifted multiply-adds,
+      which XLA fuses into one pass and into its neighbors. "auto" is "shift", and "reference" for
       kernels of more than a third of the stack's slices, whose gradient costs less as a dense product.
 
   Returns:
@@ -92,36 +89,12 @@ def _check_taps(name: str, taps: Array) -> None:
     raise ValueError(f"{name} must be [K] with K = 2 D + 1 odd, got shape {taps.shape}")
 
 
-def _band_matrix(weights: Array, rows: int, columns: int, first: int) -> Array:
-  """weights[m - n + first] at row n, column m, and zero outside the kernel."""
-  tap = jnp.arange(columns)[None, :] - jnp.arange(rows)[:, None] + first
-  inside = (tap >= 0) & (tap < weights.shape[0])
-  return jnp.where(inside, weights[jnp.clip(tap, 0, weights.shape[0] - 1)], 0)
-
-
 def _reference(h: Array, weights: Array) -> Array:
-  return _band_matrix(weights, h.shape[0], h.shape[0], weights.shape[0] // 2) @ h
-
-
-def _band(h: Array, weights: Array) -> Array:
-  half, length = weights.shape[0] // 2, h.shape[0]
-  rows = min(_ROWS, length)
-  matrix = _band_matrix(weights, rows, rows + 2 * half, 0)
-  padded = jnp.pad(h, ((half, -length % rows + half), (0, 0)))
-  blocks = [matrix @ padded[n : n + rows + 2 * half] for n in range(0, length, rows)]
-  return jnp.concatenate(blocks)[:length]
-
-
-def _conv(h: Array, weights: Array) -> Array:
-  half = weights.shape[0] // 2
-  out = lax.conv_general_dilated(
-    h.T[:, :, None],
-    weights[:, None, None],
-    window_strides=(1,),
-    padding=[(half, half)],
-    dimension_numbers=("NWC", "WIO", "NWC"),
-  )
-  return out[:, :, 0].T
+  """The band matrix, weights[m - n + D] at row n and column m, times h."""
+  slices = jnp.arange(h.shape[0])
+  tap = slices[None, :] - slices[:, None] + weights.shape[0] // 2
+  inside = (tap >= 0) & (tap < weights.shape[0])
+  return jnp.where(inside, weights[jnp.clip(tap, 0, weights.shape[0] - 1)], 0) @ h
 
 
 def _taps(h: Array, count: int) -> list[Array]:
@@ -212,6 +185,4 @@ _IMPLEMENTATIONS = {
   "auto": _auto,
   "reference": _reference,
   "shift": _shift,
-  "band": _band,
-  "conv": _conv,
 }
