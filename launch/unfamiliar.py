@@ -9,6 +9,11 @@ prints a table in Markdown: the share of stacks with the warning `unfamiliar`, a
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+  from tfds_rcm import interrupts
+
+  interrupts.install("launch.unfamiliar")
+
 import argparse
 from collections.abc import Callable, Sequence
 import pathlib

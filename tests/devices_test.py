@@ -123,7 +123,7 @@ print(jax.device_count(), len(devices.devices()), devices.local_mesh().size, dev
 )
 @pytest.mark.skipif(cores.num_cores() < 2, reason="one core")
 def test_the_second_core_serves_the_pair_alone(flags, seen):
-  environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": f"{FLAGS} {flags}"}
+  environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": f"{FLAGS} {flags}".strip()}
   done = subprocess.run(
     [sys.executable, "-c", SEEN], env=environment, capture_output=True, text=True, check=True
   )

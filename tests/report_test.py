@@ -45,12 +45,15 @@ def result_of(count: int = 12, name: str = "stack") -> dict:
     "low_um": 3.0 * t - 6,
     "high_um": 3.0 * t + 6,
     "slice": t,
+    "lateral_um": None,
     "read_by_eye": t == 9,
   }
   return {
     "schema": "rcm_jax.prediction/2",
-    "stack": {"id": name, "source": f"/data/{name}", "step_um": 3.0, "pixel_um": 0.5},
+    "stack": {"id": name, "source": f"/data/{name}", "step_um": 3.0, "pixel_um": 0.5, "tiles": 1},
     "model": {
+      "image_size": 80,
+      "field_um": 192.0,
       "method": "toeplitz_d1",
       "members": 3,
       "dataset": "rcm_phantom/demo",

@@ -7,6 +7,11 @@ Leaves agreement.html, agreement.md, a CSV a table, agreement.json and consensus
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+  from tfds_rcm import interrupts
+
+  interrupts.install("tfds_rcm.agreement")
+
 import argparse
 from collections.abc import Sequence
 import pathlib

@@ -8,6 +8,11 @@ STUDY/labels/NAME.csv, which `tfds_rcm.prepare` reads. End it by Ctrl-C; the sam
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+  from tfds_rcm import interrupts
+
+  interrupts.install("tfds_rcm.label")
+
 import argparse
 from collections.abc import Sequence
 import importlib

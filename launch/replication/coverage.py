@@ -9,6 +9,11 @@ tables, and quantiles of resampled values for comparison.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+  from tfds_rcm import interrupts
+
+  interrupts.install("launch.replication.coverage")
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

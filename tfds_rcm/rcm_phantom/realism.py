@@ -10,6 +10,11 @@ structure are robust. They are to be near, not to be hit.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what takes seconds to import
+  from tfds_rcm import interrupts
+
+  interrupts.install("tfds_rcm.rcm_phantom.realism")
+
 import argparse
 from collections.abc import Iterator, Sequence
 import dataclasses
