@@ -30,11 +30,11 @@ from rcm_jax.inference import familiarity
 from rcm_jax.inference.predictor import Predictor
 from tfds_rcm import prepare
 from tfds_rcm.errors import UserError
+from tfds_rcm.rcm_phantom import spec
 from tfds_rcm.record import Record, read_record
 
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 _BLUR_PX = 2.0  # at the model's scale
-_NOISY = "+noise=2"
 
 
 def _zoomed(slices: np.ndarray, factor: float) -> np.ndarray:
@@ -134,7 +134,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, change in CHANGES.items():
       print(_line(name, judge(predictor, stacks, change)), flush=True)
     if args.source.startswith("rcm_phantom/"):
-      preset = args.source.partition("/")[2] + _NOISY
+      preset = args.source.partition("/")[2]
+      preset += f"+noise={2 * spec.named(preset).noise:g}"
       prepare.prepare_phantom(preset, args.data_dir)
       noisy = _test_stacks(f"rcm_phantom/{preset}", args.data_dir, args.stacks)
       print(_line("twice the noise", judge(predictor, noisy, CHANGES["as they are"])))
