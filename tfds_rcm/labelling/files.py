@@ -10,21 +10,13 @@ import os
 import pathlib
 from typing import Any
 
+from tfds_rcm import disk
 from tfds_rcm.errors import UserError
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is whole or as it was before, also after a power cut."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-  try:
-    with partial.open("w", encoding="utf-8", newline="") as stream:
-      stream.write(text)
-      stream.flush()
-      os.fsync(stream.fileno())
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)
+  """Writes a text as it stands, line ends included; see `disk.write_whole`."""
+  disk.write_whole(path, text.encode())
 
 
 @contextlib.contextmanager
