@@ -109,6 +109,9 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.head.dropouts = (0.1,)
   config.head.pca_components = config_dict.placeholder(int)  # ours: of the features; None: all 256
   config.head.input_dropout = 0.0  # ours: share of the features hidden from a stack in training
+  config.head.shortest_crop = (
+    1.0  # ours: share of a stack's slices that training's crops keep at least
+  )
   config.head.ema_decay = 0.0  # ours: decay a step of the weights' running average; 0: none
   # The paper has L1 of 0.05 on the recurrent weights. Keras, which it does not name, adds them all
   # up (sum), 12,288 a direction; ours is the mean of a direction, which weighs 12,288 times less.

@@ -4,6 +4,10 @@ r"""The study: the paper's tables at the paper's scale, on the phantom, and what
 
 Trains all 13 methods of Table 1 and our two ordered ones, writes tables, figures and findings, then one
 table for each ablation. Whatever ended before is not done again when the command is repeated.
+
+    python -m launch.study --evaluate --workdir=runs/evaluation --out=docs/study/evaluation
+
+trains all rows on the five evaluation phantoms instead, which are looked at once.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from pathlib import Path
 import time
 
 from launch import sweep, table1
-from launch.replication import ablations, findings, seeds
+from launch.replication import ablations, evaluation, findings, seeds
 from launch.runners import dispatch
 from launch.runners import job as job_lib
 from rcm_jax.evaluation import finished_runs
@@ -68,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--seeds", type=int, default=5, help="of sequence heads")
   parser.add_argument("--cnn_seeds", type=int, default=3, help="of CNNs and texture classifiers")
   parser.add_argument("--seed", type=int, default=0, help="of the phantom and of all training")
-  parser.add_argument(
-    "--parts", nargs="+", default=[CORE, *ablations.ABLATIONS], choices=[CORE, *ablations.ABLATIONS]
-  )
+  known = [CORE, *ablations.ABLATIONS, *evaluation.PARTS]
+  parser.add_argument("--parts", nargs="+", choices=known, help="of the study; default: all")
+  parser.add_argument("--evaluate", action="store_true", help="on the evaluation phantoms")
   job_lib.add_arguments(parser)
   args = parser.parse_args(argv)
   with job_lib.told_in_one_line("launch.study"):
@@ -79,9 +83,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.on == "slurm":
       raise UserError("--on=slurm: the study gathers what it starts; use launch.sweep there")
     preset = PRESETS[args.preset]
+    possible = evaluation.PARTS if args.evaluate else (CORE, *ablations.ABLATIONS)
+    parts = args.parts or possible
+    if wrong := sorted(set(parts) - set(possible)):
+      raise UserError(f"--parts: {', '.join(wrong)}; here there are {', '.join(possible)}")
+    if args.evaluate:
+      for part in parts:
+        evaluate(part, preset, args)
+      return
     source = f"rcm_phantom/{spec.with_seed(preset, args.seed)}"
-    for part in args.parts:
+    for part in parts:
       _run(part, preset, source, args)
+
+
+def evaluate(part: str, preset: str, args: argparse.Namespace) -> None:
+  """Runs one part of the evaluation on all its phantoms, and writes the tables after each."""
+  workdir, out = Path(args.workdir), Path(args.out)
+  for seed in spec.EVALUATION_SEEDS:
+    source = f"rcm_phantom/{spec.with_seed(preset, seed)}"
+    folded = sweep.fold(on_phantom(evaluation.points(part, preset), source, seed))
+    below = lambda name, seed=seed: f"{seed}/{name}" if name else None
+    jobs = [dataclasses.replace(j, name=below(j.name), after=below(j.after)) for j in folded]
+    print(f"{part}, phantom {seed}: ", end="")
+    if not args.dry_run:
+      evaluation.spend(out, seed, jobs)
+    dispatch.launch(jobs, args)
+    if not args.dry_run:
+      evaluation.write(workdir, out)
 
 
 def _run(part: str, preset: str, source: str, args: argparse.Namespace) -> None:

@@ -312,3 +312,61 @@ def test_training_adds_the_penalty_that_the_configuration_names(reduction):
   penalty = float(member.l1 * recurrent_penalty(params, reduction))
   assert penalty > 1e-3
   assert float(whole - of_data) == pytest.approx(penalty, rel=1e-3)
+
+
+@pytest.mark.parametrize("place", [(0.0, 0.0), (0.0, 1.0), (0.4, 0.5), (0.9, 0.3), (1.0, 0.7)])
+def test_a_crop_is_what_its_slices_would_be_as_a_stack_of_their_own(place):
+  some = stacks(40, 7)
+  truth = losses.targets_of(some)
+  cut = jax.jit(losses.crop, static_argnums=3)
+  with_dej = [row for row in range(len(some)) if 1 in some.labels[row]]
+  assert len(with_dej) > 5
+  for row in with_dej:
+    one = jax.tree.map(lambda x, row=row: x[row], truth)
+    values, found = cut(jnp.asarray(some.values[row]), one, jnp.array(place), 0.5)
+    count, length = int(one.mask.sum()), int(found.mask.sum())
+    assert np.ceil(0.5 * count) <= length <= count
+    start = round((count - length) * place[1])
+    kept = slice(start, start + length)
+    alone = Features(
+      *(getattr(some, name)[row : row + 1, kept] for name in ("values", "labels", "depth_um")),
+      np.ones((1, length), bool),
+    )
+    expected = jax.tree.map(lambda x: x[0], losses.targets_of(alone))
+    np.testing.assert_array_equal(values[:length], alone.values[0])
+    assert not np.any(values[length:])
+    np.testing.assert_array_equal(found.labels[:length], expected.labels)
+    np.testing.assert_array_equal(found.depth_um[:length], expected.depth_um)
+    np.testing.assert_array_equal(found.shown, expected.shown)
+    np.testing.assert_array_equal(found.boundaries, expected.boundaries)
+
+
+def test_training_on_crops_of_whole_stacks_is_training_on_stacks():
+  member, key = MEMBERS[1], jax.random.key(3)
+  params = jax.tree.map(lambda x: x[0], training_params())
+  rows = jax.tree.map(lambda x: x[:4], (TRAIN.values, losses.targets_of(TRAIN)))
+
+  def at(shortest):
+    draws = objective.draw(SPEC, member, key, TRAIN.mask[:4].shape, 0.0, 0.0, shortest)
+    if shortest < 1:
+      draws = draws._replace(crop=draws.crop.at[:, 0].set(1.0))  # the longest crop is the stack
+    return objective.loss(SPEC, params, member, *rows, draws, shortest_crop=shortest)[0]
+
+  np.testing.assert_array_equal(at(0.5), at(1.0))
+  shorter = objective.draw(SPEC, member, key, TRAIN.mask[:4].shape, 0.0, 0.0, 0.5)
+  cropped = objective.loss(SPEC, params, member, *rows, shorter, shortest_crop=0.5)[0]
+  assert cropped != at(1.0)
+
+
+def training_params():
+  training = make_train(SPEC, TRAIN, VALIDATION, batch_size=4, epochs=1, epochs_per_call=1)
+  return jax.tree.map(lambda x: x[None], training.init(MEMBERS[1]).params)
+
+
+def test_no_epoch_sees_the_same_crops(tmp_path):
+  whole, cropped = (
+    train(tmp_path / str(share), members=MEMBERS[:1], epochs=2, shortest_crop=share)
+    for share in (1.0, 0.5)
+  )
+  assert whole.history["loss"] != cropped.history["loss"]
+  assert np.isfinite(cropped.history["loss"]).all()

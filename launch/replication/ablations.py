@@ -7,6 +7,7 @@ from collections.abc import Callable
 from launch import sweep
 
 _SEEDS = range(3)
+_WITHOUT_D = ("full_sequence", "ordered")
 _NAMED = {"name": ["toeplitz_d1"]}  # where the dataset tells the settings apart already
 
 
@@ -44,6 +45,13 @@ def encoder(preset: str, source: str) -> sweep.Sweep:
   return sweep.grid(
     {"config": [f"configs/{name}.py:{preset}" for name in files], **recurrent, "seeds": _SEEDS}
   )
+
+
+def position(preset: str, source: str) -> sweep.Sweep:
+  """No position to learn from: training sees crops in depth, anew each epoch."""
+  del source
+  heads = [_toeplitz(preset), *({"config": f"configs/{name}.py:{preset}"} for name in _WITHOUT_D)]
+  return sweep.product(heads, sweep.grid({"head.shortest_crop": [1.0, 0.5], "seeds": _SEEDS}))
 
 
 def regularization(preset: str, source: str) -> sweep.Sweep:
@@ -110,6 +118,7 @@ ABLATIONS: dict[str, Callable[[str, str], sweep.Sweep]] = {
   "feedback": feedback,
   "boundary": boundary,
   "encoder": encoder,
+  "position": position,
   "half_width": half_width,
   "test_domain": test_domain,
   "training_stacks": training_stacks,

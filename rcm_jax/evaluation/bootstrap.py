@@ -12,6 +12,7 @@ resample is divided by a standard error of its own (bootstrap-t, Davison and Hin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxtyping import Float, Int, Num
@@ -79,6 +80,18 @@ def resample(
       unit += 1 / total / seeds
       influence += (a - ratio[:, None] * b) / (seeds * total[:, None])
   return Resamples(weights, value, influence, unit, int((whole > 0).any(0).sum()))
+
+
+def mean_of(parts: Sequence[Resamples]) -> Resamples:
+  """Returns the mean of several ratios, each with patients of its own, drawn by themselves."""
+  count = len(parts)
+  return Resamples(
+    np.concatenate([part.weights for part in parts], axis=1),
+    sum(part.value for part in parts) / count,
+    np.concatenate([part.influence for part in parts], axis=1) / count,
+    sum(part.unit for part in parts) / count**2,
+    sum(part.patients for part in parts),
+  )
 
 
 def studentised_interval(

@@ -52,6 +52,32 @@ def targets_of(features: arrays.Features) -> Targets:
   )
 
 
+def crop(
+  values: Float[Array, "T F"], targets: Targets, place: Float[Array, "2"], shortest: float
+) -> tuple[Float[Array, "T F"], Targets]:
+  """Cuts a stack to some of its slices, so that a slice's place in it says little.
+
+  Args:
+    values: features, shallow to deep.
+    targets: of the stack.
+    place: two numbers from 0 to 1: how long the cut is, and where it starts.
+    shortest: share of the slices that the shortest cut has.
+
+  Returns:
+    Features and targets of the slices that are left, moved to the front.
+  """
+  count = targets.mask.sum()
+  length = jnp.ceil(count * (shortest + (1 - shortest) * place[0])).astype(jnp.int32)
+  start = jnp.round((count - length) * place[1]).astype(jnp.int32)
+  moved = lambda x: jnp.roll(x, -start, axis=0)
+  mask = jnp.arange(len(targets.mask)) < length
+  found = jnp.clip(targets.boundaries - start, 0, length)
+  inside = targets.shown & (found > 0) & (found < length)
+  depth_um = jnp.where(mask, moved(targets.depth_um), 0)
+  left = Targets(moved(targets.labels), mask, found, inside, depth_um)
+  return jnp.where(mask[:, None], moved(values), 0), left
+
+
 def of_slices(logits: Float[Array, "B T 3"], targets: Targets) -> Float[Array, ""]:
   """Mean cross-entropy of the slices."""
   losses = optax.softmax_cross_entropy(logits, targets.labels)

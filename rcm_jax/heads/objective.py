@@ -75,11 +75,13 @@ class Draws(NamedTuple):
     dropout: a mask of each stack's recurrent connections.
     use_label: slices whose decoder is given the previous label; None where none ever is.
     features: by stack, 0 for a hidden feature, else 1 / keep probability; None where none is hidden.
+    crop: by stack, see `losses.crop`; None where stacks stay whole.
   """
 
   dropout: DropoutMasks
   use_label: Bool[Array, "*dims"] | None
   features: Float[Array, "*dims"] | None
+  crop: Float[Array, "*stacks 2"] | None = None
 
 
 def draw(
@@ -89,6 +91,7 @@ def draw(
   mask_shape: tuple[int, int],
   teacher_forcing_rate: Float[ArrayLike, ""] | float,
   input_dropout: float = 0.0,
+  shortest_crop: float = 1.0,
 ) -> Draws:
   """Draws one step's dropout and labels for feedback.
 
@@ -100,6 +103,7 @@ def draw(
     teacher_forcing_rate: share of slices whose decoder is given the previous label, in the modes
       that give any.
     input_dropout: share of the features that are hidden from all slices of a stack.
+    shortest_crop: share of a stack's slices that the shortest crop has; 1 leaves stacks whole.
   """
   dropout_key, label_key = jax.random.split(key)
   keys = jax.random.split(dropout_key, mask_shape[0])
@@ -112,7 +116,10 @@ def draw(
   if input_dropout:
     keep, shape = 1 - input_dropout, (mask_shape[0], spec.num_features)
     features = jax.random.bernoulli(jax.random.fold_in(key, 2), keep, shape) / keep
-  return Draws(dropout, use_label, features)
+  crop = None
+  if shortest_crop < 1:
+    crop = jax.random.uniform(jax.random.fold_in(key, 3), (mask_shape[0], 2))
+  return Draws(dropout, use_label, features, crop)
 
 
 def loss(
@@ -123,6 +130,7 @@ def loss(
   truth: losses.Targets,
   draws: Draws,
   l1_reduction: L1Reduction = "mean",
+  shortest_crop: float = 1.0,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """What one member's training minimises on a batch of stacks.
 
@@ -134,11 +142,14 @@ def loss(
     truth: about the same stacks.
     draws: of this step.
     l1_reduction: see `recurrent_penalty`.
+    shortest_crop: see `draw`.
 
   Returns:
     The loss with its penalty on weights, and without.
   """
   model = nnx.merge(graph_of(spec), params)
+  if draws.crop is not None:
+    values, truth = jax.vmap(losses.crop, (0, 0, 0, None))(values, truth, draws.crop, shortest_crop)
   if draws.features is not None:
     values = values * draws.features[:, None]
 

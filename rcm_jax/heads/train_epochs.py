@@ -73,6 +73,7 @@ def make_train(
   input_dropout: float = 0.0,
   ema_decay: float = 0.0,
   l1_reduction: L1Reduction = "mean",
+  shortest_crop: float = 1.0,
 ) -> Training:
   """Builds the training of one member (Methods, "Experiments").
 
@@ -90,6 +91,8 @@ def make_train(
     ema_decay: decay a step of the running average of the weights, which is judged and kept; 0
       takes the weights themselves.
     l1_reduction: see `objective.recurrent_penalty`.
+    shortest_crop: share of a training stack's slices that the shortest of its crops in depth has,
+      which are drawn anew each epoch; 1 leaves stacks whole.
   """
   count = len(train)
   steps = -(-count // batch_size)
@@ -107,7 +110,7 @@ def make_train(
 
   def loss_fn(params, member, data, rows, draws):
     truth = jax.tree.map(lambda known: known[rows], data.targets)
-    return loss(spec, params, member, data.values[rows], truth, draws, l1_reduction)
+    return loss(spec, params, member, data.values[rows], truth, draws, l1_reduction, shortest_crop)
 
   def init(member: Member) -> _State:
     params = nnx.state(Head(spec, nnx.Rngs(params=jax.random.key(member.seed))), nnx.Param)
@@ -124,9 +127,9 @@ def make_train(
       )
       forcing = 1.0 if spec.feedback == "teacher" else 1 - number / max(epochs - 1, 1)
       # All steps' at once, so that the loop draws no random numbers.
-      draws = jax.vmap(lambda key: draw(spec, member, key, mask_shape, forcing, input_dropout))(
-        jax.random.split(step_key, steps)
-      )
+      draws = jax.vmap(
+        lambda key: draw(spec, member, key, mask_shape, forcing, input_dropout, shortest_crop)
+      )(jax.random.split(step_key, steps))
 
       def step(carry, inputs):
         params, opt_state, average = carry

@@ -54,6 +54,7 @@ def train(
   input_dropout: float = 0.0,
   ema_decay: float = 0.0,
   l1_reduction: L1Reduction = "mean",
+  shortest_crop: float = 1.0,
   advance: Callable[[int, int], None] = lambda done, total: None,
   scalars: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
   resumed: Callable[[int], None] = lambda step: None,
@@ -73,6 +74,7 @@ def train(
     input_dropout: see `make_train`.
     ema_decay: see `make_train`.
     l1_reduction: see `objective.recurrent_penalty`.
+    shortest_crop: see `make_train`.
     advance: called with the epochs done and the epochs in all.
     scalars: called with each epoch's metrics, mean over members.
     resumed: called with the first epoch that will be trained.
@@ -95,6 +97,7 @@ def train(
     input_dropout=input_dropout,
     ema_decay=ema_decay,
     l1_reduction=l1_reduction,
+    shortest_crop=shortest_crop,
   )
   spread, whole = _spread(len(members))
   stacked = spread(jax.tree.map(lambda *x: np.stack(x), *members))

@@ -61,6 +61,24 @@ def training_curves(curves: Mapping[str, Sequence[float]], path: _Path) -> None:
       axes.legend()
 
 
+def by_dataset(methods: Mapping[str, Mapping[str, Sequence[float]]], path: _Path) -> None:
+  """Draws what methods reach on several datasets: a dot each, a bar at their mean.
+
+  Args:
+    methods: name → measure → value by dataset; all have the same measures.
+    path: PNG.
+  """
+  measures = list(next(iter(methods.values())))
+  with _figure(path, 3.6 * len(measures), 0.8 + 0.24 * len(methods)) as figure:
+    for place, (axes, measure) in enumerate(zip(_row(figure, len(measures)), measures)):
+      for row, values in enumerate(methods.values()):
+        found = np.asarray(values[measure])
+        axes.plot(found, np.full(len(found), row), "o", ms=3.5, alpha=0.6, color=METHOD_COLORS[0])
+        axes.plot(found.mean(), row, "|", ms=11, mew=1.8, color=METHOD_COLORS[1])
+      axes.set(title=measure, ylim=(len(methods) - 0.5, -0.5))
+      axes.set_yticks(range(len(methods)), methods if not place else [""] * len(methods))
+
+
 def head_training(
   names: Sequence[str],
   loss: Sequence[Sequence[float]],

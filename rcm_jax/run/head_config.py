@@ -65,6 +65,8 @@ def spec(config: ml_collections.ConfigDict, splits: Mapping[str, Slices]) -> Hea
   for name in ("input_dropout", "ema_decay"):
     if not 0 <= head[name] < 1:
       raise UserError(f"config.head.{name}: {head[name]} is outside 0 to 1")
+  if not 0 < head.shortest_crop <= 1:
+    raise UserError(f"config.head.shortest_crop: {head.shortest_crop} is outside 0 to 1")
   known = get_args(L1Reduction)
   if head.l1_reduction not in known:
     raise UserError(

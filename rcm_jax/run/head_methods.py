@@ -180,7 +180,14 @@ def _train_heads(
   config = run.config
   recipe = {
     name: config.head[name]
-    for name in ("epochs", "batch_size", "input_dropout", "ema_decay", "l1_reduction")
+    for name in (
+      "epochs",
+      "batch_size",
+      "input_dropout",
+      "ema_decay",
+      "l1_reduction",
+      "shortest_crop",
+    )
   }
   described = {
     **dataclasses.asdict(spec),

@@ -49,6 +49,7 @@ _LATER_KEYS = {
   "data.train_tiles": 1,
   "head.forget_bias": 0.0,
   "head.l1_reduction": "mean",
+  "head.shortest_crop": 1.0,
   "precision": "highest",
 }
 
