@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before what takes seconds to import
 
 import argparse
 from collections.abc import Callable, Sequence
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -25,8 +26,8 @@ from sklearn import datasets
 
 from launch.runners import job
 from rcm_jax.data import records
+from rcm_jax.inference import altered, familiarity
 from rcm_jax.inference import bundle as bundle_lib
-from rcm_jax.inference import familiarity
 from rcm_jax.inference.predictor import Predictor
 from tfds_rcm import prepare
 from tfds_rcm.errors import UserError
@@ -35,19 +36,6 @@ from tfds_rcm.record import Record, read_record
 
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 _BLUR_PX = 2.0  # at the model's scale
-
-
-def _zoomed(slices: np.ndarray, factor: float) -> np.ndarray:
-  size = slices.shape[1:]
-  shown = [round(n / factor) for n in size]
-  top, left = ((n - m) // 2 for n, m in zip(size, shown))
-  if factor < 1:
-    more = [(m - n + 1) // 2 for n, m in zip(size, shown)]
-    slices = np.pad(slices, [(0, 0), *((m, m) for m in more)], mode="symmetric")
-    top = left = 0
-  cut = slices[:, top : top + shown[0], left : left + shown[1]]
-  back = [Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR) for image in cut]
-  return np.stack([np.asarray(image) for image in back])
 
 
 def _fields_of_one_depth(slices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -70,8 +58,8 @@ def _photograph(slices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 CHANGES: dict[str, Change] = {
   "as they are": lambda slices, rng: slices,
-  "cells twice as large": lambda slices, rng: _zoomed(slices, 2.0),
-  "cells half as large": lambda slices, rng: _zoomed(slices, 0.5),
+  "magnified twice": lambda slices, rng: altered.zoom(slices, 2.0),
+  "shrunk to a half": lambda slices, rng: altered.zoom(slices, 0.5),
   "blurred by 2 px": lambda slices, rng: ndimage.gaussian_filter(slices, (0, _BLUR_PX, _BLUR_PX)),
   "one slice repeated": lambda slices, rng: np.repeat(
     slices[len(slices) // 2][None], len(slices), 0
@@ -130,15 +118,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     predictor = Predictor(bundle)
     stacks = _test_stacks(args.source, args.data_dir, args.stacks)
     print(f"{len(stacks)} test stacks of {args.source}\n")
-    print(f"| stacks | unfamiliar | {' | '.join(familiarity.QUESTIONS)} |\n|---|---|---|---|---|")
+    print(f"| stacks | unfamiliar | {' | '.join(familiarity.QUESTIONS)} |")
+    print("|---" * (2 + len(familiarity.QUESTIONS)) + "|")
     for name, change in CHANGES.items():
       print(_line(name, judge(predictor, stacks, change)), flush=True)
     if args.source.startswith("rcm_phantom/"):
       preset = args.source.partition("/")[2]
-      preset += f"+noise={2 * spec.named(preset).noise:g}"
-      prepare.prepare_phantom(preset, args.data_dir)
-      noisy = _test_stacks(f"rcm_phantom/{preset}", args.data_dir, args.stacks)
-      print(_line("twice the noise", judge(predictor, noisy, CHANGES["as they are"])))
+      phantom = spec.named(preset)
+      for name, change in (
+        ("twice the noise", f"noise={2 * phantom.noise:g}"),
+        ("pixels half as wide", f"pixel_um={phantom.pixel_um / 2:g}"),
+        ("pixels twice as wide", f"pixel_um={2 * phantom.pixel_um:g}"),
+      ):
+        prepare.prepare_phantom(f"{preset}+{change}", args.data_dir)
+        others = _test_stacks(f"rcm_phantom/{preset}+{change}", args.data_dir, args.stacks)
+        unsaid = [dataclasses.replace(stack, pixel_um=None) for stack in others]
+        print(_line(name, judge(predictor, unsaid, CHANGES["as they are"])), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from rcm_jax.inference import familiarity
+from rcm_jax.inference import altered, appearance, familiarity
 
 SIZE, FEATURES = 24, 20
 
@@ -19,7 +19,7 @@ class Given(NamedTuple):
   probabilities: np.ndarray
 
   def seen(self) -> familiarity.Seen:
-    return familiarity.Seen(familiarity.describe(self.images), self.features, self.probabilities)
+    return familiarity.Seen(appearance.describe(self.images), self.features, self.probabilities)
 
 
 DIRECTIONS = np.random.default_rng(99).normal(size=(3, FEATURES))
@@ -40,11 +40,21 @@ def stack(seed: int, length: int = 24) -> tuple[Given, np.ndarray]:
   return Given(images.clip(0, 255).astype(np.uint8), features, probabilities), strata
 
 
+def altered_textures(count: int) -> dict[str, list[np.ndarray]]:
+  return {
+    kind: [
+      appearance.texture(altered.alter(stack(seed)[0].images, kind, seed)) for seed in range(count)
+    ]
+    for kind in altered.KINDS
+  }
+
+
 @pytest.fixture(scope="module")
 def known() -> familiarity.Familiar:
   return familiarity.learn(
     ((given.seen(), strata) for given, strata in map(stack, range(20))),
     (stack(seed)[0].seen() for seed in range(100, 160)),
+    altered_textures(20),
   )
 
 
@@ -54,7 +64,7 @@ def share(known, change, count=40) -> float:
 
 
 def test_few_stacks_like_those_of_training_are_unfamiliar(known):
-  assert share(known, lambda seen: seen) <= 0.05
+  assert share(known, lambda seen: seen, 100) <= 0.05
 
 
 RNG = np.random.default_rng(3)
@@ -81,6 +91,12 @@ CHANGES = {
   "places of one depth": (
     lambda seen: seen._replace(images=np.stack([stack(int(s))[0].images[9] for s in range(24)])),
     {"continuity"},
+  ),
+  "magnified": (lambda seen: seen._replace(images=altered.zoom(seen.images, 2.0)), {"larger"}),
+  "shrunk": (lambda seen: seen._replace(images=altered.zoom(seen.images, 0.5)), {"smaller"}),
+  "more noise": (
+    lambda seen: seen._replace(images=altered.noisier(seen.images, np.random.default_rng(7))),
+    {"noise"},
   ),
   "upside down": (lambda seen: Given(*(x[::-1] for x in seen)), {"order"}),
 }
@@ -118,16 +134,64 @@ def test_it_is_kept_as_arrays(known, tmp_path):
   with np.load(tmp_path / "known.npz", allow_pickle=False) as arrays:
     again = familiarity.familiar_of(dict(arrays))
   seen, _ = stack(600)
-  np.testing.assert_array_equal(
-    familiarity.look(known, seen.seen()).deviations,
-    familiarity.look(again, seen.seen()).deviations,
-  )
+  first, second = (familiarity.look(one, seen.seen()) for one in (known, again))
+  np.testing.assert_array_equal(first.deviations, second.deviations)
+  assert first.upright == second.upright
+  assert familiarity.familiar_of({"centre": known.centre}) is None  # of a model that asked less
+
+
+def test_parts_of_a_stack_are_not_upside_down(known):
+  upright, reversed_ = [], []
+  for seed in range(600, 640):
+    seen, _ = stack(seed)
+    for part in (slice(None, 12), slice(12, None), slice(6, 18)):
+      upright.append(familiarity.look(known, Given(*(x[part] for x in seen)).seen()).upright)
+      back = Given(*(x[part][::-1] for x in seen))
+      reversed_.append(familiarity.look(known, back.seen()).upright)
+  np.testing.assert_allclose(upright, -np.array(reversed_), rtol=1e-9, atol=1e-9)
+  assert np.mean(np.array(upright) < -familiarity.UPSIDE_DOWN) <= 0.03
+  assert np.mean(np.array(upright) > familiarity.UPSIDE_DOWN) >= 0.5
+
+
+def test_noise_is_estimated_whatever_lies_below_it():
+  rng = np.random.default_rng(0)
+  ramp = np.linspace(50, 150, 64)[:, None] + np.linspace(0, 40, 64)
+  images = np.stack([ramp + rng.normal(0, sigma, (64, 64)) for sigma in (2.0, 8.0)])
+  np.testing.assert_allclose(appearance.noise(images), [2.0, 8.0], rtol=0.05)
+
+
+def test_descriptions_of_slices_joined_are_the_stacks():
+  images = stack(3)[0].images
+  whole = appearance.describe(images)
+  parts = [
+    appearance.describe(images[i : i + 1])._replace(
+      alike=appearance.alike(images[max(i - 1, 0) : i + 1])
+    )
+    for i in range(len(images))
+  ]
+  for joined, expected in zip(appearance.join(parts), whole, strict=True):
+    np.testing.assert_allclose(joined, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_alteration_depends_on_the_stack_alone():
+  images = stack(4)[0].images
+  for kind in altered.KINDS:
+    for number in (0, 1):
+      changed = altered.alter(images, kind, number)
+      assert changed.shape == images.shape
+      assert changed.dtype == np.uint8
+      np.testing.assert_array_equal(changed, altered.alter(images, kind, number))
+  again = altered.zoom(altered.zoom(images, 0.5), 2.0).astype(float)
+  smooth = ndimage.gaussian_filter(images.astype(float), (0, 1, 1))
+  assert np.corrcoef(again.ravel(), smooth.ravel())[0, 1] > 0.9  # the same place
 
 
 def test_few_validation_stacks_make_it_careful():
   train = [(given.seen(), strata) for given, strata in map(stack, range(10))]
   limits = [
-    float(familiarity.learn(train, (stack(100 + i)[0].seen() for i in range(count))).limit)
+    familiarity.learn(
+      train, (stack(100 + i)[0].seen() for i in range(count)), altered_textures(4)
+    ).limit.min()
     for count in (2, 5, 30)
   ]
   assert limits == sorted(limits, reverse=True)

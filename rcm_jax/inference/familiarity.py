@@ -1,36 +1,44 @@
 """How far a stack lies from those that a model was trained on.
 
-Three questions, each with a score that validation stacks set the threshold of:
+Questions, each with a score. Validation stacks set the thresholds of all but the last:
 
 appearance  do single slices look like training slices? Squared distance of a slice's features and gray
             levels to the nearest of the strata's Gaussians, fitted to training slices (Lee et al.,
             NeurIPS 2018, arXiv 1807.03888, with a covariance a stratum).
 continuity  do neighbouring slices show one place? Correlation of neighbours' gray levels, which tiles of
             other places lack, and copies of one slice have too much of.
-order       do strata come in their order? Log-odds a slice of the opposite order, by what the CNN says of
-            single slices.
+larger, smaller, noise
+            may cells be of another size, or is there more noise? Linear discriminants between training
+            stacks and the same stacks altered (`altered`), on quantiles over slices of their textures.
+order       do strata come in their order? Log-odds of the opposite order by a linear discriminant
+            between training stacks and the same stacks reversed, on what changes from their upper to
+            their lower parts: textures, and what the CNN says of single slices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import jax
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
+from sklearn import covariance
 
-from rcm_jax.decoding import monotone_model
+from rcm_jax.inference import altered, appearance
 
-QUESTIONS = ("appearance", "continuity", "order")
-FALSE_ALARMS = 0.0025  # a question and side, of stacks like those of training
+QUESTIONS = ("appearance", "continuity", *altered.KINDS, "order")
+UPSIDE_DOWN = 2.0  # log-odds of the opposite order that are told, about 7 to 1
+FALSE_ALARMS = 0.002  # a question and side, of stacks like those of training
+_MEASURED = len(QUESTIONS) - 1  # questions whose thresholds validation stacks set
 _DIRECTIONS = 16  # of the CNN's features that vary most
-_SCALES = 4  # of structure in gray levels: 1, 2, 4, 8 pixels
-_LEAST_SLICES = 4  # of a stratum, for a Gaussian of its own
-_SHRINKAGE = 0.05  # of covariances towards their diagonal
-_NEAREST = 1e-3  # least log-probability is that of this
-_LENGTHS = 8  # stacks are padded to multiples of this, so that few shapes are compiled
+_LEAST_SLICES = 4  # of a stratum, for a Gaussian of its own; of a stack, for an order
+_SHRINKAGE = 0.05  # of the Gaussians' covariances towards their diagonal
+_LEAST_SHRINKAGE = 0.03  # of the discriminants' covariances
+_QUANTILES = (0.2, 0.5, 0.8)  # over slices
+_CROPS = 3  # of each training stack, beside the whole: stacks begin and end anywhere
+_SHORTEST_CROP = 1 / 3
+_PARTS = 4  # that a stack is cut into for its order
 
 
 class Familiar(NamedTuple):
@@ -41,44 +49,38 @@ class Familiar(NamedTuple):
     axes: descriptors minus the centre times this are the coordinates of the Gaussians.
     means: of each Gaussian.
     precisions: of each Gaussian, inverse covariance.
-    typical: mean of each question's score over validation stacks.
+    alterations: of each kind of `altered.KINDS`, the discriminant's direction; its offset last.
+    order: direction of the discriminant between the orders.
+    typical: mean of each score over validation stacks, but for the order's.
     spread: standard deviation of the same.
-    limit: standard deviations from the mean at which a stack is unfamiliar.
+    limit: of each, standard deviations from the mean at which a stack is unfamiliar.
   """
 
   centre: Float[np.ndarray, "D"]
   axes: Float[np.ndarray, "D K"]
   means: Float[np.ndarray, "G K"]
   precisions: Float[np.ndarray, "G K K"]
-  typical: Float[np.ndarray, "3"]
-  spread: Float[np.ndarray, "3"]
-  limit: Float[np.ndarray, ""]
+  alterations: Float[np.ndarray, "3 Q"]
+  order: Float[np.ndarray, " O"]
+  typical: Float[np.ndarray, "5"]
+  spread: Float[np.ndarray, "5"]
+  limit: Float[np.ndarray, "5"]
 
 
 class Found(NamedTuple):
   """What was found of one stack.
 
   Attributes:
-    deviations: of each question's score, in standard deviations of validation stacks.
+    deviations: of each score but the order's, in standard deviations of validation stacks.
+    upright: log-odds that the stack runs from shallow to deep; infinite with too few slices.
     unfamiliar: questions whose answer is no.
     slices: distances of the slices by themselves, from 0 to 1 at the limit of a stack's mean.
   """
 
-  deviations: Float[np.ndarray, "3"]
+  deviations: Float[np.ndarray, "5"]
+  upright: float
   unfamiliar: tuple[str, ...]
   slices: Float[np.ndarray, "T"]
-
-
-class Images(NamedTuple):
-  """What a stack's gray levels are described by.
-
-  Attributes:
-    structure: of each slice, see `structure`.
-    alike: of each pair of neighbours, see `alike`.
-  """
-
-  structure: Float[np.ndarray, "T S"]
-  alike: Float[np.ndarray, "n"]
 
 
 class Seen(NamedTuple):
@@ -90,71 +92,30 @@ class Seen(NamedTuple):
     probabilities: of the strata, by the CNN alone.
   """
 
-  images: Images
+  images: appearance.Images
   features: Float[np.ndarray, "T F"]
   probabilities: Float[np.ndarray, "T C"]
 
 
-def describe(images: UInt8[np.ndarray, "T h w"]) -> Images:
-  """Describes a stack's gray levels, at the model's scale."""
-  return Images(structure(images), alike(images))
-
-
-def structure(images: UInt8[np.ndarray, "T h w"]) -> Float[np.ndarray, "T S"]:
-  """Describes gray levels: mean, contrast, skewness, ends of the range, and contrast by scale."""
-  level = images.astype(np.float32) / 255
-  mean, deviation = level.mean((1, 2)), level.std((1, 2)) + 1e-3
-  third = ((level - mean[:, None, None]) ** 3).mean((1, 2)) / deviation**3
-  dark, bright = (images <= 2).mean((1, 2)), (images >= 253).mean((1, 2))
-  columns = [mean, np.log(deviation), np.cbrt(third), np.sqrt(dark), np.sqrt(bright)]
-  for _ in range(_SCALES):
-    steps = [np.diff(level, axis=axis) ** 2 for axis in (1, 2)]
-    columns.append(np.log(1e-3 + np.sqrt(sum(step.mean((1, 2)) for step in steps))))
-    if min(level.shape[1:]) >= 4:
-      height, width = (n // 2 * 2 for n in level.shape[1:])
-      level = (
-        level[:, :height, :width].reshape(len(level), height // 2, 2, width // 2, 2).mean((2, 4))
-      )
-  return np.stack(columns, 1)
-
-
-def alike(images: UInt8[np.ndarray, "T h w"]) -> Float[np.ndarray, "n"]:
-  """Correlation of each slice with the next, as Fisher's z."""
-  level = images.astype(np.float32).reshape(len(images), -1)
-  level -= level.mean(1, keepdims=True)
-  norm = np.linalg.norm(level, axis=1)
-  products, norms = (level[:-1] * level[1:]).sum(1), norm[:-1] * norm[1:]
-  # Slices without contrast are copies of each other.
-  correlation = np.where(norms > 0, products / np.maximum(norms, 1e-9), 1)
-  return np.arctanh(np.clip(correlation, -0.9999, 0.9999)).astype(np.float64)
-
-
-def disorder(probabilities: Float[np.ndarray, "T C"]) -> float:
-  """Log-odds a slice that a stack runs upwards, by what is said of single slices."""
-  logs = np.log(np.maximum(probabilities, _NEAREST)).astype(np.float32)
-  count, more = len(logs), -len(logs) % _LENGTHS
-  mask = np.arange(count + more) < count
-  return -float(_order_log_odds(np.pad(logs, ((0, more), (0, 0))), mask)) / count
-
-
-_order_log_odds = jax.jit(monotone_model.order_log_odds)
+Textures = Float[np.ndarray, "T X"]
 
 
 def learn(
-  train: Iterable[tuple[Seen, Int[np.ndarray, "T"]]], validation: Iterable[Seen]
+  train: Iterable[tuple[Seen, Int[np.ndarray, "T"]]],
+  validation: Iterable[Seen],
+  changed: Mapping[str, Sequence[Textures]],
 ) -> Familiar:
   """Learns what is familiar.
 
   Args:
     train: stacks and their labels.
     validation: stacks that no network was trained on; two at least.
+    changed: kind of `altered.KINDS` → textures of training stacks after it.
   """
-  described, labels, features = [], [], []
-  for seen, strata in train:
-    described.append(seen.images.structure)
-    features.append(seen.features)
-    labels.append(strata)
-  described, features, labels = map(np.concatenate, (described, features, labels))
+  train = list(train)
+  described = np.concatenate([seen.images.structure for seen, _ in train])
+  features = np.concatenate([seen.features for seen, _ in train])
+  labels = np.concatenate([strata for _, strata in train])
   centre = np.concatenate([features.mean(0), described.mean(0)])
   axes = _axes(features - centre[: features.shape[1]], described)
   points = (np.concatenate([features, described], 1) - centre) @ axes
@@ -162,25 +123,31 @@ def learn(
   for stratum in np.unique(labels):
     rows = points[labels == stratum]
     if len(rows) >= _LEAST_SLICES:
-      covariance = np.cov(rows, rowvar=False)
-      diagonal = np.diag(np.diag(covariance) + 1e-3)
+      spread = _shrunk(np.cov(rows, rowvar=False), _SHRINKAGE)
       means.append(rows.mean(0))
-      precisions.append(
-        np.linalg.inv(
-          (1 - _SHRINKAGE) * covariance + _SHRINKAGE * diagonal + 1e-6 * np.eye(len(axes.T))
-        )
-      )
-  nothing = np.zeros(len(QUESTIONS))
+      precisions.append(np.linalg.inv(spread + 1e-6 * np.eye(len(axes.T))))
+  nothing = np.zeros(_MEASURED)
+  validation = list(validation)
+  order = _order([_of_slices(seen) for seen, _ in train])
   known = Familiar(
-    centre, axes, np.stack(means), np.stack(precisions), nothing, nothing + 1, np.float64(np.inf)
+    centre,
+    axes,
+    np.stack(means),
+    np.stack(precisions),
+    _alterations([seen.images.texture for seen, _ in train], changed),
+    _tempered(order, list(map(_of_slices, validation))),
+    nothing,
+    nothing + 1,
+    nothing + np.inf,
   )
   scores = np.array([_scores(known, seen)[0] for seen in validation])
   count = len(scores)
   # A new value of a normal distribution known from `count` others.
-  limit = stats.t.ppf(1 - FALSE_ALARMS, count - 1) * np.sqrt(1 + 1 / count)
-  return known._replace(
-    typical=scores.mean(0), spread=scores.std(0, ddof=1) + 1e-3, limit=np.float64(limit)
-  )
+  normal = stats.t.ppf(1 - FALSE_ALARMS, count - 1) * np.sqrt(1 + 1 / count)
+  known = known._replace(typical=scores.mean(0), spread=scores.std(0, ddof=1) + 1e-3)
+  # Scores may have longer tails: none of these stacks is unfamiliar.
+  farthest = np.max([_away(known, s, True) for s in scores], axis=0)
+  return known._replace(limit=np.maximum(normal, farthest))
 
 
 def _axes(features: np.ndarray, described: np.ndarray) -> np.ndarray:
@@ -196,6 +163,86 @@ def _axes(features: np.ndarray, described: np.ndarray) -> np.ndarray:
   return axes
 
 
+def _shrunk(covariance: np.ndarray, share: float) -> np.ndarray:
+  return (1 - share) * covariance + share * np.diag(np.diag(covariance) + 1e-3)
+
+
+def _with_crops(stacks: Sequence[np.ndarray]) -> list[np.ndarray]:
+  """Returns stacks and parts of them, the same parts of the same lengths."""
+  found = list(stacks)
+  for number, rows in enumerate(stacks):
+    rng = np.random.default_rng(number)
+    for _ in range(_CROPS):
+      share = rng.uniform(_SHORTEST_CROP, 1)
+      length = min(len(rows), max(_LEAST_SLICES, round(share * len(rows))))
+      start = rng.integers(0, len(rows) - length + 1)
+      found.append(rows[start : start + length])
+  return found
+
+
+def _summary(textures: Textures) -> Float[np.ndarray, " Q"]:
+  return np.quantile(textures, _QUANTILES, axis=0).ravel()
+
+
+def _alterations(
+  stacks: Sequence[Textures], changed: Mapping[str, Sequence[Textures]]
+) -> Float[np.ndarray, "3 Q"]:
+  own = np.array([_summary(rows) for rows in _with_crops(stacks)])
+  centre, scale = own.mean(0), own.std(0) + 1e-3
+  own = (own - centre) / scale
+  found = []
+  for kind in altered.KINDS:
+    other = (np.array([_summary(rows) for rows in _with_crops(changed[kind])]) - centre) / scale
+    middle, apart = (own.mean(0) + other.mean(0)) / 2, other.mean(0) - own.mean(0)
+    within = [rows - rows.mean(0) for rows in (own, other)]
+    direction = np.linalg.solve(_covariance(np.concatenate(within)), apart)
+    offset = direction @ (middle + centre / scale)
+    found.append([*(direction / scale), -offset])
+  return np.array(found)
+
+
+def _of_slices(seen: Seen) -> Float[np.ndarray, "T o"]:
+  return np.concatenate([seen.images.texture, seen.probabilities], 1)
+
+
+def _downwards(rows: Float[np.ndarray, "T o"]) -> Float[np.ndarray, " O"]:
+  """What the upper parts have more of than those as far from the stack's middle below it."""
+  parts = [part.mean(0) for part in np.array_split(rows, _PARTS)]
+  return np.concatenate([parts[i] - parts[-1 - i] for i in range(_PARTS // 2)])
+
+
+def _order(stacks: Sequence[Float[np.ndarray, "T o"]]) -> Float[np.ndarray, " O"]:
+  """The discriminant between two Gaussians with opposite means: it needs no offset."""
+  long = [rows for rows in stacks if len(rows) >= _LEAST_SLICES]
+  if len(long) < 2:
+    return np.zeros(_PARTS // 2 * stacks[0].shape[1])
+  own = np.array([_downwards(rows) for rows in _with_crops(long)])
+  scale = np.sqrt((own**2).mean(0)) + 1e-6
+  own = own / scale
+  return 2 * np.linalg.solve(_covariance(own - own.mean(0)), own.mean(0)) / scale
+
+
+def _tempered(
+  order: Float[np.ndarray, " O"], stacks: Sequence[Float[np.ndarray, "T o"]]
+) -> Float[np.ndarray, " O"]:
+  """Makes log-odds no surer than other stacks bear out: Platt's scaling, without an offset."""
+  long = [rows for rows in stacks if len(rows) >= _LEAST_SLICES]
+  if not long:
+    return order
+  odds = np.array([_downwards(rows) @ order for rows in _with_crops(long)])
+  lost = lambda factor: np.logaddexp(0, -factor * odds).mean()
+  return order * optimize.minimize_scalar(lost, bounds=(0, 1), method="bounded").x
+
+
+def _covariance(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d d"]:
+  """Of standardised rows without their mean, shrunk as their number asks for (Ledoit and Wolf 2004).
+
+  A stack and its crops count as one.
+  """
+  shrinkage = covariance.ledoit_wolf_shrinkage(rows[:: 1 + _CROPS], assume_centered=True)
+  return _shrunk(rows.T @ rows / len(rows), max(shrinkage, _LEAST_SHRINKAGE))
+
+
 def _distances(known: Familiar, seen: Seen) -> Float[np.ndarray, "T"]:
   """Mean squared distance a dimension to the nearest Gaussian."""
   points = np.concatenate([seen.features, seen.images.structure], 1) - known.centre
@@ -204,27 +251,40 @@ def _distances(known: Familiar, seen: Seen) -> Float[np.ndarray, "T"]:
   return squared.min(1) / known.means.shape[1]
 
 
-def _scores(known: Familiar, seen: Seen) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "T"]]:
+def _scores(known: Familiar, seen: Seen) -> tuple[Float[np.ndarray, "5"], Float[np.ndarray, "T"]]:
   distances = np.log(np.maximum(_distances(known, seen), 1e-3))
   continuity = np.median(seen.images.alike) if len(seen.images.alike) else 0.0
-  scores = distances.mean(), continuity, disorder(seen.probabilities)
-  return np.array(scores), distances
+  changed = known.alterations[:, :-1] @ _summary(seen.images.texture) + known.alterations[:, -1]
+  return np.array([distances.mean(), continuity, *changed]), distances
+
+
+def _away(
+  known: Familiar, scores: Float[np.ndarray, "5"], neighbours: bool
+) -> Float[np.ndarray, "5"]:
+  """How far scores lie to the side that is unfamiliar; continuity has two."""
+  away = (scores - known.typical) / known.spread
+  away[1] = abs(away[1]) if neighbours else 0
+  return away
 
 
 def look(known: Familiar, seen: Seen) -> Found:
   """Judges one stack."""
   scores, distances = _scores(known, seen)
+  away = _away(known, scores, len(seen.images.alike) > 0)
+  names = [name for name, value in zip(QUESTIONS, away > known.limit) if value]
+  enough = len(seen.features) >= _LEAST_SLICES
+  upright = float(known.order @ _downwards(_of_slices(seen))) if enough else np.inf
+  if upright < -UPSIDE_DOWN:
+    names.append("order")
+  reach = known.limit[0] * known.spread[0]
   deviations = (scores - known.typical) / known.spread
-  away = np.array([deviations[0], np.abs(deviations[1]), deviations[2]])
-  if not len(seen.images.alike):
-    away[1] = 0
-  names = tuple(name for name, value in zip(QUESTIONS, away, strict=True) if value > known.limit)
-  reach = known.limit * known.spread[0]
-  return Found(deviations, names, (distances - known.typical[0]) / reach)
+  return Found(deviations, upright, tuple(names), (distances - known.typical[0]) / reach)
 
 
-def familiar_of(arrays: dict[str, np.ndarray]) -> Familiar:
-  """Returns what `Familiar._asdict` had as fields."""
+def familiar_of(arrays: Mapping[str, np.ndarray]) -> Familiar | None:
+  """Returns what `Familiar._asdict` had as fields; None where an older model asked less."""
+  if not set(Familiar._fields) <= set(arrays):
+    return None
   return Familiar(**{name: np.asarray(arrays[name]) for name in Familiar._fields})
 
 
@@ -233,6 +293,9 @@ def reasons(found: Sequence[str]) -> str:
   words = {
     "appearance": "single slices look unlike those of training",
     "continuity": "neighbouring slices do not show one place, or are copies",
-    "order": "strata do not come in their order",
+    "larger": "what is seen looks magnified (check the pixel size)",
+    "smaller": "what is seen looks smaller (check the pixel size)",
+    "noise": "there is more noise",
+    "order": "strata come in the opposite order",
   }
   return "; ".join(words[name] for name in found)

@@ -13,8 +13,8 @@ import numpy as np
 
 from rcm_jax.data import scale as scale_lib
 from rcm_jax.decoding import monotone_model
+from rcm_jax.inference import appearance, familiarity, given_arrays, interpretation
 from rcm_jax.inference import bundle as bundle_lib
-from rcm_jax.inference import familiarity, given_arrays, interpretation
 from rcm_jax.inference.description import gray_levels
 from rcm_jax.inference.stack_warnings import (
   StackWarning,
@@ -154,7 +154,7 @@ class Predictor:
     )
     centre = views[tiles // 2]
     levels = np.array([gray_levels(image) for image in centre])
-    found = self.conclude(features, depths, levels, length, familiarity.describe(centre))
+    found = self.conclude(features, depths, levels, length, appearance.describe(centre))
     noted = scale_warnings(gray.shape[1:], pixel_um, self.bundle.description.scale)
     return dataclasses.replace(found, warnings=[*noted, *found.warnings], tiles=tiles)
 
@@ -170,7 +170,7 @@ class Predictor:
     depth_um: Float[np.ndarray, "T"],
     gray: Float[np.ndarray, "T 2"],
     length: int,
-    images: familiarity.Images | None = None,
+    images: appearance.Images | None = None,
   ) -> Prediction:
     """Interprets a stack from the features of its tiles' slices, padded to `length`.
 
@@ -200,11 +200,15 @@ class Predictor:
       for b, lateral in zip(interpretation.named_boundaries(found, depth_um), spread, strict=True)
     ]
     description, known = self.bundle.description, self.bundle.familiar
-    warnings = stack_warnings(found, named, depth_um, gray, description, float(upright))
+    noted = []
     if known is not None and images is not None:
       of_cnn = features[len(features) // 2][:, : description.head.num_features]
-      seen = familiarity.Seen(images, of_cnn, slices[:count])
-      warnings = [*unfamiliar(familiarity.look(known, seen)), *warnings]
+      judged = familiarity.look(known, familiarity.Seen(images, of_cnn, slices[:count]))
+      noted, upright = unfamiliar(judged), judged.upright
+    warnings = [
+      *noted,
+      *stack_warnings(found, named, depth_um, gray, description, float(upright)),
+    ]
     return Prediction(
       depth_um,
       found,
@@ -258,8 +262,7 @@ class StreamingPredictor:
     self._slices: list[np.ndarray] = []
     self._gray: list[tuple[float, float]] = []
     self._depth_um: list[float] = []
-    self._structure: list[np.ndarray] = []
-    self._alike: list[float] = []
+    self._described: list[appearance.Images] = []
     self._given_shape: tuple[int, ...] | None = None
     self._features = self._features[:0]
 
@@ -303,8 +306,8 @@ class StreamingPredictor:
     count = len(self._slices)
     if count > self._length:
       self._length *= 2
-    self._structure.append(familiarity.structure(prepared[None])[0])
-    self._alike += familiarity.alike(np.stack(self._slices[-2:])).tolist()
+    alike = appearance.alike(np.stack(self._slices[-2:]))
+    self._described.append(appearance.describe(prepared[None])._replace(alike=alike))
     near = np.stack(self._slices[-2 * self._revised :])
     rows = np.maximum(np.arange(-self._revised, 0) + len(near), 0)
     seen = np.asarray(bundle.see(bundle_lib.neighbours(near, rows, bundle.context)))
@@ -315,8 +318,5 @@ class StreamingPredictor:
       np.array(self._depth_um),
       np.array(self._gray),
       self._length,
-      self._described() if count >= _LEAST_JUDGED else None,
+      appearance.join(self._described) if count >= _LEAST_JUDGED else None,
     )
-
-  def _described(self) -> familiarity.Images:
-    return familiarity.Images(np.stack(self._structure), np.array(self._alike))

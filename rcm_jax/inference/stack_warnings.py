@@ -24,7 +24,6 @@ STEP_FACTOR = 1.5  # by how much a step may leave the range of training
 FIRST_SLICE_UM = 10.0  # by how much the first slice may
 OUTSIDE_SHARE = 0.2  # of a stack's slices that may be darker, brighter or flatter than in training
 MOST_NAMED = 5  # slices that a warning names
-UPSIDE_DOWN = 2.0  # log-odds of the opposite order, about 7 to 1
 
 
 class StackWarning(NamedTuple):
@@ -153,7 +152,7 @@ def _of_slices(
 def _of_strata(
   found: Interpretation, named: Sequence[Boundary], upright: float
 ) -> Iterator[tuple[str, str]]:
-  if upright < -UPSIDE_DOWN:
+  if upright < -familiarity.UPSIDE_DOWN:
     yield (
       "upside_down",
       "read upwards the slices fit better: the stack may run from deep to shallow",

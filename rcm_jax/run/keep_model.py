@@ -14,10 +14,12 @@ from rcm_jax.data import pca
 from rcm_jax.evaluation.predictions import StackPrediction
 from rcm_jax.heads import fold_pca
 from rcm_jax.heads import training as head_training
-from rcm_jax.inference import bundle, describe, familiarity
+from rcm_jax.inference import altered, appearance, bundle, describe, familiarity
 from rcm_jax.run import head_config, stages
 from rcm_jax.run.cnn_stages import Classifier
 from rcm_jax.textures import encoder as texture_encoder
+
+MOST_ALTERED = 80  # training stacks that show what other scales and more noise look like
 
 
 class OnTextures(NamedTuple):
@@ -77,8 +79,12 @@ def keep_model(
 
 def _familiar(run: stages.Run, classifier: Classifier) -> familiarity.Familiar | None:
   """Learns what stacks of the run look like; None with too few of them to say."""
-  if len(run.splits["validation"].stack_id) < 2:
+  if min(len(run.splits[name].stack_id) for name in ("train", "validation")) < 2:
     return None
+
+  def images(name: str, stack: int) -> np.ndarray:
+    split = run.splits[name]
+    return np.asarray(split.slices[split.rows(stack)])
 
   def stacks(name):
     split = run.splits[name]
@@ -87,8 +93,17 @@ def _familiar(run: stages.Run, classifier: Classifier) -> familiarity.Familiar |
     )
     for stack in range(len(split.stack_id)):
       rows = split.rows(stack)
-      images = familiarity.describe(np.asarray(split.slices[rows]))
+      described = appearance.describe(images(name, stack))
       of_cnn = features[rows].astype(np.float32)
-      yield familiarity.Seen(images, of_cnn, probabilities[rows]), split.labels[rows]
+      yield familiarity.Seen(described, of_cnn, probabilities[rows]), split.labels[rows]
 
-  return familiarity.learn(stacks("train"), (seen for seen, _ in stacks("validation")))
+  count = len(run.splits["train"].stack_id)
+  chosen = np.unique(np.linspace(0, count - 1, MOST_ALTERED).astype(int)).tolist()
+  changed = {
+    kind: [
+      appearance.texture(altered.alter(images("train", stack), kind, number))
+      for number, stack in enumerate(chosen)
+    ]
+    for kind in altered.KINDS
+  }
+  return familiarity.learn(stacks("train"), (seen for seen, _ in stacks("validation")), changed)
