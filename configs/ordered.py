@@ -11,7 +11,8 @@ its neighbours'.
 Some hundred stacks, whose boundaries readers misplace, are soon learned by heart. The head sees
 few components of the features, and in training not all of them; its weights are averaged over some
 hundred steps; it keeps the epoch and the temperature under which the boundaries of validation
-stacks are most probable. How these were chosen is in docs/study.
+stacks are most probable. The CNN is its own: half of the views that it is trained on have other gain,
+contrast, shading, blur and noise. How these were chosen is in docs/study.
 """
 
 from configs import base
@@ -28,6 +29,7 @@ def get_config(preset: str = "demo"):
   config.head.pca_components = 8
   config.head.input_dropout = 0.4
   config.head.ema_decay = 0.998
+  config.augmentation.photometry.share = 0.5  # its CNN sees other instruments, too
   if preset != "demo":
     config.head.epochs = 60
   return config

@@ -16,6 +16,7 @@ from launch.runners import dispatch
 from rcm_jax.evaluation import bootstrap, finished_runs, several_datasets
 from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.evaluation import scores as scores_lib
+from rcm_jax.run import cnn_stages
 from tfds_rcm.errors import UserError
 from tfds_rcm.rcm_phantom import spec
 
@@ -189,3 +190,9 @@ def test_parts_of_the_other_kind_are_refused(tmp_path, capsys):
   with pytest.raises(SystemExit):
     study.main([f"--workdir={tmp_path}", "--evaluate", "--parts", "boundary"])
   assert "--parts: boundary; here there are whole_stacks" in capsys.readouterr().err
+
+
+def test_a_cnn_that_saw_other_gray_levels_has_a_row_of_its_own():
+  assert cnn_stages._row(sweep.load("configs/toeplitz_d1.py:demo")) == "inception_v3"
+  for method in findings.METHODS:
+    assert cnn_stages._row(sweep.load(f"configs/{method}.py:demo")) == "inception_v3_photometry"

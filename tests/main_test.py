@@ -148,6 +148,7 @@ def two_views(home):
   config = small(ordered_textures)
   config.data.data_dir = str(home / "data")
   few = {"textures.words": 20, "textures.components": 5, "textures.views": ((2,),)}
+  few["augmentation.photometry.share"] = 0.0  # the CNN of all these tests
   config.update_from_flattened_dict(few)
   return config
 

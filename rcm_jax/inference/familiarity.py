@@ -97,13 +97,10 @@ class Seen(NamedTuple):
   probabilities: Float[np.ndarray, "T C"]
 
 
-Textures = Float[np.ndarray, "T X"]
-
-
 def learn(
   train: Iterable[tuple[Seen, Int[np.ndarray, "T"]]],
   validation: Iterable[Seen],
-  changed: Mapping[str, Sequence[Textures]],
+  changed: Mapping[str, Sequence[np.ndarray]],
 ) -> Familiar:
   """Learns what is familiar.
 
@@ -180,12 +177,12 @@ def _with_crops(stacks: Sequence[np.ndarray]) -> list[np.ndarray]:
   return found
 
 
-def _summary(textures: Textures) -> Float[np.ndarray, " Q"]:
+def _summary(textures: Float[np.ndarray, "T X"]) -> Float[np.ndarray, " Q"]:
   return np.quantile(textures, _QUANTILES, axis=0).ravel()
 
 
 def _alterations(
-  stacks: Sequence[Textures], changed: Mapping[str, Sequence[Textures]]
+  stacks: Sequence[np.ndarray], changed: Mapping[str, Sequence[np.ndarray]]
 ) -> Float[np.ndarray, "3 Q"]:
   own = np.array([_summary(rows) for rows in _with_crops(stacks)])
   centre, scale = own.mean(0), own.std(0) + 1e-3
@@ -211,7 +208,7 @@ def _downwards(rows: Float[np.ndarray, "T o"]) -> Float[np.ndarray, " O"]:
   return np.concatenate([parts[i] - parts[-1 - i] for i in range(_PARTS // 2)])
 
 
-def _order(stacks: Sequence[Float[np.ndarray, "T o"]]) -> Float[np.ndarray, " O"]:
+def _order(stacks: Sequence[np.ndarray]) -> Float[np.ndarray, " O"]:
   """The discriminant between two Gaussians with opposite means: it needs no offset."""
   long = [rows for rows in stacks if len(rows) >= _LEAST_SLICES]
   if len(long) < 2:
@@ -223,7 +220,7 @@ def _order(stacks: Sequence[Float[np.ndarray, "T o"]]) -> Float[np.ndarray, " O"
 
 
 def _tempered(
-  order: Float[np.ndarray, " O"], stacks: Sequence[Float[np.ndarray, "T o"]]
+  order: Float[np.ndarray, " O"], stacks: Sequence[np.ndarray]
 ) -> Float[np.ndarray, " O"]:
   """Makes log-odds no surer than other stacks bear out: Platt's scaling, without an offset."""
   long = [rows for rows in stacks if len(rows) >= _LEAST_SLICES]
