@@ -14,7 +14,7 @@ hundred steps; it keeps the epoch and the temperature under which the boundaries
 stacks are most probable. How these were chosen is in docs/study.
 """
 
-from configs import base
+from rcm_jax.configs import base
 
 
 def get_config(preset: str = "demo"):
