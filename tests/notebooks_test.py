@@ -35,6 +35,7 @@ def home(tmp_path_factory):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, home, monkeypatch):
   monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+  monkeypatch.delenv("MPLBACKEND", raising=False)  # figures go into the notebook
   notebook = nbformat.read(path, as_version=4)
   where = {"metadata": {"path": str(home / "notebooks")}}
   done = nbclient.NotebookClient(notebook, timeout=LIMIT_S, resources=where).execute()
