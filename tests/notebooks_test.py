@@ -15,6 +15,8 @@ from rcm_jax.run import pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# One stack a patient: the paired test needs some patients.
+STACKS = "rcm_phantom/demo+stacks=4,3,6+stacks_per_patient=1,1+size_px=80+pixel_um=2.0"
 LIMIT_S = 600  # a cell; others may hold this machine
 
 
@@ -24,7 +26,7 @@ def home(tmp_path_factory):
   home = tmp_path_factory.mktemp("home")
   for name in ("toeplitz_d1", "features"):
     config = sweep.load(name)
-    config.update_from_flattened_dict(SMALL)
+    config.update_from_flattened_dict(SMALL | {"data.sources": (STACKS,)})
     config.data.data_dir = str(home / "runs" / "data")
     pipeline.run(config, home / "runs" / name, home / "runs" / "cache")
   (home / "notebooks").mkdir()
