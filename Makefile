@@ -1,5 +1,6 @@
 # make run    the main job: phantom → CNN → features → heads → tables
 # make test   the test suite
+# make docs   the documentation as a site, its links checked
 # make gpu-compile   every program of a GPU run, compiled for a GPU that need not be there
 #
 # Each makes the virtual environment that it needs, once, and again when its requirements change.
@@ -32,9 +33,10 @@ GPU_PYTHON ?= python3.12
 GPU_READY = $(GPU_VENV)/.ready
 RUN_READY = .venv/.ready-$(PYTHON_VERSION)-$(basename $(REQUIREMENTS))
 DEV_READY = .venv-dev/.ready-$(PYTHON_VERSION)
+DOCS_READY = .venv-docs/.ready-$(PYTHON_VERSION)
 INSTALL = bin/pip install --quiet --disable-pip-version-check --no-input
 
-.PHONY: help run test gpu-compile faults lint format clean distclean python
+.PHONY: help run test test-slow docs gpu-compile faults lint format clean distclean python
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -45,7 +47,13 @@ run: $(RUN_READY)  ## run one configuration end to end (CONFIG=toeplitz_d1, ARGS
 	  --config.data.data_dir=$(DATA_DIR) $(ARGS)
 
 test: $(DEV_READY)  ## run the tests (PYTEST_ARGS='-k toeplitz')
-	.venv-dev/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	.venv-dev/bin/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow' $(PYTEST_ARGS)
+
+test-slow: $(DEV_READY)  ## run the rest: the wheel from install to report, the notebooks
+	.venv-dev/bin/python -m pytest -n $(WORKERS) --dist loadfile -m slow $(PYTEST_ARGS)
+
+docs: $(DOCS_READY)  ## build the documentation into build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 gpu-compile: $(GPU_READY)  ## compile every program of a GPU run for an H100; no GPU is needed
 	$(GPU_VENV)/bin/python -m benchmarks.gpu_compile --new --out=benchmarks/results/gpu $(ARGS)
@@ -68,7 +76,7 @@ clean:  ## remove what tests and builds leave behind
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean  ## the same, and the virtual environments; runs/ stays
-	rm -rf .venv .venv-dev .venv-gpu
+	rm -rf .venv .venv-dev .venv-docs .venv-gpu
 
 $(RUN_READY): $(REQUIREMENTS) requirements.txt | python
 	@echo "Installing $(REQUIREMENTS) into .venv (Python $(PYTHON_VERSION), about a minute)"
@@ -80,6 +88,12 @@ $(DEV_READY): requirements-dev.txt requirements.txt | python
 	@echo "Installing requirements-dev.txt into .venv-dev (Python $(PYTHON_VERSION), about a minute)"
 	@"$(PYTHON)" -m venv --clear .venv-dev
 	@.venv-dev/$(INSTALL) -r requirements-dev.txt
+	@touch $@
+
+$(DOCS_READY): requirements-docs.txt | python
+	@echo "Installing requirements-docs.txt into .venv-docs (Python $(PYTHON_VERSION), some seconds)"
+	@"$(PYTHON)" -m venv --clear .venv-docs
+	@.venv-docs/$(INSTALL) -r requirements-docs.txt
 	@touch $@
 
 $(GPU_READY): requirements-cuda.txt requirements-dev.txt requirements.txt

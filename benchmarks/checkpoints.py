@@ -10,10 +10,10 @@ import time
 import jax
 
 from benchmarks.timing import copy_bytes_per_second
-from configs import base
 from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.cnn import train_step
 from rcm_jax.cnn.augmentation import augmentation_of
+from rcm_jax.configs import base
 from rcm_jax.runtime import checkpoints as checkpoints_lib
 from rcm_jax.runtime import devices
 

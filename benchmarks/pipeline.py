@@ -22,10 +22,10 @@ import numpy as np
 import optax
 
 from benchmarks import timing
-from configs import base
 from rcm_jax.cnn import inception
 from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.cnn.augmentation import augment, augmentation_of
+from rcm_jax.configs import base
 from rcm_jax.data import batches as batches_lib
 from rcm_jax.data import slices as slices_lib
 

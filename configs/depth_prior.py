@@ -7,7 +7,7 @@ distance from the stack's last slice, too (`depth_and_end`): what whole-stack me
 without looking, and so the floor of every table. A few seconds, however large the preset.
 """
 
-from configs import base
+from rcm_jax.configs import base
 
 
 def get_config(preset: str = "demo"):

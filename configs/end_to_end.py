@@ -10,7 +10,7 @@ that both rows were equal: docs/bedside.md.
 
 import ml_collections
 
-from configs import toeplitz_d1
+from rcm_jax.configs import toeplitz_d1
 
 
 def get_config(preset: str = "demo"):

@@ -8,7 +8,7 @@ The second command takes minutes at the paper's scale, and no images. What it le
 `model/`: reading new stacks needs the CNN, too.
 """
 
-from configs import base
+from rcm_jax.configs import base
 
 
 def get_config(preset: str = "demo"):

@@ -10,7 +10,7 @@ The paper's other encoders: --config.head.bidirectional=False, --config.head.cel
 optimiser, its learning rate and the batch are ours (configs/base.py).
 """
 
-from configs import base
+from rcm_jax.configs import base
 
 
 def get_config(preset: str = "demo"):

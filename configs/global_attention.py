@@ -12,7 +12,7 @@ does not say what the decoder is fed in training: here its own probabilities, or
 --config.head.feedback=teacher, scheduled or none.
 """
 
-from configs import base
+from rcm_jax.configs import base
 
 
 def get_config(preset: str = "demo"):

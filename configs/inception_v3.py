@@ -10,7 +10,7 @@ The paper leaves open the size of the images, optimiser, learning rate, epochs, 
 weights: see `cnn` in configs/base.py. There are no class weights here.
 """
 
-from configs import base
+from rcm_jax.configs import base
 
 
 def get_config(preset: str = "demo"):

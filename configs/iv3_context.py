@@ -10,7 +10,7 @@ At the ends of a stack the end slice stands in for its missing neighbour, which 
 all that configs/base.py marks under `cnn`.
 """
 
-from configs import base
+from rcm_jax.configs import base
 
 
 def get_config(preset: str = "demo"):

@@ -10,7 +10,7 @@ What their paper leaves open (filters, widths, optimiser) is searched for on the
 and recorded in the cache.
 """
 
-from configs import base
+from rcm_jax.configs import base
 
 
 def get_config(preset: str = "demo"):

@@ -15,7 +15,7 @@ stacks are most probable. The CNN is its own: half of the views that it is train
 contrast, shading, blur and noise. How these were chosen is in docs/study.
 """
 
-from configs import base
+from rcm_jax.configs import base
 
 
 def get_config(preset: str = "demo"):

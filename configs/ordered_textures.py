@@ -10,7 +10,7 @@ one with both. They err on other stacks than the CNN; see docs/study.
 
 import ml_collections
 
-from configs import ordered
+from rcm_jax.configs import ordered
 
 
 def get_config(preset: str = "demo"):

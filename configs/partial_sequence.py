@@ -11,7 +11,7 @@ dropout mask a stack, instead of four sub-sequences: both are our choices. The p
 --config.head.bidirectional=False, --config.head.cell=rnn (or lstm).
 """
 
-from configs import base
+from rcm_jax.configs import base
 
 
 def get_config(preset: str = "demo"):

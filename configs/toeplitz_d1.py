@@ -12,7 +12,7 @@ does not say what the decoder is fed in training: here its own probabilities, or
 in the paper's map; --config.head.edge_mode=renormalize shares them out.
 """
 
-from configs import base
+from rcm_jax.configs import base
 
 
 def get_config(preset: str = "demo"):

@@ -11,7 +11,7 @@ The paper does not say what the decoder is fed in training: here its own probabi
 in the paper's map; --config.head.edge_mode=renormalize shares them out.
 """
 
-from configs import base
+from rcm_jax.configs import base
 
 
 def get_config(preset: str = "demo"):

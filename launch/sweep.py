@@ -34,7 +34,7 @@ from ml_collections import ConfigDict
 
 from launch.runners import cost, dispatch
 from launch.runners import job as job_lib
-from rcm_jax.run import methods, renamed
+from rcm_jax.run import config_files, methods, renamed
 from tfds_rcm.errors import UserError, nearest
 
 Point = dict[str, Any]
@@ -85,17 +85,12 @@ def _merge(points: Iterable[Point]) -> Point:
 
 
 def load(config: str) -> ConfigDict:
-  """Loads `FILE.py[:PRESET]`.
+  """Loads `FILE.py[:PRESET]`, or a configuration that ships by its name.
 
   Raises:
     UserError: there is no such file or preset.
   """
-  path, _, preset = config.partition(":")
-  if not Path(path).is_file():
-    known = [
-      str(p) for p in sorted(Path("configs").glob("*.py")) if p.stem not in ("__init__", "base")
-    ]
-    raise UserError(f"{path}: no such config file{nearest(path, known)}")
+  path, _, preset = config_files.find(config).partition(":")
   try:
     loaded = runpy.run_path(path)["get_config"](*([preset] if preset else []))
   except ValueError as error:
@@ -266,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
     prog="python -m launch.sweep", description=__doc__.split("\n")[0]
   )
-  parser.add_argument("--config", help="config file, and behind a colon its preset")
+  parser.add_argument("--config", help="config file or name, and behind a colon its preset")
   parser.add_argument(
     "--grid",
     type=values_of,

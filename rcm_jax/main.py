@@ -1,4 +1,9 @@
-"""`python -m rcm_jax.main --config=configs/METHOD.py[:PRESET] --workdir=DIR`: one whole run."""
+"""One whole run, from data to tables.
+
+    python -m rcm_jax.main --config=configs/METHOD.py[:PRESET] --workdir=DIR
+
+`--config` takes any file, or the name of a configuration that ships: `--config=toeplitz_d1`.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +26,15 @@ from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from rcm_jax.run import pipeline, renamed
+from rcm_jax.run import config_files, pipeline, renamed
 from rcm_jax.runtime import devices, preemption
-from tfds_rcm.errors import UserError, nearest
+from tfds_rcm.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "A file of configs/, and behind a colon its preset, see configs/base.py."
+  "config",
+  None,
+  "A configuration's file, or the name of one that ships (such as toeplitz_d1), and behind a colon "
+  "its preset, see configs/base.py.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run's results.")
 _COORDINATOR = flags.DEFINE_string(
@@ -118,9 +126,10 @@ def _unless_disk_is_full(hook: Callable[[Any], None]) -> Callable[[Any], None]:
 
 def parse(argv: Sequence[str]) -> list[str]:
   """Parses flags; what is wrong with one is told in a line."""
-  for argument in argv:
-    if argument.lstrip("-").startswith("config="):
-      _check_exists(argument.partition("=")[2].partition(":")[0])
+  try:
+    argv = _with_config_file(argv)
+  except UserError as error:
+    _fail(str(error))
   given = [renamed.argument(argument) for argument in argv]
   try:
     left = flags.FLAGS(given)
@@ -141,10 +150,17 @@ def parse(argv: Sequence[str]) -> list[str]:
     _fail(_unknown_key(argv, text) or " ".join(text.split()))
 
 
-def _check_exists(path: str) -> None:
-  if not pathlib.Path(path).is_file():
-    known = [str(file) for file in sorted(pathlib.Path("configs").glob("[a-z]*.py"))]
-    _fail(f"--config={path}: no such file{nearest(path, known)}")
+def _with_config_file(argv: Sequence[str]) -> list[str]:
+  """Returns the arguments with the file that `--config=NAME` or `--config NAME` means."""
+  found = []
+  for before, argument in zip(["", *argv], argv):
+    option, equals, value = argument.partition("=")
+    if equals and option in ("-config", "--config"):
+      argument = f"{option}={config_files.find(value)}"
+    elif before in ("-config", "--config"):
+      argument = config_files.find(argument)
+    found.append(argument)
+  return found
 
 
 def _unknown_key(argv: Sequence[str], text: str) -> str | None:

@@ -9,7 +9,7 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from configs import base
+from rcm_jax.configs import base
 from rcm_jax.data import scale as scale_lib
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.run import pipeline

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base
 from rcm_jax import main
 from rcm_jax.cnn import inception
 from rcm_jax.cnn import training as cnn_training
+from rcm_jax.configs import base
 from rcm_jax.data import batches
 from rcm_jax.ops import backend
 from rcm_jax.run import pipeline

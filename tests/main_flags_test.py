@@ -5,9 +5,9 @@ from __future__ import annotations
 from main_runs import ROOT
 import pytest
 
-from configs import base
 from launch import sweep
 from rcm_jax import main
+from rcm_jax.configs import base
 from rcm_jax.run import renamed
 
 

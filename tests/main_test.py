@@ -11,7 +11,7 @@ from main_runs import ROOT, SMALL, Runs, command, results
 import numpy as np
 import pytest
 
-from configs import end_to_end, features, full_sequence, hames, ordered_textures, toeplitz_d1
+from launch import sweep
 from rcm_jax.cnn import extraction
 from rcm_jax.cnn import training as cnn_training
 from rcm_jax.data import slices as slices_lib
@@ -28,7 +28,7 @@ from tfds_rcm.errors import UserError
 
 
 def small(method):
-  config = method.get_config()
+  config = sweep.load(method)
   config.update_from_flattened_dict(SMALL)
   return config
 
@@ -37,7 +37,7 @@ def small(method):
 def home(tmp_path_factory):
   """One whole run, whose caches the other tests share."""
   home = tmp_path_factory.mktemp("home")
-  config = small(toeplitz_d1)
+  config = small("toeplitz_d1")
   config.data.data_dir = str(home / "data")
   pipeline.run(config, home / "run", home / "cache")
   return home
@@ -94,7 +94,7 @@ def test_everything_a_person_looks_at_is_there(home):
 def test_a_second_run_answers_from_its_caches(home, monkeypatch):
   before = results(home / "run")
   no_training(monkeypatch)
-  config = small(toeplitz_d1)
+  config = small("toeplitz_d1")
   config.data.data_dir = str(home / "data")
   pipeline.run(config, home / "run", home / "cache")
   assert results(home / "run") == before
@@ -111,7 +111,7 @@ def test_only_the_first_process_draws_and_writes_results(home, monkeypatch, tmp_
   ):
     for name in names:
       monkeypatch.setattr(module, name, fail)
-  config = small(toeplitz_d1)
+  config = small("toeplitz_d1")
   config.data.data_dir = str(home / "data")
   with pytest.raises(AssertionError, match="by another process"):
     pipeline.run(config, tmp_path / "first", home / "cache")
@@ -123,7 +123,7 @@ def test_only_the_first_process_draws_and_writes_results(home, monkeypatch, tmp_
 def test_another_head_trains_no_cnn(home, monkeypatch, tmp_path):
   monkeypatch.setattr(cnn_training, "train", None)
   monkeypatch.setattr(extraction, "extract", None)
-  config = small(full_sequence)
+  config = small("full_sequence")
   config.data.data_dir = str(home / "data")
   config.head.window = 3
   pipeline.run(config, tmp_path, home / "cache")
@@ -133,7 +133,7 @@ def test_another_head_trains_no_cnn(home, monkeypatch, tmp_path):
 
 def test_cnn_and_heads_are_tuned_after_the_two_stages(home, monkeypatch, tmp_path):
   monkeypatch.setattr(cnn_training, "train", None)
-  config = small(end_to_end)
+  config = small("end_to_end")
   config.data.data_dir = str(home / "data")
   config.update_from_flattened_dict({"end_to_end.epochs": 1, "end_to_end.cnn_rate": 1e-3})
   pipeline.run(config, tmp_path / "run", home / "cache")
@@ -145,7 +145,7 @@ def test_cnn_and_heads_are_tuned_after_the_two_stages(home, monkeypatch, tmp_pat
 
 @pytest.fixture
 def two_views(home):
-  config = small(ordered_textures)
+  config = small("ordered_textures")
   config.data.data_dir = str(home / "data")
   few = {"textures.words": 20, "textures.components": 5, "textures.views": ((2,),)}
   few["augmentation.photometry.share"] = 0.0  # the CNN of all these tests
@@ -219,7 +219,7 @@ def test_views_that_cannot_be_are_told_before_anything_trains(
 
 def test_end_to_end_training_needs_all_features(home, monkeypatch, tmp_path):
   no_training(monkeypatch)
-  config = small(end_to_end)
+  config = small("end_to_end")
   config.data.data_dir = str(home / "data")
   config.head.pca_components = 8
   with pytest.raises(UserError, match="features change under the heads"):
@@ -228,7 +228,7 @@ def test_end_to_end_training_needs_all_features(home, monkeypatch, tmp_path):
 
 def test_a_baseline_needs_no_cnn(home, monkeypatch, tmp_path):
   no_training(monkeypatch)
-  config = small(hames)
+  config = small("hames")
   config.data.data_dir = str(home / "data")
   config.seeds = (0,)
   pipeline.run(config, tmp_path, home / "cache")
@@ -238,7 +238,7 @@ def test_a_baseline_needs_no_cnn(home, monkeypatch, tmp_path):
 
 def test_other_test_stacks_need_no_training(home, monkeypatch, tmp_path):
   no_training(monkeypatch)
-  config = small(toeplitz_d1)
+  config = small("toeplitz_d1")
   config.data.data_dir = str(home / "data")
   others = SMALL["data.sources"][0].replace("4,2,3", "1,1,2") + "+seed=9+depth_step_um=5"
   config.data.test_sources = (others,)
@@ -261,10 +261,10 @@ def test_other_test_stacks_need_no_training(home, monkeypatch, tmp_path):
 
 def test_heads_train_from_a_file_of_features(home, monkeypatch, tmp_path):
   monkeypatch.setattr(cnn_training, "train", None)
-  config = small(features)
+  config = small("features")
   config.data.data_dir = str(home / "data")
   pipeline.run(config, tmp_path / "features", home / "cache")
-  config = small(toeplitz_d1)
+  config = small("toeplitz_d1")
   config.data.data_dir = str(tmp_path / "nothing there")
   config.features.file = str(tmp_path / "features/features.npz")
   pipeline.run(config, tmp_path / "run", tmp_path / "cache")
@@ -280,14 +280,14 @@ def test_heads_train_from_a_file_of_features(home, monkeypatch, tmp_path):
     config.features.file = str(tmp_path / path)
     with pytest.raises(UserError, match=text):
       pipeline.run(config, tmp_path / text, tmp_path / "cache")
-  config = small(hames)
+  config = small("hames")
   config.features.file = str(tmp_path / "features/features.npz")
   with pytest.raises(UserError, match="'hames' needs images"):
     pipeline.run(config, tmp_path / "hames", tmp_path / "cache")
 
 
 def test_fewer_training_stacks_are_trained_on(home, tmp_path):
-  config = small(toeplitz_d1)
+  config = small("toeplitz_d1")
   config.data.data_dir = str(home / "data")
   config.update_from_flattened_dict({"cnn.epochs": 1, "head.epochs": 1, "data.train_stacks": 2})
   pipeline.run(config, tmp_path, home / "cache")
@@ -298,7 +298,7 @@ def test_fewer_training_stacks_are_trained_on(home, tmp_path):
 
 
 def test_a_workdir_of_another_configuration_is_refused(home):
-  config = small(toeplitz_d1)
+  config = small("toeplitz_d1")
   config.data.data_dir = str(home / "data")
   config.head.hidden = 9
   with pytest.raises(UserError, match=r"holds a run with config.head.hidden = 8, not 9"):
@@ -306,7 +306,7 @@ def test_a_workdir_of_another_configuration_is_refused(home):
 
 
 def test_a_run_from_before_a_key_was_there_is_the_run_of_its_default(home, tmp_path):
-  config = small(toeplitz_d1)
+  config = small("toeplitz_d1")
   shutil.copytree(home / "run", tmp_path / "run")
   path = tmp_path / "run" / "config.json"
   written = json.loads(path.read_text())
@@ -353,7 +353,7 @@ def test_a_method_that_cannot_be_is_told_before_anything_trains(
   home, monkeypatch, tmp_path, change, message
 ):
   no_training(monkeypatch)
-  config = small(toeplitz_d1)
+  config = small("toeplitz_d1")
   config.update_from_flattened_dict({**change, "cnn.seed": 5})
   config.data.data_dir = str(home / "data")
   with pytest.raises(UserError, match=message):
@@ -362,7 +362,7 @@ def test_a_method_that_cannot_be_is_told_before_anything_trains(
 
 def test_a_mistake_does_not_use_up_the_workdir(home, monkeypatch, tmp_path):
   no_training(monkeypatch)
-  config = small(toeplitz_d1)
+  config = small("toeplitz_d1")
   config.data.data_dir = str(home / "data")
   right = config.head.half_widths
   config.head.half_widths = (500,)

@@ -48,6 +48,12 @@ def pins(filename: str, python: str = HERE) -> dict[str, str]:
     (PROJECT["dependencies"], "requirements.txt"),
     (EXTRAS["dev"], "requirements-dev.txt"),
     (EXTRAS["cuda13"], "requirements-cuda.txt"),
+    (EXTRAS["bench"], "requirements-bench.txt"),
+    (EXTRAS["docs"], "requirements-docs.txt"),
+    (
+      EXTRAS["label"] + EXTRAS["slurm"] + EXTRAS["onnx"] + EXTRAS["notebooks"],
+      "requirements-dev.txt",
+    ),
   ],
 )
 def test_every_dependency_is_pinned_within_its_range(ranges, filename, python):
@@ -56,6 +62,23 @@ def test_every_dependency_is_pinned_within_its_range(ranges, filename, python):
     version = pinned.get(canonicalize_name(requirement.name))
     assert version is not None, f"{requirement.name} is not in {filename}"
     assert requirement.specifier.contains(version), f"{requirement} excludes {version}"
+
+
+@pytest.mark.parametrize("filename", ["requirements-bench.txt", "requirements-docs.txt"])
+def test_environments_share_their_versions(filename):
+  """So that what is installed for one may be added to the other."""
+  known, more = pins("requirements-dev.txt"), pins(filename)
+  assert {name: known[name] for name in known.keys() & more.keys()} == {
+    name: more[name] for name in known.keys() & more.keys()
+  }
+
+
+def test_a_package_has_one_range_in_all_extras():
+  ranges = {}
+  for requirement in map(Requirement, [r for extra in EXTRAS.values() for r in extra]):
+    ranges.setdefault(canonicalize_name(requirement.name), set()).add(str(requirement.specifier))
+  ranges.pop("jax")  # the dependency has its range
+  assert {name: found for name, found in ranges.items() if len(found) > 1} == {}
 
 
 @pytest.mark.parametrize("python", PYTHONS)

@@ -15,8 +15,8 @@ import pytest
 import safetensors.numpy
 import torchvision_network
 
-from configs import base
 from rcm_jax.cnn import folded_inception, inception, pretrained
+from rcm_jax.configs import base
 from rcm_jax.exporters.onnx import cnn as onnx_cnn
 from rcm_jax.exporters.onnx import graph as onnx_graph
 from rcm_jax.inference import bundle, model_card

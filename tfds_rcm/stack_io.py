@@ -241,10 +241,32 @@ def read_stack(
   value_range: Range | None = None,
   channel: int | None = None,
 ) -> Stack:
-  """Reads a whole stack; arguments and errors as `open_stack`.
+  """Reads a whole stack from disk.
+
+  A folder of BMP, PNG, TIFF or JPEG slices, a multi-page TIFF, DICOM files, or an .npy or .npz
+  volume. What is deeper than 8 bit is scaled to it.
+
+  Args:
+    path: folder or file.
+    step_um: distance between slices in µm; the first one lies at 0. Needed where the
+      files do not tell their depth.
+    pixel_um: side of a pixel in µm, where the files do not tell it or are wrong.
+    value_range: stored values that become 0 and 255 in pixels deeper than 8 bit, which alone
+      are scaled; the stack's own if None.
+    channel: which of several channels is read, counted from 1.
+
+  Returns:
+    Slices, shallow first, with their depths.
 
   Raises:
     UserError: with one line that names the file, if anything is wrong with it.
+
+  Examples:
+    >>> stack = rcm_jax.read_stack("stack.npy", step_um=3.0)
+    >>> stack.slices.shape, stack.slices.dtype
+    ((5, 80, 80), dtype('uint8'))
+    >>> stack.depth_um.tolist()
+    [0.0, 3.0, 6.0, 9.0, 12.0]
   """
   with open_stack(
     path, step_um=step_um, pixel_um=pixel_um, value_range=value_range, channel=channel

@@ -15,11 +15,11 @@ import numpy as np
 from benchmarks import gru as gru_benchmark
 from benchmarks import heads as heads_benchmark
 from benchmarks import toeplitz as toeplitz_benchmark
-from configs import base
 from rcm_jax.arrays import MAX_SLICES, NUM_STRATA
 from rcm_jax.cnn import folded_inception, inception, train_step
 from rcm_jax.cnn.augmentation import augmentation_of, views
 from rcm_jax.cnn.spec import CnnSpec
+from rcm_jax.configs import base
 from rcm_jax.decoding import intervals, strata
 from rcm_jax.heads.attention import AttentionSpec
 from rcm_jax.heads.head import HeadSpec

@@ -105,5 +105,5 @@ def load(path: str) -> FeatureFile:
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     raise UserError(
       f"config.features.file: {path}: not a whole file of features ({error}); make it again with "
-      "--config=configs/features.py"
+      "--config=features"
     ) from error

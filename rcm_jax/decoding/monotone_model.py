@@ -134,6 +134,14 @@ def boundary_posterior(
 
   Returns:
     Probabilities over slices 0 to T and posterior medians.
+
+  Examples:
+    >>> scores = jnp.log(jnp.array([[0.9, 0.1, 0.0], [0.4, 0.6, 0.0], [0.0, 0.2, 0.8]]))
+    >>> posterior = rcm_jax.boundary_posterior(scores, jnp.ones(3, bool))
+    >>> posterior.median.tolist()  # the DEJ begins at slice 1, the dermis at slice 2
+    [1, 2]
+    >>> posterior.probability.shape  # of both boundaries, at slices 0 to 2 or not in this stack
+    (2, 4)
   """
   mask = jnp.asarray(mask)
   scores = jnp.where(mask[:, None], jnp.maximum(jnp.asarray(unary_scores), _LOG_ZERO), 0)

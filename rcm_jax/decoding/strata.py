@@ -55,6 +55,11 @@ def median_then_max(
 
   Returns:
     Strata that never decrease with depth; 0 on padding.
+
+  Examples:
+    >>> strata = jnp.array([0, 2, 0, 1, 1, 0, 2])
+    >>> rcm_jax.median_then_max(strata, jnp.ones(7, bool)).tolist()
+    [0, 0, 1, 1, 1, 1, 2]
   """
   x = jnp.where(mask, strata, 0)
   above = jnp.concatenate([x[:1], x[:-1]])
@@ -75,6 +80,15 @@ def monotone(
   Returns:
     Strata that start anywhere, end anywhere and step by 0 or +1; 0 on padding. Of equally
     probable labellings, the one that ends shallower, and leaves its strata later.
+
+  Examples:
+    The second slice looks like dermis, which cannot lie above epidermis:
+
+    >>> probabilities = jnp.array(
+    ...   [[0.8, 0.1, 0.1], [0.3, 0.1, 0.6], [0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]]
+    ... )
+    >>> rcm_jax.monotone(jnp.log(probabilities), jnp.ones(5, bool)).tolist()
+    [0, 0, 0, 1, 2]
   """
   mask = jnp.asarray(mask)
   finite = jnp.where(mask[:, None], jnp.maximum(jnp.asarray(log_probs), _LOG_ZERO), 0.0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import os
 import pathlib
 import shutil
 from typing import Any
@@ -232,7 +233,7 @@ def save(directory: pathlib.Path, bundle: Bundle) -> None:
   part.rename(directory)
 
 
-def load(directory: pathlib.Path) -> Bundle:
+def load(directory: str | os.PathLike[str]) -> Bundle:
   """Reads what `save` wrote.
 
   Args:
@@ -241,6 +242,7 @@ def load(directory: pathlib.Path) -> Bundle:
   Raises:
     UserError: there is no bundle, or it is damaged or of another format.
   """
+  directory = pathlib.Path(directory)
   if not (directory / DESCRIPTION).exists():
     if not (directory / "model" / DESCRIPTION).exists():
       if (directory / "results.json").exists():

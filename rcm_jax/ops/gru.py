@@ -71,6 +71,19 @@ def gru(
 
   Raises:
     ValueError: shapes disagree or the implementation is unknown.
+
+  Examples:
+    >>> params = {
+    ...   "kernel": jnp.ones((2, 3 * 4)),
+    ...   "recurrent_kernel": jnp.zeros((4, 3 * 4)),
+    ...   "bias": jnp.zeros((2, 3 * 4)),
+    ... }
+    >>> mask = jnp.array([True, True, False])
+    >>> states = rcm_jax.gru(jnp.ones((3, 2)), params, mask)
+    >>> states.shape
+    (3, 4)
+    >>> bool((states[2] == states[1]).all())  # padding carries the state through
+    True
   """
   check_recurrent("gru", x, params, mask, recurrent_mask, gates=3, bias_rows=(2,))
   lifted = jax.tree.map(lambda leaf: leaf[None], params)
@@ -100,6 +113,15 @@ def bidirectional_gru(
 
   Raises:
     ValueError: shapes disagree or the implementation is unknown.
+
+  Examples:
+    >>> params = {
+    ...   "kernel": jnp.ones((2, 5, 3 * 4)),
+    ...   "recurrent_kernel": jnp.zeros((2, 4, 3 * 4)),
+    ...   "bias": jnp.zeros((2, 2, 3 * 4)),
+    ... }
+    >>> rcm_jax.bidirectional_gru(jnp.ones((7, 5)), params, jnp.ones(7, bool)).shape
+    (7, 8)
   """
   check_recurrent(
     "bidirectional_gru", x, params, mask, recurrent_mask, gates=3, bias_rows=(2,), directions=(2,)

@@ -33,6 +33,11 @@ def toeplitz_weights(
 
   Raises:
     ValueError: K is even.
+
+  Examples:
+    >>> logits = jnp.array([9.0, 0.0, jnp.log(2.0), 0.0, 9.0])
+    >>> [f"{weight:.2f}" for weight in rcm_jax.toeplitz_weights(logits, half_width=1)]
+    ['0.00', '0.25', '0.50', '0.25', '0.00']
   """
   _check_taps("logits", logits)
   if half_width is not None:
@@ -66,6 +71,21 @@ def toeplitz_attention(
 
   Raises:
     ValueError: shapes disagree, K is even, or an option is unknown.
+
+  Examples:
+    Each slice sees itself by half and its neighbours by a quarter each; the last is padding:
+
+    >>> h = jnp.array([[4.0], [8.0], [0.0], [jnp.nan]])
+    >>> mask = jnp.array([True, True, True, False])
+    >>> weights = jnp.array([0.25, 0.5, 0.25])
+    >>> rcm_jax.toeplitz_attention(h, weights, mask)[:, 0].tolist()
+    [4.0, 5.0, 2.0, 0.0]
+
+    A batch of stacks, all of one kernel:
+
+    >>> batched = jax.vmap(rcm_jax.toeplitz_attention, in_axes=(0, None, 0))
+    >>> batched(h[None], weights, mask[None]).shape
+    (1, 4, 1)
   """
   _check_taps("weights", weights)
   if h.ndim != 2 or mask.shape != h.shape[:1]:

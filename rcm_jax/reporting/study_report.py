@@ -6,6 +6,7 @@ import itertools
 import os
 import pathlib
 from typing import Any
+import warnings
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.evaluation import scores as scores_lib
 from rcm_jax.reporting import paper_tables, plots, reader_rows, table_formats
 from rcm_jax.runtime import files
+from tfds_rcm import errors
 
 
 def write(
@@ -42,20 +44,9 @@ def write(
   """
   out = pathlib.Path(out)
   out.mkdir(parents=True, exist_ok=True)
-  scores = _score_methods(runs)
-  methods = _estimate(runs, scores)
-  comparisons = paired_tests.compare({m.name: scores[m.name] for m in methods})
-  builders = (paper_tables.table1, paper_tables.table2, paper_tables.table3)
-  built = [build(methods, runs.dataset) for build in (*builders, paper_tables.decoding_table)]
-  built = reader_rows.add(built, readers) if readers else built
-  best = [c for c in comparisons if c.first == methods[0].name]
-  if best:
-    built.append(paper_tables.comparison_table(best, runs.dataset))
-    every = paper_tables.comparison_table(comparisons, runs.dataset)
+  methods, built, every = _build(runs, readers)
+  if every:
     files.write_text(out / "paired_tests.csv", table_formats.to_csv(every))
-  assessed = _assess(runs, [m.name for m in methods])
-  if assessed:
-    built.append(paper_tables.uncertainty_table(assessed, runs.dataset))
   text = "\n".join(table_formats.to_markdown(table) for table in built)
   files.write_text(out / "tables.md", f"# Measured on {runs.dataset}\n\n{text}")
   for table in built:
@@ -64,6 +55,69 @@ def write(
   _draw(runs, [m.name for m in methods], out / "figures")
   every_run = (p for seeds in runs.predictions.values() for run in seeds.values() for p in run)
   return results.summarize(list(every_run))
+
+
+def tables_of(
+  runs: str | os.PathLike[str], dataset: str | None = None
+) -> dict[str, table_formats.Table]:
+  """Gathers every finished run below a directory into the paper's tables and what goes beyond.
+
+  Args:
+    runs: directory that runs' work directories lie in, at any depth.
+    dataset: which one, where runs were made on several.
+
+  Returns:
+    By name: table1 (accuracy, sensitivity, specificity), table2 (impossible transitions), table3
+    (boundary errors), table4_decoding; and, where there are methods to compare, table5_paired, paired_tests
+    (every pair), and table6_uncertainty where validation stacks were kept. `str(table)` is
+    Markdown, which notebooks show; `columns` and `rows` hold the numbers with their intervals.
+
+  Raises:
+    UserError: no finished run, or several datasets and none chosen.
+
+  Examples:
+    >>> tables = rcm_jax.tables_of("runs")
+    >>> tables["table3"].title
+    'Table 3. Absolute errors of both boundaries, after median-then-max'
+    >>> "Toeplitz" in str(tables["table1"])
+    True
+  """
+  found, notes = finished_runs.gather(runs)
+  for note in notes:
+    warnings.warn(note, stacklevel=2)
+  known = [each.dataset for each in found]
+  if dataset is None and len(known) > 1:
+    raise errors.UserError(f"{runs}: runs on {', '.join(known)}; choose one as dataset")
+  if dataset is not None and dataset not in known:
+    raise errors.UserError(
+      f"{runs}: no finished run on '{dataset}'{errors.nearest(dataset, known)}"
+    )
+  _, built, every = _build(found[0 if dataset is None else known.index(dataset)])
+  return {
+    **{table.name: table for table in built},
+    **({"paired_tests": every} if every else {}),
+  }
+
+
+def _build(
+  runs: finished_runs.FinishedRuns, readers: reader_rows.Readers | None = None
+) -> tuple[list[paper_tables.Method], list[table_formats.Table], table_formats.Table | None]:
+  """Methods, the most accurate first; the tables; and the comparison of every pair of methods."""
+  scores = _score_methods(runs)
+  methods = _estimate(runs, scores)
+  comparisons = paired_tests.compare({m.name: scores[m.name] for m in methods})
+  builders = (paper_tables.table1, paper_tables.table2, paper_tables.table3)
+  built = [build(methods, runs.dataset) for build in (*builders, paper_tables.decoding_table)]
+  built = reader_rows.add(built, readers) if readers else built
+  every = None
+  best = [c for c in comparisons if c.first == methods[0].name]
+  if best:
+    built.append(paper_tables.comparison_table(best, runs.dataset))
+    every = paper_tables.comparison_table(comparisons, runs.dataset)
+  assessed = _assess(runs, [m.name for m in methods])
+  if assessed:
+    built.append(paper_tables.uncertainty_table(assessed, runs.dataset))
+  return methods, built, every
 
 
 def estimate_methods(runs: finished_runs.FinishedRuns) -> list[paper_tables.Method]:

@@ -48,6 +48,12 @@ class Table:
   rules: Sequence[int] = ()
   notes: Sequence[str] = ()
 
+  def __str__(self) -> str:
+    return to_markdown(self)
+
+  def _repr_markdown_(self) -> str:  # what a notebook shows
+    return to_markdown(self)
+
 
 def to_markdown(table: Table) -> str:
   """Renders a table as GitHub-flavored Markdown; intervals follow in parentheses."""

@@ -270,7 +270,9 @@ def _versions() -> dict[str, str]:
 
 def _git_revision() -> str | None:
   command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-  here = pathlib.Path(__file__).parent
+  here = pathlib.Path(__file__).resolve().parents[2]
+  if not (here / ".git").exists():  # installed: a repository around it is somebody else's
+    return None
   try:
     done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
   except (OSError, subprocess.CalledProcessError):

@@ -1,1 +1,0 @@
-"""One file a method of Table 1, on a shared base."""
