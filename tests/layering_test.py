@@ -23,6 +23,7 @@ FLOORS = (
   {"runtime"},
   {"ops"},
   {"arrays"},
+  {"anatomy"},
 )
 # What a room may not see although it lies below: stages know nothing of each other.
 APART = {
@@ -58,6 +59,7 @@ ROOMS = {
   "rcm_jax.ops": {"rcm_jax.ops", "rcm_jax.arrays"},
   "rcm_jax.decoding": {"rcm_jax.decoding", "rcm_jax.arrays"},
   "rcm_jax.arrays": set(),
+  "rcm_jax.anatomy": set(),
 }
 SEES_CONFIGS = {"rcm_jax.main", "rcm_jax.run", "configs", "launch"}
 READS_TORCH = {"benchmarks", "rcm_jax.cnn.weight_files"}  # where it is installed

@@ -44,18 +44,20 @@ def write(
   out.mkdir(parents=True, exist_ok=True)
   scores = _score_methods(runs)
   methods = _estimate(runs, scores)
-  comparisons = paired_tests.compare({m.name: scores[m.name] for m in methods})
+  strata = runs.strata
+  comparisons = paired_tests.compare({m.name: scores[m.name] for m in methods}, strata)
   builders = (paper_tables.table1, paper_tables.table2, paper_tables.table3)
-  built = [build(methods, runs.dataset) for build in (*builders, paper_tables.decoding_table)]
-  built = reader_rows.add(built, readers) if readers else built
+  builders = (*builders, paper_tables.decoding_table)
+  built = [build(methods, runs.dataset, strata) for build in builders]
+  built = reader_rows.add(built, readers, strata) if readers else built
   best = [c for c in comparisons if c.first == methods[0].name]
   if best:
-    built.append(paper_tables.comparison_table(best, runs.dataset))
-    every = paper_tables.comparison_table(comparisons, runs.dataset)
+    built.append(paper_tables.comparison_table(best, runs.dataset, strata))
+    every = paper_tables.comparison_table(comparisons, runs.dataset, strata)
     files.write_text(out / "paired_tests.csv", table_formats.to_csv(every))
   assessed = _assess(runs, [m.name for m in methods])
   if assessed:
-    built.append(paper_tables.uncertainty_table(assessed, runs.dataset))
+    built.append(paper_tables.uncertainty_table(assessed, runs.dataset, strata))
   text = "\n".join(table_formats.to_markdown(table) for table in built)
   files.write_text(out / "tables.md", f"# Measured on {runs.dataset}\n\n{text}")
   for table in built:
