@@ -22,7 +22,7 @@ class _Stratum(NamedTuple):
 
 
 _KNOWN = {  # shallow to deep, as on disk; colours after Okabe and Ito
-  "stratum_corneum": _Stratum("stratum corneum", "Corneum", "Corn.", "#B9C2CC"),
+  "stratum_corneum": _Stratum("stratum corneum", "Corneum", "Corn.", "#6B7780"),
   "epidermis": _Stratum("epidermis", "Epidermis", "Epid.", "#A6D5F5"),
   "dej": _Stratum("DEJ", "DEJ", "DEJ", "#E69F00"),
   "dermis": _Stratum("dermis", "Dermis", "Derm.", "#7E3560"),

@@ -71,4 +71,4 @@ def test_no_interval_is_nan(agreement):
   values = json.loads(agreement.read_text())
   values["accuracy"] = [0.9, None, None]
   agreement.write_text(json.dumps(values))
-  assert math.isnan(reader_rows.read(agreement).accuracy[1])
+  assert math.isnan(reader_rows.read(agreement).accuracy[3][1])

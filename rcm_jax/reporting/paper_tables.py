@@ -91,11 +91,12 @@ def table3(
   """Mean absolute boundary errors after the paper's post-processing (Table 3)."""
   columns = [("", "Method"), ("", "Measured on")]
   names = strata.boundary_headings.values()
+  first = strata.boundaries.index(anatomy.PAPER.boundaries[0])
   columns += [("Mean absolute error, µm", name) for name in names]
   columns += [("Median absolute error, µm", name) for name in names]
   columns += [("Boundaries", name) for name in names]
   methods = sorted(
-    methods, key=lambda m: _nan_last(m.estimate.mean.mae_um[scores_lib.PAPER_RULE, 0])
+    methods, key=lambda m: _nan_last(m.estimate.mean.mae_um[scores_lib.PAPER_RULE, first])
   )
   numbers = [_cells(m.estimate, lambda x: x.mae_um[scores_lib.PAPER_RULE], 2) for m in methods]
   medians = [_cells(m.estimate, lambda x: x.median_um[scores_lib.PAPER_RULE], 2) for m in methods]

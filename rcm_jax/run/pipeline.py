@@ -201,7 +201,7 @@ def _note_corneum(splits: dict[str, slices_lib.Slices], writer: Writer) -> None:
   if shown < stacks:
     writer.console.print(
       f"{stacks - shown} of {stacks} stacks have no slice labelled stratum_corneum: they count as "
-      "beginning below it, and no error of its boundary"
+      "beginning below it, and its boundary is not scored in them"
     )
 
 
