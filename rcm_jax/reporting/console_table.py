@@ -15,6 +15,8 @@ import rich.table
 from rcm_jax import anatomy
 from rcm_jax.evaluation import paper_results
 
+_METHOD_WIDTH = 35  # of a printed line, for the method's name
+
 
 def _columns(strata: anatomy.Strata) -> list[tuple[str, int]]:
   """Heading of each printed column, and its width."""
@@ -42,14 +44,15 @@ def print_table(
   """
   console = console or rich.console.Console()
   plain = rich.markup.escape  # names come from files, and brackets in them are no markup
+  strata = anatomy.of_names(tuple(rows[0]["sensitivity"])) if rows else anatomy.PAPER
+  columns = _columns(strata)
   if not console.is_terminal:
-    console.width = max(console.width, 104)
+    console.width = max(console.width, _METHOD_WIDTH + sum(width + 1 for _, width in columns))
   table = rich.table.Table(
     title=plain(title), box=rich.box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False
   )
   table.add_column("\nMethod")
-  strata = anatomy.of_names(tuple(rows[0]["sensitivity"])) if rows else anatomy.PAPER
-  for name, width in _columns(strata):
+  for name, width in columns:
     table.add_column(name, justify="right", no_wrap=True, min_width=width)
   runs: dict[tuple[str, str], list] = {}
   for row in rows:
