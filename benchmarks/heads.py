@@ -15,11 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import gru, peer, timing
-from rcm_jax.arrays import MAX_SLICES, NUM_STRATA, Features
+from rcm_jax.anatomy import PAPER
+from rcm_jax.arrays import MAX_SLICES, Features
 from rcm_jax.heads import member_parallel, objective
 from rcm_jax.heads import train_epochs as members_lib
 from rcm_jax.heads.attention import AttentionSpec
 from rcm_jax.heads.head import HeadSpec
+
+NUM_STRATA = len(PAPER)
 
 STACKS, BATCH, MEMBERS = 245, 4, 8
 EPOCHS = 5  # of ours a call

@@ -32,6 +32,7 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.data.data_dir = config_dict.placeholder(str)  # where TFDS keeps them; its default if None
   config.data.test_sources = ()  # the same, whose test split is used instead
   config.data.train_stacks = config_dict.placeholder(int)  # how many are trained on; None: all
+  config.data.strata = 3  # the paper's; 4: stratum corneum apart from the viable epidermis
   config.data.image_size = config_dict.placeholder(int)  # px a side; None: as they are
   # µm a side that the model sees; None: the field that all stacks have, or none knows
   config.data.field_um = config_dict.placeholder(float)

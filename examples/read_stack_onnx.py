@@ -6,22 +6,23 @@ slices.npy holds uint8 [slices, height, width], shallow first, of the size that 
 exported for; 3 is the distance between slices in µm.
 """
 
+import json
 import sys
 
 import numpy as np
 import onnxruntime
 
-STRATA = ("epidermis", "dej", "dermis")
 model = onnxruntime.InferenceSession(sys.argv[1], providers=onnxruntime.get_available_providers())
+described = json.loads(model.get_modelmeta().custom_metadata_map["bundle"])
 slices = np.load(sys.argv[2])
 depth_um = float(sys.argv[3]) * np.arange(len(slices), dtype=np.float32)
-names = [output.name for output in model.get_outputs()]
-found = dict(zip(names, model.run(None, {"slices": slices, "depth_um": depth_um}), strict=True))
-strata = found["strata"]
+outputs = [output.name for output in model.get_outputs()]
+found = dict(zip(outputs, model.run(None, {"slices": slices, "depth_um": depth_um}), strict=True))
+names, strata = described["strata"], found["strata"]
 for t, stratum in enumerate(strata):
-  print(f"slice {t:3d} {depth_um[t]:7.1f} µm  {STRATA[stratum]}")
+  print(f"slice {t:3d} {depth_um[t]:7.1f} µm  {names[stratum]}")
 for b, probability in enumerate(found["in_stack"]):
-  name = f"{STRATA[b]}-{STRATA[b + 1]}"
+  name = f"{names[b]}-{names[b + 1]}"
   if strata[0] > b or strata[-1] <= b:  # the strata do not change there
     print(f"{name}: not in this stack (in it with {probability:.0%} probability)")
     continue

@@ -4,7 +4,7 @@ Dimension letters, used in every annotation and docstring of this package:
 
     B  stacks in a batch        T  slices in a stack, shallow to deep (padded)
     N  stacks in a split        F  features of a slice (256)
-    H  hidden units             C  strata: epidermis 0, dej 1, dermis 2
+    H  hidden units             C  strata, shallow to deep; S = C - 1 boundaries
     D  half-width of Toeplitz attention, K = 2 D + 1 taps
     M  members: models trained side by side in one program
 
@@ -20,8 +20,6 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-STRATA = ("epidermis", "dej", "dermis")
-NUM_STRATA = len(STRATA)
 MAX_SLICES = 71  # longest sequence that the paper trains on
 
 ArrayLike = Array | np.ndarray

@@ -25,10 +25,10 @@ import sys
 from rich.console import Console
 from rich.progress import Progress
 
+from rcm_jax import anatomy
 from rcm_jax.inference import bundle as bundle_lib
 from rcm_jax.inference import stack_files
 from rcm_jax.inference.description import RESEARCH_USE
-from rcm_jax.inference.interpretation import DISPLAY_NAMES
 from rcm_jax.inference.predictor import Predictor
 from rcm_jax.inference.stack_warnings import StackWarning
 from tfds_rcm import stack_io
@@ -102,14 +102,14 @@ def run(
 
 
 def _summary(result):
-  parts = []
+  parts, titles = [], anatomy.of_names(result["model"]["strata"]).boundary_titles
   for boundary in result["boundaries"]:
     text = "not in this stack"
     if boundary["depth_um"] is not None:
       text = f"{boundary['depth_um']:.0f} µm"
       if boundary["low_um"] is not None and boundary["high_um"] is not None:
         text += f" ({boundary['low_um']:.0f} to {boundary['high_um']:.0f})"
-    parts.append(f"{DISPLAY_NAMES[boundary['name']]} {text}")
+    parts.append(f"{titles[boundary['name']]} {text}")
   count = len(result["warnings"])
   warned = f"; {count} warning{'s' if count > 1 else ''}" if count else ""
   return f"{result['stack']['id']}: {', '.join(parts)}{warned}"

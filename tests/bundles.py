@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rcm_jax import anatomy
 from rcm_jax.decoding import intervals
 from rcm_jax.heads.attention import AttentionSpec
 from rcm_jax.heads.head import Head, HeadSpec
@@ -74,13 +75,31 @@ TEXTURES = (  # patch, words, down-sampling, components, seed
 VIEWS = ((0, 2), (0, 1, 2))
 
 
+def of_strata(
+  described: description.Description, strata: anatomy.Strata
+) -> description.Description:
+  """The same of other strata."""
+  inner, layers = len(strata) - 1, max(len(strata.layers) - 1, 0)
+  margins = {"margin_um": (4.0, 6.0, 5.0)[:inner], "thickness_margin_um": (3.0,) * layers}
+  return dataclasses.replace(
+    described,
+    head=dataclasses.replace(described.head, num_strata=len(strata)),
+    calibration=described.calibration._replace(**margins),
+    training=dataclasses.replace(described.training, wide_um=(1e3,) * inner),
+    strata=strata,
+  )
+
+
 @functools.cache
-def made(context: int = 1, on_textures: bool = False) -> bundle.Bundle:
+def made(
+  context: int = 1, on_textures: bool = False, strata: anatomy.Strata = anatomy.PAPER
+) -> bundle.Bundle:
   """A model with random weights, made once a process and compiled once.
 
   Args:
     context: slices that its CNN sees at once.
     on_textures: whether it has ordered heads, on `TEXTURES` too.
+    strata: that it tells apart.
   """
   described = dataclasses.replace(DESCRIPTION, cnn={"context": context, "width": 0.01})
   if on_textures:
@@ -89,6 +108,7 @@ def made(context: int = 1, on_textures: bool = False) -> bundle.Bundle:
     described = dataclasses.replace(
       described, head=ordered, calibration=calibration, textures=TEXTURES, views=VIEWS
     )
+  described = of_strata(described, strata)
   network = bundle.build_network(described)
   network.eval()
   encoders = tuple(map(encoder_of, described.textures))
@@ -114,9 +134,11 @@ def encoder_of(spec: texture_encoder.TextureSpec) -> texture_encoder.Encoder:
 
 
 @functools.cache
-def reader(context: int = 1, on_textures: bool = False) -> predictor.Predictor:
+def reader(
+  context: int = 1, on_textures: bool = False, strata: anatomy.Strata = anatomy.PAPER
+) -> predictor.Predictor:
   """What reads stacks with `made`."""
-  return predictor.Predictor(made(context, on_textures))
+  return predictor.Predictor(made(context, on_textures, strata))
 
 
 def slices(count: int, size: int = SIZE, seed: int = 0) -> np.ndarray:

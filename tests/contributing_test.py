@@ -45,7 +45,7 @@ def test_the_example_of_a_new_method_trains(monkeypatch, tmp_path, features):
   fields = sweep.resolve({"config": str(tmp_path / "method.py"), "head.hidden": 4})
 
   of_attention = attention.AttentionSpec(fields["head.attention"])
-  given = {"num_features": 6, "attention": of_attention, "max_slices": 5}
+  given = {"num_features": 6, "num_strata": 3, "attention": of_attention, "max_slices": 5}
   names = [field.name for field in dataclasses.fields(head_lib.HeadSpec)]
   spec = head_lib.HeadSpec(**{n: given[n] if n in given else fields[f"head.{n}"] for n in names})
   members = [Member(seed, 0, 1e-3, 0.05, 0.1) for seed in (0, 1)]

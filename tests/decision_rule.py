@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from rcm_jax.arrays import STRATA
+from rcm_jax import anatomy
 from rcm_jax.inference.interpretation import LAYERS, MOSAICS
 
 
-def assert_holds(found, named, plan, depth):
+def assert_holds(found, named, plan, depth, task=anatomy.PAPER):
   """Strata, boundaries, slices and plan follow from the same two depths.
 
   Args:
@@ -16,8 +16,10 @@ def assert_holds(found, named, plan, depth):
     named: its boundaries.
     plan: its mosaics.
     depth: of each slice in µm.
+    task: which strata there are.
   """
   count = len(depth)
+  assert [b.name for b in named] == list(task.boundaries)
   assert set(np.diff(found.strata).tolist()) <= {0, 1}
   inner = [b for b in named if b.shown]
   for number, b in enumerate(named, start=1):
@@ -40,7 +42,7 @@ def assert_holds(found, named, plan, depth):
     if mosaic.slice is None:
       assert mosaic.note
       continue
-    assert STRATA[found.strata[mosaic.slice]] == layer.stratum
+    assert task.names[found.strata[mosaic.slice]] == layer.stratum
     nearest = int(np.abs(depth - mosaic.depth_um).argmin())
     assert mosaic.slice == nearest or "nearest slice of" in mosaic.note
     if mosaic.low_um is not None:

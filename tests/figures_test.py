@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from rcm_jax import anatomy
 from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.reporting import plots
 
@@ -83,6 +84,7 @@ def test_strata_colors_differ_in_gray_too():
   def luminance(color):
     return np.dot([int(color[i : i + 2], 16) for i in (1, 3, 5)], [0.2126, 0.7152, 0.0722])
 
-  gray = sorted(map(luminance, plots.STRATA_COLORS))
-  assert min(np.diff(gray)) > 30
-  assert len(set(plots.STRATA_COLORS)) == 3
+  for strata in (anatomy.PAPER, anatomy.WITH_CORNEUM):
+    gray = np.array(list(map(luminance, strata.colors)))
+    assert np.abs(np.diff(gray)).min() > 30  # of neighbours
+    assert len(set(strata.colors)) == len(strata)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from rcm_jax import anatomy
 from rcm_jax.decoding import boundaries as boundaries_lib
 from rcm_jax.decoding import intervals, monotone_model
 from rcm_jax.decoding.intervals import Calibration
@@ -21,7 +22,8 @@ _marginals = jax.jit(lambda e, mask: np.e ** monotone_model.log_marginals(e, mas
 
 
 def interpret_probabilities(p, depth_um, calibration=CALIBRATION):
-  count = len(p)
+  count, margins = len(p), (2.0, 3.0, 4.0)[: p.shape[1] - 1]
+  calibration = calibration._replace(margin_um=margins)
   padded = np.pad(p.astype(np.float32), ((0, LENGTH - count), (0, 0)), constant_values=np.nan)
   depths = np.pad(np.asarray(depth_um, np.float32), (0, LENGTH - count))
   found = jax.device_get(_interpret(padded, depths, np.arange(LENGTH) < count, calibration))
@@ -45,22 +47,28 @@ def interpret(strata, calibration=CALIBRATION, step=3.0):
   return found, named, depth
 
 
+@pytest.mark.parametrize("task", [anatomy.PAPER, anatomy.WITH_CORNEUM], ids=len)
 @pytest.mark.parametrize("ordered", [False, True])
-def test_all_follows_from_two_depths_whatever_the_probabilities(ordered):
+def test_all_follows_from_the_medians_whatever_the_probabilities(ordered, task):
+  strata = len(task)
   rng = np.random.default_rng(0)
   shown = 0
   for trial in range(300):
     count = int(rng.integers(1, LENGTH + 1))
-    order = np.arange(3) - 3 * np.linspace(rng.uniform(-1, 1), rng.uniform(0, 2), count)[:, None]
+    order = (
+      np.arange(strata)
+      - strata * np.linspace(rng.uniform(-1, 1), rng.uniform(0, 2), count)[:, None]
+    )
     scores = (
-      rng.normal(scale=rng.choice([0.1, 1, 5, 30]), size=(count, 3)) - rng.uniform(0, 3) * order**2
+      rng.normal(scale=rng.choice([0.1, 1, 5, 30]), size=(count, strata))
+      - rng.uniform(0, 3) * order**2
     )
     p = np.exp(scores - scores.max(1, keepdims=True)) + 1e-30
     p /= p.sum(1, keepdims=True)
     calibration = CALIBRATION._replace(boundary_temperature=float(rng.choice([0.5, 1, 7, 40])))
     if ordered:  # a mean of two members' marginals
-      e = np.zeros((2, LENGTH, 3), np.float32)
-      e[:, :count] = scores + rng.normal(scale=2, size=(2, count, 3))
+      e = np.zeros((2, LENGTH, strata), np.float32)
+      e[:, :count] = scores + rng.normal(scale=2, size=(2, count, strata))
       members = [_marginals(x, np.arange(LENGTH) < count)[:count] for x in e]
       p, calibration = np.mean(members, axis=0), calibration._replace(boundary_temperature=None)
     if trial % 7 == 0:  # steps of a coarse stack
@@ -68,9 +76,9 @@ def test_all_follows_from_two_depths_whatever_the_probabilities(ordered):
     else:
       depth = np.cumsum(rng.uniform(0.5, 6, count))
     found = interpret_probabilities(p, depth, calibration)
-    named = interpretation.named_boundaries(found, depth)
-    plan = interpretation.depth_plan(named, depth, found.strata)
-    decision_rule.assert_holds(found, named, plan, depth)
+    named = interpretation.named_boundaries(found, depth, task)
+    plan = interpretation.depth_plan(named, depth, found.strata, task)
+    decision_rule.assert_holds(found, named, plan, depth, task)
     assert set(np.diff(found.most_probable_strata).tolist()) <= {0, 1}
     shown += sum(b.shown for b in named)
   assert shown > 150
@@ -131,7 +139,7 @@ def test_what_the_stack_does_not_show_is_not_planned(strata):
   plan = interpretation.depth_plan(named, depth, found.strata)
   decision_rule.assert_holds(found, named, plan, depth)
   for mosaic, layer in zip(plan, LAYERS, strict=True):
-    needs = [b.shown for b, weight in zip(named, layer.weights, strict=True) if weight]
+    needs = [b.shown for b in named if b.name in layer.weights]
     assert (mosaic.depth_um is None) == (not all(needs))
     if mosaic.depth_um is None:
       assert mosaic.note.startswith("the stack does not show")

@@ -25,6 +25,7 @@ FLOORS = (
   {"runtime"},
   {"ops"},
   {"arrays"},
+  {"anatomy"},
 )
 # What a room may not see although it lies below: stages know nothing of each other.
 APART = {
@@ -65,6 +66,7 @@ ROOMS = {
     "rcm_jax.__version__",
     "tfds_rcm.errors",
   },  # it starts the others, and imports none
+  "rcm_jax.anatomy": set(),
 }
 SEES_CONFIGS = {"rcm_jax.main", "rcm_jax.run", "configs", "launch"}
 READS_TORCH = {"benchmarks", "rcm_jax.cnn.weight_files"}  # where it is installed

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from launch import sweep
+from rcm_jax import anatomy
 from rcm_jax.cnn import extraction
 from rcm_jax.cnn import training as cnn_training
 from rcm_jax.data import slices as slices_lib
-from rcm_jax.evaluation import attention_file, metrics
+from rcm_jax.evaluation import attention_file, predictions
 from rcm_jax.evaluation import results as results_lib
-from rcm_jax.evaluation.predictions import COLUMNS
 from rcm_jax.heads import training as head_training
 from rcm_jax.inference import bundle, predictor
 from rcm_jax.reporting import plots
@@ -61,7 +61,7 @@ def test_results_follow_the_contract(home):
   }
   for row in read["rows"]:
     assert 0 <= row["accuracy"] <= 1
-    assert set(row["inconsistent"]) == {*metrics.INCONSISTENT_TRANSITIONS, "total"}
+    assert set(row["inconsistent"]) == {*anatomy.PAPER.transitions, "total"}
     assert set(row["boundary_mae_um"]) == set(row["boundary_n"]) == {"epidermis_dej", "dej_dermis"}
     assert row["train_seconds"] > 0
 
@@ -69,7 +69,7 @@ def test_results_follow_the_contract(home):
 def test_accuracy_can_be_recomputed_from_the_csv_alone(home):
   with (home / "run" / "predictions.csv").open(newline="") as file:
     reader = csv.DictReader(file)
-    assert tuple(reader.fieldnames) == COLUMNS
+    assert tuple(reader.fieldnames) == predictions.columns(anatomy.PAPER)
     lines = list(reader)
   for row in results(home / "run")["rows"]:
     mine = [

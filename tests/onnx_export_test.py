@@ -20,7 +20,7 @@ import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 import pytest
 
-from rcm_jax import export
+from rcm_jax import anatomy, export
 from rcm_jax.decoding import monotone_model
 from rcm_jax.decoding.intervals import Calibration
 from rcm_jax.exporters import files
@@ -58,7 +58,11 @@ def session(made: graph.Graph, inputs, outputs):
   return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["cnn", "views"])
+def strata_of(on_textures):
+  return anatomy.WITH_CORNEUM if on_textures else anatomy.PAPER
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["cnn", "views of four strata"])
 def on_textures(request):
   return request.param
 
@@ -67,7 +71,7 @@ def on_textures(request):
 def exported(tmp_path_factory, on_textures):
   """A model that sees three slices at once, exported by the command line."""
   root = tmp_path_factory.mktemp("onnx")
-  made = bundles.made(3, on_textures)
+  made = bundles.made(3, on_textures, strata_of(on_textures))
   bundle.save(root / "run" / "model", made)
   arguments = [f"--checkpoint={root / 'run'}", "--format=onnx", f"--out={root / 'out'}"]
   assert export.main(arguments) == 0
@@ -94,9 +98,8 @@ def test_a_process_without_jax_finds_what_predict_finds(exported, on_textures):
   for n in LENGTHS:
     found = np.load(exported / f"found{n}.npz")
     assert tuple(found) == NAMES
-    assert_same(
-      found, bundles.reader(3, on_textures).predict(bundles.slices(n), depth[n]).interpretation
-    )
+    reader = bundles.reader(3, on_textures, strata_of(on_textures))
+    assert_same(found, reader.predict(bundles.slices(n), depth[n]).interpretation)
 
 
 def test_the_example_reads_a_stack(exported, on_textures):
@@ -107,16 +110,18 @@ def test_the_example_reads_a_stack(exported, on_textures):
   done = subprocess.run([*command, "slices.npy", "3"], cwd=exported, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   lines = done.stdout.splitlines()
-  assert len(lines) == 6
+  strata = strata_of(on_textures)
+  assert len(lines) == 4 + len(strata.boundaries)
   assert lines[3].split()[:4] == ["slice", "3", "9.0", "µm"]
-  assert lines[-1].startswith("dej-dermis:")
-  said = bundles.reader(3, on_textures).predict(bundles.slices(4), 3.0 * np.arange(4)).boundaries
-  assert ["not in this stack" in line for line in lines[-2:]] == [not b.shown for b in said]
+  assert [line.split(":")[0].replace("-", "_") for line in lines[4:]] == list(strata.boundaries)
+  reader = bundles.reader(3, on_textures, strata)
+  said = reader.predict(bundles.slices(4), 3.0 * np.arange(4)).boundaries
+  assert ["not in this stack" in line for line in lines[4:]] == [not b.shown for b in said]
 
 
 def test_the_file_tells_what_it_is(exported, on_textures):
   model = onnx.load(exported / "model.onnx")
-  description = bundles.made(3, on_textures).description
+  description = bundles.made(3, on_textures, strata_of(on_textures)).description
   assert {p.key: p.value for p in model.metadata_props} == {"bundle": description.to_json()}
   assert "not a medical device" in model.doc_string
   assert (exported / files.CARD).exists()
@@ -228,16 +233,17 @@ def test_textures_are_the_same(monkeypatch, spec, most):
 @functools.cache
 def decoder(calibration: Calibration, members: int):
   made = graph.Graph()
+  strata = len(calibration.margin_um) + 1
   evidence = made.input("evidence")
   each = [evidence.rows(m, m + 1).squeeze(0) for m in range(members)]
   found = onnx_decoding.decode(each, made.input("depth_um"), calibration)
   return session(
     made,
     {
-      "evidence": (np.float32, (members, "slices", 3)),
+      "evidence": (np.float32, (members, "slices", strata)),
       "depth_um": (np.float32, ("slices",)),
     },
-    onnx_decoding.outputs(found),
+    onnx_decoding.outputs(found, strata),
   )
 
 
@@ -253,6 +259,9 @@ CALIBRATIONS = {
   "narrow": Calibration(0.8, (-50.0, 3.0), 0.5, 1.0),
   "no intervals": Calibration(1.0, (np.inf, np.inf), 0.9, 1.0),
   "ordered": Calibration(1.3, (2.0, 3.0), 0.9, None),
+  "two strata": Calibration(1.3, (2.0,), 0.9, None),
+  "four strata": Calibration(1.3, (2.0, 3.0, 1.0), 0.9, None),
+  "slices of five strata": Calibration(1.3, (2.0, 3.0, 1.0, 4.0), 0.9, 4.0),
 }
 
 
@@ -261,10 +270,11 @@ def test_decoding_is_the_same(name):
   calibration = CALIBRATIONS[name]
   run = decoder(calibration, 2)
   rng = np.random.default_rng(0)
+  strata = len(calibration.margin_um) + 1
   for count in (1, 2, 3, LONGEST):
     for scale in (0.3, 3.0, 30.0):
-      evidence = scale * rng.normal(size=(2, count, 3)).astype(np.float32)
-      order = np.arange(3) - 3 * np.linspace(-0.3, 1, count)[:, None]
+      evidence = scale * rng.normal(size=(2, count, strata)).astype(np.float32)
+      order = np.arange(strata) - strata * np.linspace(-0.3, 1, count)[:, None]
       evidence -= (scale * order**2).astype(np.float32)
       check(run, evidence, calibration, 5 + np.cumsum(rng.uniform(1, 6, count)))
 
@@ -284,9 +294,11 @@ def check(run, evidence, calibration, depth_um):
   assert_same(dict(zip(NAMES, found, strict=True)), ours)
 
 
-def test_of_equal_labellings_the_same_one_is_taken():
-  calibration = CALIBRATIONS["slices"]
+@pytest.mark.parametrize("name", ["slices", "slices of five strata"])
+def test_of_equal_labellings_the_same_one_is_taken(name):
+  calibration = CALIBRATIONS[name]
   run = decoder(calibration, 1)
+  places = np.arange(len(calibration.margin_um) + 1)
   sure = np.array([5, 0, 0, 5, 0, 0, 0, 5])  # the others may be anything
   for strata in (
     [0] * 8,
@@ -296,7 +308,7 @@ def test_of_equal_labellings_the_same_one_is_taken():
     [2] + [9] * 7,
   ):
     wanted = np.array(strata)
-    evidence = np.where(np.arange(3) == wanted[:, None], sure.max(), 0).astype(np.float32)
+    evidence = np.where(places == wanted[:, None], sure.max(), 0).astype(np.float32)
     check(run, evidence[None], calibration, np.arange(8.0))
 
 

@@ -103,3 +103,17 @@ def test_a_stream_sees_the_centre_at_the_models_scale(model):
   np.testing.assert_allclose(
     found.interpretation.probabilities, expected.interpretation.probabilities, atol=1e-5
   )
+
+
+def test_of_tissue_that_is_alike_everywhere_the_field_is_answered_as_its_centre(model):
+  slices = bundles.slices(9)
+  whole = model.predict(np.tile(slices, (1, 3, 3)), DEPTH_UM, pixel_um=3.0)
+  centre = model.predict(slices, DEPTH_UM, pixel_um=3.0)
+  assert (whole.tiles, centre.tiles) == (9, 1)
+  assert any(b.shown for b in whole.boundaries)
+  for found, expected in zip(whole.boundaries, centre.boundaries, strict=True):
+    assert (found.depth_um, found.slice) == (expected.depth_um, expected.slice)
+    if found.shown:
+      assert found.lateral_um == 0
+      assert found.low_um == pytest.approx(expected.low_um, abs=1e-3)
+      assert found.high_um == pytest.approx(expected.high_um, abs=1e-3)

@@ -16,7 +16,7 @@ import pytest
 import tifffile
 
 from rcm_jax import predict
-from rcm_jax.arrays import STRATA
+from rcm_jax.anatomy import PAPER
 from rcm_jax.data import scale as scale_lib
 from rcm_jax.inference import bundle, given_arrays, predictor, stack_files
 from tfds_rcm.errors import UserError
@@ -69,7 +69,7 @@ def test_the_command_line_reads_what_it_can_and_names_what_it_cannot(run, capsys
     assert [s["depth_um"] for s in result["slices"]] == [3.0 * t for t in range(count)]
     assert np.shape(result["attention"]) == (count, count)
     assert result["stack"]["pixel_um"] == 0.5
-    strata = [STRATA.index(s["stratum"]) for s in result["slices"]]
+    strata = [PAPER.names.index(s["stratum"]) for s in result["slices"]]
     assert set(np.diff(strata).tolist()) <= {0, 1}
     with (out / f"{name}.csv").open(newline="") as file:
       rows = list(csv.DictReader(file))
@@ -78,7 +78,7 @@ def test_the_command_line_reads_what_it_can_and_names_what_it_cannot(run, capsys
       assert row["stratum"] == s["stratum"]
       assert row["most_probable_stratum"] == s["most_probable_stratum"]
       assert int(row["slice"]) == s["slice"]
-      for stratum in STRATA:
+      for stratum in PAPER.names:
         assert float(row[f"p_{stratum}"]) == pytest.approx(s["probabilities"][stratum], rel=1e-4)
   assert "v0000000.bmp" in (out / f"{names[0]}.csv").read_text()
 

@@ -29,9 +29,9 @@ def agreement(tmp_path):
 def test_the_file_of_the_agreement_command_is_read(agreement):
   found = reader_rows.read(agreement)
   assert (found.count, found.stacks) == (2, 6)
-  assert found.accuracy[0] == pytest.approx(30 / 36)
-  assert found.mae_um[0][0] == pytest.approx(3.0)
-  assert found.mae_um[1][0] == pytest.approx(0.0)
+  assert found.accuracy[3][0] == pytest.approx(30 / 36)
+  assert found.mae_um["epidermis_dej"][0] == pytest.approx(3.0)
+  assert found.mae_um["dej_dermis"][0] == pytest.approx(0.0)
 
 
 def test_they_are_the_last_row_of_tables_1_and_3_only(agreement):
@@ -71,4 +71,4 @@ def test_no_interval_is_nan(agreement):
   values = json.loads(agreement.read_text())
   values["accuracy"] = [0.9, None, None]
   agreement.write_text(json.dumps(values))
-  assert math.isnan(reader_rows.read(agreement).accuracy[1])
+  assert math.isnan(reader_rows.read(agreement).accuracy[3][1])

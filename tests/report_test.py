@@ -54,6 +54,7 @@ def result_of(count: int = 12, name: str = "stack") -> dict:
     "model": {
       "image_size": 80,
       "field_um": 192.0,
+      "strata": ["epidermis", "dej", "dermis"],
       "method": "toeplitz_d1",
       "members": 3,
       "dataset": "rcm_phantom/demo",
@@ -65,6 +66,7 @@ def result_of(count: int = 12, name: str = "stack") -> dict:
     },
     "slices": slices,
     "boundaries": [boundary("epidermis_dej", 6), boundary("dej_dermis", 9)],
+    "thickness": [],
     "plan": [
       {
         "name": m,

@@ -13,11 +13,14 @@ import numpy as np
 
 from benchmarks import gru, heads, peer, timing, toeplitz
 from benchmarks.gpu import parity, programs
-from rcm_jax.arrays import MAX_SLICES, NUM_STRATA
+from rcm_jax.anatomy import PAPER
+from rcm_jax.arrays import MAX_SLICES
 from rcm_jax.cnn import folded_inception, inception, train_step
 from rcm_jax.heads.attention import AttentionSpec
 from rcm_jax.heads.head import Head
 from rcm_jax.runtime import devices
+
+NUM_STRATA = len(PAPER)
 
 Row = tuple[str, Callable[[], dict[str, Any]]]
 TRAINED_SLICES = 10_409  # of the paper's 245 stacks, at its mean of 42.5 slices a stack

@@ -15,7 +15,8 @@ import numpy as np
 from benchmarks import gru as gru_benchmark
 from benchmarks import heads as heads_benchmark
 from benchmarks import toeplitz as toeplitz_benchmark
-from rcm_jax.arrays import MAX_SLICES, NUM_STRATA
+from rcm_jax.anatomy import PAPER
+from rcm_jax.arrays import MAX_SLICES
 from rcm_jax.cnn import folded_inception, inception, train_step
 from rcm_jax.cnn.augmentation import augmentation_of, views
 from rcm_jax.cnn.spec import CnnSpec
@@ -29,6 +30,8 @@ from rcm_jax.heads.train_epochs import make_train
 from rcm_jax.ops import toeplitz
 from rcm_jax.ops.gru import bidirectional_gru
 from rcm_jax.runtime import devices
+
+NUM_STRATA = len(PAPER)
 
 STACKS, VALIDATION, BATCH, EPOCHS = 245, 61, 4, 20  # of the paper; epochs a call
 STEPS = -(-STACKS // BATCH)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rcm_jax.decoding import boundaries
+from rcm_jax import anatomy
 from rcm_jax.evaluation import paper_results
 from rcm_jax.reporting import table_formats
 
@@ -75,7 +75,7 @@ def papers() -> dict[str, Figures]:
 
 def _boundaries(runs, rule):
   errors = [
-    [run["decoding"][rule]["boundary_mae_um"][b] for run in runs] for b in boundaries.BOUNDARIES
+    [run["decoding"][rule]["boundary_mae_um"][b] for run in runs] for b in anatomy.PAPER.boundaries
   ]
   return tuple(_mean(values) for values in errors)
 

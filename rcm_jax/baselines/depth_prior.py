@@ -11,7 +11,6 @@ import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
-from rcm_jax.arrays import NUM_STRATA
 from tfds_rcm.errors import UserError
 
 # What each of the two methods sees, by its name.
@@ -37,14 +36,24 @@ def features(
 
 
 def fit(
-  seen: Float[np.ndarray, "slices F"], labels: Int[np.ndarray, " slices"], *, seed: int
+  seen: Float[np.ndarray, "slices F"],
+  labels: Int[np.ndarray, " slices"],
+  *,
+  seed: int,
+  num_strata: int = 3,
 ) -> HistGradientBoostingClassifier:
   """Boosts small trees on training slices.
+
+  Args:
+    seen: see `features`.
+    labels: strata.
+    seed: of the boosting.
+    num_strata: that the labels tell apart; the paper's are 3.
 
   Raises:
     UserError: a stratum is missing.
   """
-  missing = set(range(NUM_STRATA)) - set(np.unique(labels).tolist())
+  missing = set(range(num_strata)) - set(np.unique(labels).tolist())
   if missing:
     raise UserError(f"training: no slice of stratum {min(missing)}; every stratum needs some")
   # Small and few: two columns hold little to learn.

@@ -10,7 +10,7 @@ transformed, and the penalty: `fit` chooses them on validation slices and record
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import os
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 import numpy as np
 
+from rcm_jax import anatomy
 from rcm_jax.arrays import ArrayLike
 from rcm_jax.baselines import logistic_regression
 from rcm_jax.textures import textons
@@ -150,6 +151,7 @@ def fit(
   validation_labels: Int[ArrayLike, " validation_slices"],
   *,
   seed: int,
+  strata: Sequence[str] = anatomy.PAPER.names,
   search: HamesSearch | None = None,
   progress: Callable[[str], None] | None = None,
 ) -> Hames:
@@ -161,6 +163,7 @@ def fit(
     validation_slices: gray levels.
     validation_labels: strata.
     seed: of the random patches and of k-means.
+    strata: what the labels tell apart.
     search: candidates; the default ones if None.
     progress: receives one line for each candidate that took time.
 
@@ -173,8 +176,9 @@ def fit(
   """
   search = search or HamesSearch()
   min_side = PATCH * max(search.downsampling)
-  textons.check_split("training", train_slices, train_labels, min_side=min_side)
-  textons.check_split("validation", validation_slices, validation_labels, min_side=min_side)
+  check = functools.partial(textons.check_split, strata=strata, min_side=min_side)
+  check("training", train_slices, train_labels)
+  check("validation", validation_slices, validation_labels)
   train_labels, validation_labels = np.asarray(train_labels), np.asarray(validation_labels)
   report = progress or (lambda line: None)
 

@@ -11,7 +11,7 @@ slices and records the choice. "3-layer" is read as three dense layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import itertools
@@ -28,7 +28,8 @@ import optax
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
-from rcm_jax.arrays import NUM_STRATA, ArrayLike
+from rcm_jax import anatomy
+from rcm_jax.arrays import ArrayLike
 from rcm_jax.textures import textons
 from tfds_rcm.errors import UserError
 
@@ -101,10 +102,10 @@ class Kaur:
 class HistogramNet(nnx.Module):
   """Three dense layers from a histogram to the logits of the strata."""
 
-  def __init__(self, words: int, hidden: int, *, rngs: nnx.Rngs):
+  def __init__(self, words: int, hidden: int, num_strata: int, *, rngs: nnx.Rngs):
     self.first = nnx.Linear(words, hidden, rngs=rngs)
     self.second = nnx.Linear(hidden, hidden, rngs=rngs)
-    self.third = nnx.Linear(hidden, NUM_STRATA, rngs=rngs)
+    self.third = nnx.Linear(hidden, num_strata, rngs=rngs)
 
   def __call__(self, x: Float[Array, "*batch W"]) -> Float[Array, "*batch C"]:
     return self.third(nnx.relu(self.second(nnx.relu(self.first(x)))))
@@ -150,6 +151,7 @@ def fit(
   validation_labels: Int[ArrayLike, " validation_slices"],
   *,
   seed: int,
+  strata: Sequence[str] = anatomy.PAPER.names,
   search: KaurSearch | None = None,
   progress: Callable[[str], None] | None = None,
 ) -> Kaur:
@@ -161,6 +163,7 @@ def fit(
     validation_slices: gray levels.
     validation_labels: strata.
     seed: of the random pixels, k-means, initial weights and batches.
+    strata: what the labels tell apart.
     search: candidates; the default ones if None.
     progress: receives one line for each candidate that took time.
 
@@ -172,8 +175,9 @@ def fit(
       smaller than the filters.
   """
   search = search or KaurSearch()
-  textons.check_split("training", train_slices, train_labels, min_side=SUPPORT)
-  textons.check_split("validation", validation_slices, validation_labels, min_side=SUPPORT)
+  check = functools.partial(textons.check_split, strata=strata, min_side=SUPPORT)
+  check("training", train_slices, train_labels)
+  check("validation", validation_slices, validation_labels)
   labels = [jnp.asarray(np.asarray(x), jnp.int32) for x in (train_labels, validation_labels)]
   report = progress or (lambda line: None)
 
@@ -194,6 +198,7 @@ def fit(
         jnp.asarray(rates, jnp.float32),
         jax.random.key(seed),
         hidden=hidden,
+        num_strata=len(strata),
         epochs=search.epochs,
       )
       member = int(np.argmax(accuracy))
@@ -253,21 +258,23 @@ def _histograms(slices, filters, words, standardize):
   return textons.stream(lambda batch: encode(batch, short, words, standardize), slices)
 
 
-def _network(words, hidden, key):
+def _network(words, hidden, num_strata, key):
   """A fresh network's parameters in one vector, and the function logits(vector, x)."""
-  definition, state = nnx.split(HistogramNet(words, hidden, rngs=nnx.Rngs(key)))
+  definition, state = nnx.split(HistogramNet(words, hidden, num_strata, rngs=nnx.Rngs(key)))
   vector, unravel = ravel_pytree(state)
   return vector, lambda vector, x: nnx.merge(definition, unravel(vector))(x)
 
 
 @functools.partial(jax.jit, static_argnames="hidden")
 def _probabilities(vector, x, *, hidden):
-  _, logits = _network(x.shape[1], hidden, jax.random.key(0))
+  before = hidden * (x.shape[1] + 1 + hidden + 1)  # parameters of the layers before the last
+  num_strata = (len(vector) - before) // (hidden + 1)
+  _, logits = _network(x.shape[1], hidden, num_strata, jax.random.key(0))
   return jax.nn.softmax(logits(vector, x))
 
 
-@functools.partial(jax.jit, static_argnames=("hidden", "epochs"))
-def _train(train, validation, rates, key, *, hidden, epochs):
+@functools.partial(jax.jit, static_argnames=("hidden", "num_strata", "epochs"))
+def _train(train, validation, rates, key, *, hidden, num_strata, epochs):
   """Trains one network for each row (learning rate, weight decay) of rates.
 
   Returns:
@@ -275,7 +282,7 @@ def _train(train, validation, rates, key, *, hidden, epochs):
     and that epoch, from 1.
   """
   x, y = train
-  initial, logits = _network(x.shape[1], hidden, key)
+  initial, logits = _network(x.shape[1], hidden, num_strata, key)
   size = min(_BATCH, len(x))
   steps = len(x) // size
 

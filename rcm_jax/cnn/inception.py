@@ -214,7 +214,7 @@ class InceptionV3(nnx.Module):
     return self.embed(self.pooled(x))
 
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B classes"]:
-    """Logits, in the order of `arrays.STRATA` when trained on it."""
+    """Logits, in the order of `anatomy.Strata.names` when trained on it."""
     return self.classifier(self.dropout(nnx.relu(self.features(x))))
 
 

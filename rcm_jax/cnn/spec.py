@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rcm_jax.arrays import NUM_STRATA
 from rcm_jax.cnn import inception
 from rcm_jax.cnn import pretrained as pretrained_lib
 from rcm_jax.cnn.augmentation import Augmentation
@@ -42,6 +41,7 @@ class CnnSpec:
       over one epoch.
     augmentation: ranges of the random views.
     seed: of initialisation, order and views.
+    num_strata: that are told apart; the paper's are 3.
     count_include_pad: whether average pooling counts the zeros around the image; where weights are
       loaded, as the network does that they come from, see `pretrained.load`.
   """
@@ -61,11 +61,12 @@ class CnnSpec:
   augmentation: Augmentation
   seed: int
   count_include_pad: bool = False
+  num_strata: int = 3
 
   def build(self) -> inception.InceptionV3:
     """Returns the network, freshly initialised; bfloat16 on an accelerator, float32 on a CPU."""
     return inception.InceptionV3(
-      NUM_STRATA,
+      self.num_strata,
       in_channels=self.context,
       width=self.width,
       dropout=self.dropout,

@@ -15,6 +15,7 @@ import zipfile
 
 import numpy as np
 
+from rcm_jax import anatomy
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.data.scale import Scale
 from tfds_rcm.errors import UserError
@@ -65,6 +66,7 @@ def save(
     seed: see `FeatureFile`.
   """
   about = {"dataset": dataset, "method": method, "seed": seed}
+  about["strata"] = splits["test"].strata.names
   arrays = {"about": np.array(json.dumps(about | dataclasses.asdict(splits["test"].scale)))}
   for name, split in splits.items():
     for key in _KNOWN:
@@ -86,12 +88,13 @@ def load(path: str) -> FeatureFile:
   try:
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
       about = json.loads(str(arrays["about"]))
+      strata = anatomy.of_names(about.get("strata", anatomy.PAPER.names))
       splits, values = {}, {}
       for name in SPLITS:
         labels, depth_um, stack, *ids = (arrays[f"{name}.{key}"] for key in _KNOWN)
         images = np.empty((len(labels), 0, 0), np.uint8)
         names = (tuple(x.tolist()) for x in ids)
-        splits[name] = slices_lib.Slices(images, labels, depth_um, stack, *names)
+        splits[name] = slices_lib.Slices(images, labels, depth_um, stack, *names, strata=strata)
         for kind in _KINDS:
           values[name, kind] = arrays[f"{name}.{kind}"]
           if len(values[name, kind]) != len(labels):

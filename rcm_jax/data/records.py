@@ -15,6 +15,7 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
+from rcm_jax import anatomy
 from rcm_jax.data import scale as scale_lib
 from rcm_jax.runtime import files
 from tfds_rcm.errors import UserError
@@ -97,7 +98,7 @@ class _Records:
       ) from error
 
 
-def _decode_record(example: dict[str, Any]) -> dict[str, Any]:
+def _decode_record(example: dict[str, Any], strata: anatomy.Strata) -> dict[str, Any]:
   record = read_record(example)
   name = f"stack '{record.stack_id}'"
   slices = [image[..., 0] for image in record.slices]
@@ -117,7 +118,8 @@ def _decode_record(example: dict[str, Any]) -> dict[str, Any]:
   return {
     "stack_id": record.stack_id,
     "patient_id": record.patient_id,
-    "labels": np.maximum(record.labels - 1, 0).astype(np.int8),
+    # What the task does not tell apart counts as its first stratum.
+    "labels": np.maximum(record.labels - (len(LABELS) - len(strata)), 0).astype(np.int8),
     "depth_um": record.depth_um,
     "pixel_um": record.pixel_um,
     "images": slices,
@@ -144,6 +146,19 @@ def _bring_to_scale(
   return {**record, "tiles": np.stack(views, 1)}
 
 
+def _check_corneum(
+  builder: tfds.core.DatasetBuilder, labels: Sequence[np.ndarray], strata: anatomy.Strata
+) -> None:
+  """A stack may begin below the corneum, but not all of them: then nobody labelled it."""
+  if strata != anatomy.WITH_CORNEUM or any((of_stack == 0).any() for of_stack in labels):
+    return
+  raise UserError(
+    f"{builder.data_dir}: no training slice is labelled {strata.names[0]}, which config.data.strata = "
+    f"{len(strata)} tells apart; label it (python -m tfds_rcm.label --corneum), or set "
+    f"config.data.strata={len(anatomy.PAPER)}"
+  )
+
+
 def decode(
   builders: Sequence[tfds.core.DatasetBuilder],
   directory: pathlib.Path,
@@ -151,6 +166,7 @@ def decode(
   image_size: int | None,
   field_um: float | int | None = None,
   train_tiles: int = 1,
+  strata: anatomy.Strata = anatomy.PAPER,
   advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
   """Decodes prepared datasets, one after the other in each split, into `directory`.
@@ -166,10 +182,12 @@ def decode(
       and the same, or unknown for all stacks.
     train_tiles: most tiles a side that a training stack of a larger field is cut into; each counts
       as a stack.
+    strata: that labels shall tell apart.
     advance: called with the stacks done and the stacks in all.
 
   Raises:
-    UserError: a record is damaged, incomplete, or of another size or scale.
+    UserError: a record is damaged, incomplete, or of another size or scale; or a dataset's training
+      stacks do not show a stratum.
   """
   if field_um is not None and image_size is None:
     raise UserError(
@@ -184,7 +202,10 @@ def decode(
     a_side = train_tiles if split == "train" else 1
     with (directory / f"{split}.u8").open("wb") as file:
       for builder in builders:
-        records = grain.MapDataset.source(_Records(builder, split)).map(_decode_record)
+        records = grain.MapDataset.source(_Records(builder, split)).map(
+          lambda example: _decode_record(example, strata)
+        )
+        first = len(columns["labels"])
         records = records.map(
           lambda record, a_side=a_side: _bring_to_scale(record, image_size, field_um, a_side)
         )
@@ -211,11 +232,14 @@ def decode(
               columns["stack_id"][-1] += f" tile {number + 1}"
           done += 1
           advance(done, total)
+        if split == "train":
+          _check_corneum(builder, columns["labels"][first:], strata)
     field = fields.scale(shape[0]).field_um
     np.savez(
       directory / f"{split}.npz",
       shape=np.asarray(shape),
       field_um=np.float64(np.nan if field is None else field),
+      strata=np.asarray(strata.names),
       stack_id=np.asarray(columns["stack_id"]),
       patient_id=np.asarray(columns["patient_id"]),
       labels=np.concatenate(columns["labels"]),

@@ -7,6 +7,7 @@ import pathlib
 
 import numpy as np
 
+from rcm_jax import anatomy
 from rcm_jax.arrays import Features
 from rcm_jax.data.scale import Scale
 from tfds_rcm.errors import UserError
@@ -19,12 +20,13 @@ class Slices:
 
   Attributes:
     slices: gray levels, a memory map.
-    labels: stratum of each slice (stratum corneum counts as epidermis).
+    labels: stratum of each slice, a place in `strata`.
     depth_um: depth of each slice in µm.
     stack: index of each slice's stack into `stack_id` and `patient_id`.
     stack_id: one name a stack.
     patient_id: one name a stack.
     field_um: side of the square that every slice shows in µm; None if nobody knows.
+    strata: that the labels tell apart.
   """
 
   slices: np.ndarray
@@ -34,6 +36,7 @@ class Slices:
   stack_id: tuple[str, ...]
   patient_id: tuple[str, ...]
   field_um: float | int | None = None
+  strata: anatomy.Strata = anatomy.PAPER
 
   def __len__(self) -> int:
     return len(self.labels)
@@ -73,6 +76,7 @@ class Slices:
       self.stack_id[:stacks],
       self.patient_id[:stacks],
       self.field_um,
+      self.strata,
     )
 
 
@@ -82,6 +86,7 @@ def load_slices(directory: pathlib.Path) -> dict[str, Slices]:
   for split in SPLITS:
     with np.load(directory / f"{split}.npz", allow_pickle=False) as table:
       field_um = float(table["field_um"])
+      strata = anatomy.of_names(table["strata"].tolist()) if "strata" in table else anatomy.PAPER
       splits[split] = Slices(
         slices=np.memmap(directory / f"{split}.u8", np.uint8, "r").reshape(
           -1, *table["shape"].tolist()
@@ -92,6 +97,7 @@ def load_slices(directory: pathlib.Path) -> dict[str, Slices]:
         stack_id=tuple(table["stack_id"].tolist()),
         patient_id=tuple(table["patient_id"].tolist()),
         field_um=None if np.isnan(field_um) else field_um,
+        strata=strata,
       )
   return splits
 

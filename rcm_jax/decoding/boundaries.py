@@ -1,7 +1,8 @@
 """Where strata begin in a stack: boundaries as slices and as depths, and their errors.
 
 Functions take one stack `[T]` and are batched by `vmap`. Real slices come first; what stands on
-padding (any label, NaN depths) never changes a result.
+padding (any label, NaN depths) never changes a result. Labels do not tell how many strata there are:
+where a function sees nothing else, it is told.
 """
 
 from __future__ import annotations
@@ -11,29 +12,28 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rcm_jax import arrays
 
-BOUNDARIES = ("epidermis_dej", "dej_dermis")
-
 
 def boundary_indices(
-  strata: Int[arrays.ArrayLike, "T"], mask: Bool[arrays.ArrayLike, "T"]
-) -> Int[Array, "2"]:
-  """Finds where the DEJ and the dermis begin.
+  strata: Int[arrays.ArrayLike, "T"], mask: Bool[arrays.ArrayLike, "T"], num_strata: int = 3
+) -> Int[Array, "S"]:
+  """Finds where the strata below the first one begin.
 
   Args:
     strata: stratum of each slice, shallow to deep.
     mask: True on real slices.
+    num_strata: of the task; the paper's is 3.
 
   Returns:
-    Index of the first slice at or below the DEJ and of the first dermis slice; the count of
-    real slices where there is none.
+    By boundary, index of the first slice at or below it (of three strata: of the DEJ and of the
+    dermis); the count of real slices where there is none.
   """
-  reached = (jnp.asarray(strata)[:, None] >= jnp.array([1, 2])) & jnp.asarray(mask)[:, None]
+  reached = (jnp.asarray(strata)[:, None] >= jnp.arange(1, num_strata)) & jnp.asarray(mask)[:, None]
   first = jnp.argmax(reached, axis=0)
   return jnp.where(reached.any(axis=0), first, jnp.sum(mask)).astype(jnp.int32)
 
 
 def strata_between(
-  indices: Int[arrays.ArrayLike, "2"], mask: Bool[arrays.ArrayLike, "T"]
+  indices: Int[arrays.ArrayLike, "S"], mask: Bool[arrays.ArrayLike, "T"]
 ) -> Int[Array, "T"]:
   """Returns the labelling that has the given boundaries: undoes `boundary_indices`.
 
@@ -49,10 +49,10 @@ def strata_between(
 
 
 def boundary_depths_um(
-  indices: Int[arrays.ArrayLike, "2"],
+  indices: Int[arrays.ArrayLike, "S"],
   depth_um: Float[arrays.ArrayLike, "T"],
   mask: Bool[arrays.ArrayLike, "T"],
-) -> Float[Array, "2"]:
+) -> Float[Array, "S"]:
   """Turns boundary indices into depths in µm.
 
   Args:
@@ -78,7 +78,8 @@ def boundary_errors_um(
   strata: Int[arrays.ArrayLike, "T"],
   depth_um: Float[arrays.ArrayLike, "T"],
   mask: Bool[arrays.ArrayLike, "T"],
-) -> tuple[Float[Array, "2"], Bool[Array, "2"]]:
+  num_strata: int = 3,
+) -> tuple[Float[Array, "S"], Bool[Array, "S"]]:
   """Measures how far predicted boundaries lie from the true ones (Table 3, Figure 2).
 
   The paper leaves open what happens when a stack lacks a stratum. Here a boundary counts where
@@ -90,21 +91,22 @@ def boundary_errors_um(
     strata: predicted stratum, after post-processing.
     depth_um: depth of each slice in µm.
     mask: True on real slices.
+    num_strata: of the task; the paper's is 3.
 
   Returns:
     Signed errors in µm (positive: predicted too deep; 0 where the boundary does not count) and
     whether each boundary counts.
   """
-  true_index = boundary_indices(labels, mask)
-  return index_errors_um(boundary_indices(strata, mask), true_index, depth_um, mask)
+  true, found = (boundary_indices(x, mask, num_strata) for x in (labels, strata))
+  return index_errors_um(found, true, depth_um, mask)
 
 
 def index_errors_um(
-  indices: Int[arrays.ArrayLike, "2"],
-  true_indices: Int[arrays.ArrayLike, "2"],
+  indices: Int[arrays.ArrayLike, "S"],
+  true_indices: Int[arrays.ArrayLike, "S"],
   depth_um: Float[arrays.ArrayLike, "T"],
   mask: Bool[arrays.ArrayLike, "T"],
-) -> tuple[Float[Array, "2"], Bool[Array, "2"]]:
+) -> tuple[Float[Array, "S"], Bool[Array, "S"]]:
   """Does what `boundary_errors_um` does, for boundaries given by their indices."""
   counts = (jnp.asarray(true_indices) > 0) & (jnp.asarray(true_indices) < jnp.sum(mask))
   error = boundary_depths_um(indices, depth_um, mask) - boundary_depths_um(

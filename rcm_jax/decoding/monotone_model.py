@@ -1,17 +1,17 @@
-"""The monotone model of a stack: a distribution over its two boundaries.
+"""The monotone model of a stack: a distribution over the boundaries between its C strata.
 
-A possible labelling goes epidermis → DEJ → dermis by steps of 0 or +1 and may start and end in
-any stratum, so it is told by two slices: b1, the first at or below the DEJ, and b2, the first of
-the dermis, where the count of real slices n stands for "not in this stack". Possible are
-0 ≤ b1 < b2 ≤ n, all dermis (0, 0), and all epidermis (n, n). With unary scores e[t, stratum],
+A possible labelling goes down the strata by steps of 0 or +1 and may start and end in any of them,
+so it is told by C − 1 slices: b[k], the first at or below boundary k, where 0 means that the stack
+starts below it and the count of real slices n that it ends above it. Possible are those that grow,
+and neighbours that are both 0 or both n. With unary scores e[t, stratum],
 
-    P(b1, b2) ∝ exp(Σ_t e[t, stratum of t]) ∝ exp(A[b1] + B[b2]),
-    A[b] = Σ_{t<b} (e[t, 0] - e[t, 1]),  B[b] = Σ_{t<b} (e[t, 1] - e[t, 2]).
+    P(b) ∝ exp(Σ_t e[t, stratum of t]) ∝ exp(Σ_k A_k[b[k]]),  A_k[b] = Σ_{t<b} (e[t, k] − e[t, k + 1]).
 
-Sums over all labellings are sums over pairs, and these are cumulative sums: no loop over slices
-is left, and all is exact in log-space.
+Whether a labelling is possible is a matter of neighbouring boundaries, so boundaries make a chain.
+Sums over all labellings go along it, C − 2 times forward and backward, and each step is one
+cumulative sum over slices: O(T·C), no loop over slices, and all is exact in log-space.
 
-Functions take one stack and are batched by `vmap`; real slices come first.
+Functions take one stack and are batched by `vmap`; real slices come first. C is the columns' number.
 """
 
 from __future__ import annotations
@@ -35,49 +35,48 @@ HALF = 0.5 - 1e-5
 
 
 class BoundaryPosterior(NamedTuple):
-  """Distribution over the two boundaries of a stack.
+  """Distribution over the boundaries of a stack.
 
   Attributes:
-    probability: row 0: first slice at or below the DEJ; row 1: first dermis slice. Column t is
-      the probability that it is slice t; the count of real slices stands for "not in this
-      stack". Rows sum to one.
-    median: posterior medians, the boundaries of least expected absolute error; a possible pair.
+    probability: row k: of boundary k. Column t is the probability that its first slice below is
+      slice t; the count of real slices stands for "not in this stack". Rows sum to one.
+    median: posterior medians, the boundaries of least expected absolute error; they are possible.
   """
 
-  probability: Float[Array, "*batch 2 T1"]
-  median: Int[Array, "*batch 2"]
+  probability: Float[Array, "*batch S T1"]
+  median: Int[Array, "*batch S"]
 
 
 class _Sums(NamedTuple):
-  """Logarithms by boundary index 0 … T; b is impossible above n."""
+  """Logarithms by boundary index 0 … T; b is impossible above n. One array a boundary k."""
 
-  first: Float[Array, " T1"]  # A
-  second: Float[Array, " T1"]  # B
-  deeper: Float[Array, " T1"]  # of exp(A[b]) times the sum over all b2 that go with b1 = b
-  shallower: Float[Array, " T1"]  # of exp(B[b]) times the sum over all b1 that go with b2 = b
+  own: list[Float[Array, " T1"]]  # A_k
+  down_to: list[Float[Array, " T1"]]  # of exp(A_0 + … + A_k) summed over all that go with b[k] = b
+  up_to: list[Float[Array, " T1"]]  # of exp(A_k + … ) likewise
+  both: list[Float[Array, " T1"]]  # of exp(all) summed over all that go with b[k] = b
   total: Float[Array, ""]
 
 
 def log_likelihood(
-  unary_scores: Float[Array, "T 3"], mask: Bool[Array, "T"], boundaries: Int[Array, "2"]
+  unary_scores: Float[Array, "T C"], mask: Bool[Array, "T"], boundaries: Int[Array, "S"]
 ) -> Float[Array, ""]:
-  """Logarithm of the probability of two boundaries.
+  """Logarithm of the probability of a stack's boundaries.
 
   Args:
     unary_scores: by slice and stratum; a constant added to a slice's row changes nothing. Padded rows
       may hold anything, NaN too.
     mask: True on real slices.
-    boundaries: a possible pair (b1, b2).
+    boundaries: possible ones, C − 1 of them.
   """
   sums = _sum_up(unary_scores, mask)
-  return sums.first[boundaries[0]] + sums.second[boundaries[1]] - sums.total
+  return sum(own[boundaries[k]] for k, own in enumerate(sums.own)) - sums.total
 
 
-def log_marginals(unary_scores: Float[Array, "T 3"], mask: Bool[Array, "T"]) -> Float[Array, "T 3"]:
+def log_marginals(unary_scores: Float[Array, "T C"], mask: Bool[Array, "T"]) -> Float[Array, "T C"]:
   """Logarithms of each slice's stratum probabilities over all possible labellings.
 
-  Going down, epidermis never becomes more probable and dermis never less: P(b1 ≤ t) is one minus
-  the first and P(b2 ≤ t) is the last, so that marginals tell both boundaries' distributions.
+  Going down, the strata above a boundary together never become more probable, so that marginals
+  tell every boundary's distribution: see `passed`.
 
   Args:
     unary_scores: as for `log_likelihood`.
@@ -86,27 +85,35 @@ def log_marginals(unary_scores: Float[Array, "T 3"], mask: Bool[Array, "T"]) -> 
   Returns:
     Normalized rows, zero on padding.
   """
-  first, second, deeper, shallower, total = _sum_up(unary_scores, mask)
-  up_to = jax.lax.cumlogsumexp
+  sums = _sum_up(unary_scores, mask)
+  at_or_above = lambda x: jax.lax.cumlogsumexp(x)[:-1]  # over b ≤ t
   below = lambda x: jax.lax.cumlogsumexp(x, reverse=True)[1:]  # over b > t
-  rows = jnp.stack([below(deeper), up_to(first)[:-1] + below(second), up_to(shallower)[:-1]], -1)
-  return jnp.where(mask[:, None], jnp.maximum(rows - total, _LOG_ZERO), 0)
+  inner = zip(sums.down_to[:-1], sums.up_to[1:])
+  between = [at_or_above(above) + below(next_one) for above, next_one in inner]
+  rows = jnp.stack([below(sums.both[0]), *between, at_or_above(sums.both[-1])], -1)
+  return jnp.where(mask[:, None], jnp.maximum(rows - sums.total, _LOG_ZERO), 0)
+
+
+def passed(marginals: Float[arrays.ArrayLike, "*batch C"]) -> Float[Array, "*batch S"]:
+  """Probability that a slice lies at or below each boundary, by the probabilities of its strata."""
+  above = jnp.cumsum(marginals[..., :-2], axis=-1)
+  return jnp.concatenate([1 - above, marginals[..., -1:]], axis=-1)
 
 
 def expected_error_um(
-  log_marginal: Float[Array, "T 3"],
-  boundaries: Int[Array, "2"],
+  log_marginal: Float[Array, "T C"],
+  boundaries: Int[Array, "S"],
   depth_um: Float[Array, "T"],
   mask: Bool[Array, "T"],
-) -> Float[Array, "2"]:
-  """Expected absolute error of both boundaries in µm, over their distribution.
+) -> Float[Array, "S"]:
+  """Expected absolute error of each boundary in µm, over its distribution.
 
   A boundary is off by a step for every slice that lies on its wrong side, so the expectation is a
   sum over slices. "Not in this stack" lies one step past the last slice, as in `metrics`.
 
   Args:
     log_marginal: of `log_marginals`.
-    boundaries: the true (b1, b2).
+    boundaries: the true ones.
     depth_um: depth of each slice in µm.
     mask: True on real slices.
   """
@@ -115,17 +122,16 @@ def expected_error_um(
   count = mask.sum()
   last_step = jnp.where(count > 1, step[jnp.maximum(count - 2, 0)], 0)
   step = step.at[jnp.maximum(count - 1, 0)].set(last_step)
-  probability = jnp.exp(log_marginal)
-  passed = jnp.stack([1 - probability[:, 0], probability[:, 2]])
+  probability = passed(jnp.exp(log_marginal)).T
   is_passed = jnp.arange(len(mask)) >= boundaries[:, None]
-  wrong = jnp.where(is_passed, 1 - passed, passed)
+  wrong = jnp.where(is_passed, 1 - probability, probability)
   return jnp.where(mask, wrong * step, 0).sum(-1)
 
 
 def boundary_posterior(
-  unary_scores: Float[arrays.ArrayLike, "T 3"], mask: Bool[arrays.ArrayLike, "T"]
+  unary_scores: Float[arrays.ArrayLike, "T C"], mask: Bool[arrays.ArrayLike, "T"]
 ) -> BoundaryPosterior:
-  """Computes the distribution of both boundaries.
+  """Computes the distribution of the boundaries.
 
   Args:
     unary_scores: as for `log_likelihood`; logarithms of probabilities, for example. Minus infinity
@@ -147,12 +153,12 @@ def boundary_posterior(
   scores = jnp.where(mask[:, None], jnp.maximum(jnp.asarray(unary_scores), _LOG_ZERO), 0)
   scores -= jax.lax.stop_gradient(scores.max(axis=1, keepdims=True))
   sums = _sum_up(jnp.maximum(scores, _LEAST_SCORE), mask)
-  probability = jax.nn.softmax(jnp.stack([sums.deeper, sums.shallower]), axis=1)
+  probability = jax.nn.softmax(jnp.stack(sums.both), axis=1)
   median = jnp.sum(jnp.cumsum(probability, axis=1) < HALF, axis=1)
-  return BoundaryPosterior(probability, _possible(median, jnp.sum(mask)))
+  return BoundaryPosterior(probability, nearest_possible(median, jnp.sum(mask)))
 
 
-def order_log_odds(unary_scores: Float[Array, "T 3"], mask: Bool[Array, "T"]) -> Float[Array, ""]:
+def order_log_odds(unary_scores: Float[Array, "T C"], mask: Bool[Array, "T"]) -> Float[Array, ""]:
   """Log-odds that a stack's slices stand in their order and not in the opposite one.
 
   Args:
@@ -164,29 +170,30 @@ def order_log_odds(unary_scores: Float[Array, "T 3"], mask: Bool[Array, "T"]) ->
 
 
 def marginal_posterior(
-  marginals: Float[arrays.ArrayLike, "T 3"], mask: Bool[arrays.ArrayLike, "T"]
+  marginals: Float[arrays.ArrayLike, "T C"], mask: Bool[arrays.ArrayLike, "T"]
 ) -> BoundaryPosterior:
-  """Reads the distribution of both boundaries off marginals of the monotone model.
+  """Reads the distribution of the boundaries off marginals of the monotone model.
 
-  The first boundary lies at or above a slice if the slice is not epidermis, the second one if it
-  is dermis. The same holds for means of several models' marginals.
+  A boundary lies at or above a slice if the slice is of a stratum below it. The same holds for
+  means of several models' marginals.
 
   Args:
     marginals: of each slice's strata; padding may hold anything.
     mask: True on real slices.
   """
-  passed = jnp.stack([1 - marginals[:, 0], marginals[:, 2]])
-  passed = jax.lax.cummax(jnp.where(mask, passed, 1.0), axis=1)  # rounding aside, it is one
-  probability = jnp.diff(passed, axis=1, prepend=0.0, append=1.0)
-  return BoundaryPosterior(probability, _possible(jnp.sum(passed < HALF, axis=1), jnp.sum(mask)))
+  by_boundary = jnp.where(mask, passed(jnp.asarray(marginals)).T, 1.0)
+  by_boundary = jax.lax.cummax(by_boundary, axis=1)  # rounding aside, it is one
+  probability = jnp.diff(by_boundary, axis=1, prepend=0.0, append=1.0)
+  median = nearest_possible(jnp.sum(by_boundary < HALF, axis=1), jnp.sum(mask))
+  return BoundaryPosterior(probability, median)
 
 
 def posterior_of(
-  probabilities: Float[arrays.ArrayLike, "T 3"],
+  probabilities: Float[arrays.ArrayLike, "T C"],
   mask: Bool[arrays.ArrayLike, "T"],
   temperature: Float[arrays.ArrayLike, ""] | float | None,
 ) -> BoundaryPosterior:
-  """Infers both boundaries from a model's probabilities.
+  """Infers the boundaries from a model's probabilities.
 
   Args:
     probabilities: of each slice's strata.
@@ -200,27 +207,46 @@ def posterior_of(
   return boundary_posterior(jnp.log(jnp.maximum(probabilities, tiny)) / temperature, mask)
 
 
-def _possible(median, count):
-  """Medians are a possible pair; of equal halves, rounding could make them another."""
-  first, second = jnp.minimum(median, count)
-  inside = (first > 0) & (first < count)
-  return jnp.stack([first, jnp.maximum(second, first + inside)])
+def nearest_possible(
+  indices: Int[Array, "S"], count: Int[arrays.ArrayLike, ""] | int
+) -> Int[Array, "S"]:
+  """Moves boundaries that coincide inside a stack apart, downwards; possible ones stay.
+
+  Args:
+    indices: of first slices below the boundaries; they never decrease.
+    count: of the real slices.
+  """
+  found = [jnp.minimum(indices[0], count)]
+  for index in indices[1:]:
+    above = found[-1]
+    inside = (above > 0) & (above < count)
+    found.append(jnp.maximum(jnp.minimum(index, count), above + inside))
+  return jnp.stack(found)
 
 
 def _sum_up(unary_scores, mask):
-  length = unary_scores.shape[0]
+  length, strata = unary_scores.shape
   clean = jnp.where(mask[:, None], unary_scores, 0)
   index = jnp.arange(length + 1)
   count = mask.sum()
   from_start = lambda x: jnp.where(index <= count, jnp.append(0, jnp.cumsum(x)), _LOG_ZERO)
-  first = from_start(clean[:, 0] - clean[:, 1])
-  second = from_start(clean[:, 1] - clean[:, 2])
-  zero = jnp.full(1, _LOG_ZERO, first.dtype)
-  after = jnp.concatenate([jax.lax.cumlogsumexp(second, reverse=True)[1:], zero])  # b2 > b
-  before = jnp.concatenate([zero, jax.lax.cumlogsumexp(first)[:-1]])  # b1 < b
-  # In these two places both boundaries may be one.
+  own = [from_start(clean[:, k] - clean[:, k + 1]) for k in range(strata - 1)]
+  zero = jnp.full(1, _LOG_ZERO, own[0].dtype)
+  # In these two places neighbouring boundaries may be one.
   same = (index == 0) | (index == count)
-  after = jnp.where(same, jnp.logaddexp(after, second), after)
-  before = jnp.where(same, jnp.logaddexp(before, first), before)
-  deeper, shallower = first + after, second + before
-  return _Sums(first, second, deeper, shallower, jax.nn.logsumexp(deeper))
+
+  def deeper(x):  # over the next boundary
+    after = jnp.concatenate([jax.lax.cumlogsumexp(x, reverse=True)[1:], zero])
+    return jnp.where(same, jnp.logaddexp(after, x), after)
+
+  def shallower(x):  # over the boundary before
+    before = jnp.concatenate([zero, jax.lax.cumlogsumexp(x)[:-1]])
+    return jnp.where(same, jnp.logaddexp(before, x), before)
+
+  down_to, up_to = own[:1], own[-1:]
+  for k in range(1, strata - 1):
+    down_to.append(own[k] + shallower(down_to[-1]))
+    up_to.insert(0, own[-1 - k] + deeper(up_to[0]))
+  inner = [down_to[k] + deeper(up_to[k + 1]) for k in range(1, strata - 2)]
+  both = [up_to[0], *inner, *down_to[1:][-1:]]
+  return _Sums(own, down_to, up_to, both, jax.nn.logsumexp(up_to[0]))

@@ -1,10 +1,10 @@
 """From class probabilities by slice to strata that a skin can have.
 
 `median_then_max` is the paper's post-processing. `monotone` finds the most
-probable labelling of `monotone_model`: labellings go epidermis → DEJ →
-dermis, each slice staying in the stratum above it or entering the next one,
-and a stack may start and end in any stratum. Slices are independent given the
-labelling, so a labelling's score is the sum of its slices' log-probabilities.
+probable labelling of `monotone_model`: labellings go down the strata, each
+slice staying in the stratum above it or entering the next one, and a stack may
+start and end in any stratum. Slices are independent given the labelling, so a
+labelling's score is the sum of its slices' log-probabilities.
 
 Functions take one stack and are batched by `vmap`; real slices come first.
 """
@@ -23,7 +23,7 @@ _LOG_ZERO = -1e30
 
 
 def strata_of(
-  probabilities: Float[arrays.ArrayLike, "*batch 3"], *, ordered: bool
+  probabilities: Float[arrays.ArrayLike, "*batch C"], *, ordered: bool
 ) -> Int[arrays.ArrayLike, "*batch"]:
   """Returns each slice's predicted stratum.
 
@@ -38,7 +38,8 @@ def strata_of(
   """
   if not ordered:
     return probabilities.argmax(-1)
-  return (probabilities[..., 0] <= 0.5).astype(int) + (probabilities[..., 2] >= 0.5)
+  above = probabilities[..., :-2].cumsum(-1)
+  return (above <= 0.5).sum(-1) + (probabilities[..., -1] >= 0.5)
 
 
 def median_then_max(
@@ -69,7 +70,7 @@ def median_then_max(
 
 
 def monotone(
-  log_probs: Float[arrays.ArrayLike, "T 3"], mask: Bool[arrays.ArrayLike, "T"]
+  log_probs: Float[arrays.ArrayLike, "T C"], mask: Bool[arrays.ArrayLike, "T"]
 ) -> Int[Array, "T"]:
   """Finds the most probable possible labelling (Viterbi, linear in T).
 
@@ -91,6 +92,7 @@ def monotone(
     [0, 0, 0, 1, 2]
   """
   mask = jnp.asarray(mask)
+  count = log_probs.shape[-1]
   finite = jnp.where(mask[:, None], jnp.maximum(jnp.asarray(log_probs), _LOG_ZERO), 0.0)
 
   def best_so_far(prior, inputs):
@@ -102,12 +104,12 @@ def monotone(
   def step(allowed, inputs):
     score, real = inputs
     stratum = jnp.argmax(jnp.where(allowed, score, -jnp.inf))
-    distance = stratum - jnp.arange(arrays.NUM_STRATA)
+    distance = stratum - jnp.arange(count)
     return jnp.where(real, (distance == 0) | (distance == 1), allowed), stratum
 
-  start = jnp.zeros(arrays.NUM_STRATA, finite.dtype)
+  start = jnp.zeros(count, finite.dtype)
   _, best = jax.lax.scan(best_so_far, start, (finite, mask))
-  anything = jnp.ones(arrays.NUM_STRATA, bool)
+  anything = jnp.ones(count, bool)
   _, strata = jax.lax.scan(step, anything, (best, mask), reverse=True)
   return jnp.where(mask, strata, 0)
 

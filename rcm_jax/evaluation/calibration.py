@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
 import jax
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 import numpy as np
 
 from rcm_jax.decoding import boundaries, intervals
@@ -44,8 +45,8 @@ class Assessment(NamedTuple):
   temperature: float
   error_before: float
   error_after: float
-  width_um: Float[np.ndarray, "2"]
-  covered: Float[np.ndarray, "2"]
+  width_um: Float[np.ndarray, "S"]
+  covered: Float[np.ndarray, "S"]
 
 
 class IntervalsWithMorePatients(NamedTuple):
@@ -58,8 +59,22 @@ class IntervalsWithMorePatients(NamedTuple):
   """
 
   patients: int
-  width_um: Float[np.ndarray, "2"]
-  covered: Float[np.ndarray, "2"]
+  width_um: Float[np.ndarray, "S"]
+  covered: Float[np.ndarray, "S"]
+
+
+class Thickness(NamedTuple):
+  """How well thicknesses are told on other stacks, of each stratum between two boundaries.
+
+  Attributes:
+    mae_um: mean absolute error, where the truth has both boundaries; NaN where it never does.
+    width_um: mean width of the interval; NaN where there are none.
+    covered: share of thicknesses inside, each patient weighing the same; likewise.
+  """
+
+  mae_um: Float[np.ndarray, "L"]
+  width_um: Float[np.ndarray, "L"]
+  covered: Float[np.ndarray, "L"]
 
 
 def calibrate(
@@ -73,16 +88,25 @@ def calibrate(
   Raises:
     UserError: there are no validation stacks.
   """
+  of_slices = temperature.supported_temperature(validation)
+  strata = validation[0].strata
   unwidened = Calibration(
-    temperature.supported_temperature(validation),
-    (0.0, 0.0),
+    of_slices,
+    (0.0,) * (len(strata) - 1),
     coverage,
     temperature.fit_boundary_temperature(validation),
+    (0.0,) * max(len(strata.layers) - 1, 0),
   )
-  margins = []
-  for lower, upper, true, patients in _bounds(validation, unwidened):
-    margins.append(conformal_margin(np.maximum(lower - true, true - upper), patients, coverage))
-  return unwidened._replace(margin_um=tuple(margins))
+  margin = lambda lower, upper, true, patients: conformal_margin(
+    np.maximum(lower - true, true - upper), patients, coverage
+  )
+  return unwidened._replace(
+    margin_um=tuple(margin(*bounds) for bounds in _bounds(validation, unwidened)),
+    thickness_margin_um=tuple(
+      margin(lower, upper, true, patients)
+      for lower, _, upper, true, patients in _thickness_bounds(validation, unwidened)
+    ),
+  )
 
 
 def conformal_margin(
@@ -118,7 +142,7 @@ def conformal_margin(
 def assess(calibration: Calibration, test: Sequence[predictions_lib.StackPrediction]) -> Assessment:
   """Tries a calibration on stacks that it was not learned on."""
   probabilities, labels = predictions_lib.slices_of(test)
-  width, inside = np.full(2, np.nan), np.full(2, np.nan)
+  width, inside = (np.full(len(calibration.margin_um), np.nan) for _ in range(2))
   for boundary, (lower, upper, true, patients) in enumerate(_bounds(test, calibration)):
     if len(true) and np.isfinite(calibration.margin_um[boundary]):
       inside[boundary] = _mean_by_patient((lower <= true) & (true <= upper), patients)
@@ -132,6 +156,21 @@ def assess(calibration: Calibration, test: Sequence[predictions_lib.StackPredict
     width_um=width,
     covered=inside,
   )
+
+
+def assess_thickness(
+  calibration: Calibration, test: Sequence[predictions_lib.StackPrediction]
+) -> Thickness:
+  """Tries the thicknesses' intervals on stacks that they were not learned on."""
+  found = Thickness(*(np.full(len(calibration.thickness_margin_um), np.nan) for _ in range(3)))
+  for i, (lower, middle, upper, true, patients) in enumerate(_thickness_bounds(test, calibration)):
+    if not len(true):
+      continue
+    found.mae_um[i] = np.abs(middle - true).mean()
+    if math.isfinite(calibration.thickness_margin_um[i]):
+      found.width_um[i] = np.mean(upper - lower)
+      found.covered[i] = _mean_by_patient((lower <= true) & (true <= upper), patients)
+  return found
 
 
 def assess_with_more_patients(
@@ -156,12 +195,13 @@ def assess_with_more_patients(
     Means over divisions; NaN for a boundary that no patient of the rest has, or with too few
     patients for intervals.
   """
-  raw = calibration._replace(margin_um=(0.0, 0.0))
+  count = len(calibration.margin_um)
+  raw = calibration._replace(margin_um=(0.0,) * count)
   fixed = sorted({p.patient_id for p in validation})
   names = sorted({p.patient_id for p in test})
   rng = np.random.default_rng(0)
   halves = [[*fixed, *rng.permutation(names)[: len(names) // 2]] for _ in range(divisions)]
-  width, covered = np.full((2, divisions), np.nan), np.full((2, divisions), np.nan)
+  width, covered = (np.full((count, divisions), np.nan) for _ in range(2))
   for boundary, parts in enumerate(zip(_bounds(validation, raw), _bounds(test, raw))):
     lower, upper, true, patients = (np.concatenate(x) for x in zip(*parts))
     scores = np.maximum(lower - true, true - upper)
@@ -215,11 +255,31 @@ def _bounds(predictions, calibration):
     ),
     np.float64,
   )
-  true, counted = jax.device_get(_true_depths(padded.labels, padded.depth_um, padded.mask))
+  true, counted = true_depths_um(padded)
   patients = np.array([p.patient_id for p in predictions])
   return [
     (interval[has, b, 0], interval[has, b, 2], true[has, b].astype(np.float64), patients[has])
     for b, has in enumerate(counted.T)
+  ]
+
+
+def _thickness_bounds(predictions, calibration):
+  """By stratum between two boundaries: lower end, middle, upper end, truth and patient, as above."""
+  if not calibration.thickness_margin_um:
+    return []
+  padded = predictions_lib.pad(predictions)
+  interval = np.asarray(
+    intervals.thicknesses_of_stacks_um(
+      padded.probabilities, padded.depth_um, padded.mask, calibration
+    ),
+    np.float64,
+  )
+  true, counted = true_depths_um(padded)
+  thickness, has = np.diff(true.astype(np.float64), axis=1), counted[:, 1:] & counted[:, :-1]
+  patients = np.array([p.patient_id for p in predictions])
+  return [
+    (*interval[rows, i].T, thickness[rows, i], patients[rows])
+    for i, rows in enumerate(has.T[: interval.shape[1]])
   ]
 
 
@@ -228,9 +288,17 @@ def _mean_by_patient(values, patients):
   return np.mean(np.bincount(which, values) / np.bincount(which, minlength=len(names)))
 
 
-@jax.jit
-@jax.vmap
-def _true_depths(labels, depth_um, mask):
-  index = boundaries.boundary_indices(labels, mask)
+def true_depths_um(
+  padded: predictions_lib.PaddedPredictions,
+) -> tuple[Float[np.ndarray, "N S"], Bool[np.ndarray, "N S"]]:
+  """Returns the depth of each stack's boundaries by its labels, and whether they show them."""
+  count = padded.probabilities.shape[-1]
+  return jax.device_get(_true_depths(padded.labels, padded.depth_um, padded.mask, count))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+@functools.partial(jax.vmap, in_axes=(0, 0, 0, None))
+def _true_depths(labels, depth_um, mask, num_strata):
+  index = boundaries.boundary_indices(labels, mask, num_strata)
   _, counted = boundaries.index_errors_um(index, index, depth_um, mask)
   return boundaries.boundary_depths_um(index, depth_um, mask), counted

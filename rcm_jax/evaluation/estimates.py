@@ -26,21 +26,21 @@ class Measures(NamedTuple):
   """
 
   accuracy: Float[np.ndarray, "3"]
-  sensitivity: Float[np.ndarray, "3"]
-  specificity: Float[np.ndarray, "3"]
-  inconsistent: Float[np.ndarray, "3 5"]
-  mae_um: Float[np.ndarray, "3 2"]
-  median_um: Float[np.ndarray, "3 2"]
+  sensitivity: Float[np.ndarray, "C"]
+  specificity: Float[np.ndarray, "C"]
+  inconsistent: Float[np.ndarray, "3 kinds"]
+  mae_um: Float[np.ndarray, "3 S"]
+  median_um: Float[np.ndarray, "3 S"]
 
 
 class Sums(NamedTuple):
   """One of the sums that a measure is the ratio of, by patient."""
 
   accuracy: Num[np.ndarray, "P 3"]
-  sensitivity: Num[np.ndarray, "P 3"]
-  specificity: Num[np.ndarray, "P 3"]
-  inconsistent: Num[np.ndarray, "P 3 5"]
-  mae_um: Num[np.ndarray, "P 3 2"]
+  sensitivity: Num[np.ndarray, "P C"]
+  specificity: Num[np.ndarray, "P C"]
+  inconsistent: Num[np.ndarray, "P 3 kinds"]
+  mae_um: Num[np.ndarray, "P 3 S"]
 
 
 _BOUNDS = Sums((0.0, 1.0), (0.0, 1.0), (0.0, 1.0), (0.0, np.inf), (0.0, np.inf))
@@ -61,7 +61,7 @@ class Estimate:
   mean: Measures
   low: Measures
   high: Measures
-  boundary_n: Float[np.ndarray, "2"]
+  boundary_n: Float[np.ndarray, "S"]
   seeds: int
 
 
@@ -85,14 +85,15 @@ def sums_by_patient(scores: scores_lib.StackScores, patients: Sequence[str]) -> 
   raw = confusion[:, scores_lib.RAW]
   kinds = total(scores.inconsistent)
   transitions = np.concatenate([kinds, kinds.sum(-1, keepdims=True)], axis=-1)
-  boundaries = np.broadcast_to(total(scores.counted)[:, None], (len(patients), 3, 2))
+  errors = total(np.abs(scores.error_um))
+  boundaries = np.broadcast_to(total(scores.counted)[:, None], errors.shape)
   counts = (
     metrics.accuracy_counts(confusion),
     metrics.sensitivity_counts(raw),
     metrics.specificity_counts(raw),
     # Of all patients together, however often each is drawn: a total, not a mean.
     (transitions, np.full(transitions.shape, 1 / len(patients))),
-    (total(np.abs(scores.error_um)), boundaries),
+    (errors, boundaries),
   )
   part, whole = zip(*counts)
   return Sums(*part), Sums(*whole)
@@ -103,8 +104,9 @@ def measure(scores: scores_lib.StackScores) -> Measures:
   sums = sums_by_patient(scores, sorted(set(scores.patient_id)))
   part, whole = (Sums(*(x.sum(0) for x in by_patient)) for by_patient in sums)
   ratios = map(metrics.ratio, part, whole)
-  median = np.array([[_median(scores, rule, b) for b in (0, 1)] for rule in range(3)])
-  return Measures(*ratios, median)
+  rules, boundaries = scores.error_um.shape[1:]
+  median = [[_median(scores, rule, b) for b in range(boundaries)] for rule in range(rules)]
+  return Measures(*ratios, np.array(median))
 
 
 def estimate(runs: Sequence[scores_lib.StackScores], seed: int = 0) -> Estimate:
@@ -141,8 +143,9 @@ def _median(scores, rule, boundary):
 def _medians(runs, patients, weights):
   """Mean over runs of the median errors, and both ends, by rule and boundary."""
   place = {patient: i for i, patient in enumerate(patients)}
-  out = np.empty((3, 3, 2))
-  for rule, boundary in np.ndindex(3, 2):
+  of_rules = runs[0].error_um.shape[1:]
+  out = np.empty((3, *of_rules))
+  for rule, boundary in np.ndindex(of_rules):
     values, seen = np.zeros(len(weights)), set()
     for run in runs:
       counted = run.counted[:, boundary]

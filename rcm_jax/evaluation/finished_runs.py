@@ -11,6 +11,7 @@ from typing import Any
 from jaxtyping import Float
 import numpy as np
 
+from rcm_jax import anatomy
 from rcm_jax.evaluation import attention_file, paper_results
 from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.evaluation.results import PREDICTIONS, RESULTS
@@ -32,6 +33,11 @@ class FinishedRuns:
   predictions: dict[str, dict[int, list[predictions_lib.StackPrediction]]]
   maps: dict[tuple[str, int, str], Float[np.ndarray, "n n"]]
   taps: dict[tuple[str, int], Float[np.ndarray, "K"]]
+
+  @property
+  def strata(self) -> anatomy.Strata:
+    """That all of them tell apart."""
+    return next(run[0].strata for seeds in self.predictions.values() for run in seeds.values())
 
   def of_split(self, method: str, split: str) -> list[list[predictions_lib.StackPrediction]]:
     """Returns one method's stacks of a split, one list a seed."""
@@ -93,6 +99,10 @@ def _add_run(datasets, folder):
   ordered = {row["method"] for row in results["rows"] if row.get("ordered")}
   for p in predictions_lib.read_csv(folder / PREDICTIONS, inputs, ordered):
     runs.setdefault((p.method, p.seed), []).append(p)
+  known = datasets.get(dataset)
+  told = {p.strata for stacks in runs.values() for p in stacks}
+  if known is not None and known.predictions and told != {known.strata}:
+    raise errors.UserError(f"other strata than the other runs on {dataset}; evaluate it by itself")
   maps, taps = attention_file.read(folder / attention_file.ATTENTION)
   found = datasets.setdefault(dataset, FinishedRuns(dataset, {}, {}, {}))
   for (method, seed), stacks in runs.items():

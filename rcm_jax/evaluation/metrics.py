@@ -13,81 +13,80 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 import numpy as np
 
-from rcm_jax import arrays
+from rcm_jax import anatomy, arrays
 
-# Anatomically impossible steps between consecutive slices, in Table 2's order.
-INCONSISTENT_TRANSITIONS = ("epidermis_dermis", "dej_epidermis", "dermis_epidermis", "dermis_dej")
-# Row: stratum of a slice; column: stratum of the next; the entry is the transition's place in
-# INCONSISTENT_TRANSITIONS, or 4 where anatomy allows the step.
-_TRANSITION = np.array([[4, 4, 0], [1, 4, 4], [2, 3, 4]])
 _Count = Num[arrays.ArrayLike, "*batch"] | np.number  # NumPy's sums over all axes are scalars
 
 
 def inconsistent_transitions(
-  strata: Int[arrays.ArrayLike, "T"], mask: Bool[arrays.ArrayLike, "T"]
-) -> Int[Array, "4"]:
+  strata: Int[arrays.ArrayLike, "T"], mask: Bool[arrays.ArrayLike, "T"], num_strata: int = 3
+) -> Int[Array, " kinds"]:
   """Counts steps that anatomy forbids between consecutive slices, going down (Table 2).
 
   Args:
     strata: stratum of each slice, shallow to deep.
     mask: True on real slices.
+    num_strata: of the task; the paper's is 3.
 
   Returns:
-    How often epidermis → dermis, dej → epidermis, dermis → epidermis and dermis → dej occur.
+    How often each of `anatomy.impossible_steps` occurs; in the paper's task these are epidermis →
+    dermis, dej → epidermis, dermis → epidermis and dermis → dej.
   """
+  above, below = np.array(anatomy.impossible_steps(num_strata)).T
   clean = jnp.where(mask, strata, 0)
-  kind = jnp.asarray(_TRANSITION)[clean[:-1], clean[1:]]
-  real = jnp.asarray(mask)[1:] & jnp.asarray(mask)[:-1]
-  return jnp.sum((kind[:, None] == jnp.arange(4)) & real[:, None], axis=0)
+  real = (jnp.asarray(mask)[1:] & jnp.asarray(mask)[:-1])[:, None]
+  taken = (clean[:-1, None] == above) & (clean[1:, None] == below)
+  return jnp.sum(taken & real, axis=0)
 
 
 def confusion_matrix(
   labels: Int[arrays.ArrayLike, "T"],
   strata: Int[arrays.ArrayLike, "T"],
   mask: Bool[arrays.ArrayLike, "T"],
-) -> Int[Array, "3 3"]:
-  """Counts real slices by true (row) and predicted (column) stratum."""
-  cell = jnp.where(mask, jnp.asarray(labels) * arrays.NUM_STRATA + jnp.asarray(strata), -1)
-  flat = jnp.sum(cell[:, None] == jnp.arange(arrays.NUM_STRATA**2), axis=0)
-  return flat.reshape(arrays.NUM_STRATA, arrays.NUM_STRATA)
+  num_strata: int = 3,
+) -> Int[Array, "C C"]:
+  """Counts real slices by true (row) and predicted (column) stratum; the paper has 3 of them."""
+  cell = jnp.where(mask, jnp.asarray(labels) * num_strata + jnp.asarray(strata), -1)
+  flat = jnp.sum(cell[:, None] == jnp.arange(num_strata**2), axis=0)
+  return flat.reshape(num_strata, num_strata)
 
 
-def accuracy(confusion: Num[arrays.ArrayLike, "*batch 3 3"]) -> Float[arrays.ArrayLike, "*batch"]:
+def accuracy(confusion: Num[arrays.ArrayLike, "*batch C C"]) -> Float[arrays.ArrayLike, "*batch"]:
   """Returns the fraction of slices on the diagonal; NaN without slices."""
   return ratio(*accuracy_counts(confusion))
 
 
 def sensitivity(
-  confusion: Num[arrays.ArrayLike, "*batch 3 3"],
-) -> Float[arrays.ArrayLike, "*batch 3"]:
+  confusion: Num[arrays.ArrayLike, "*batch C C"],
+) -> Float[arrays.ArrayLike, "*batch C"]:
   """Returns, per stratum, the fraction of its slices that were found; NaN where it has none."""
   return ratio(*sensitivity_counts(confusion))
 
 
 def specificity(
-  confusion: Num[arrays.ArrayLike, "*batch 3 3"],
-) -> Float[arrays.ArrayLike, "*batch 3"]:
+  confusion: Num[arrays.ArrayLike, "*batch C C"],
+) -> Float[arrays.ArrayLike, "*batch C"]:
   """Returns, per stratum, the fraction of other slices not taken for it; NaN without others."""
   return ratio(*specificity_counts(confusion))
 
 
 def accuracy_counts(
-  confusion: Num[arrays.ArrayLike, "*batch 3 3"],
+  confusion: Num[arrays.ArrayLike, "*batch C C"],
 ) -> tuple[_Count, _Count]:
   """Counts slices on the diagonal, and all slices."""
   return confusion.diagonal(axis1=-2, axis2=-1).sum(-1), confusion.sum((-2, -1))
 
 
 def sensitivity_counts(
-  confusion: Num[arrays.ArrayLike, "*batch 3 3"],
-) -> tuple[Num[arrays.ArrayLike, "*batch 3"], Num[arrays.ArrayLike, "*batch 3"]]:
+  confusion: Num[arrays.ArrayLike, "*batch C C"],
+) -> tuple[Num[arrays.ArrayLike, "*batch C"], Num[arrays.ArrayLike, "*batch C"]]:
   """Counts, per stratum, its slices that were found, and its slices."""
   return confusion.diagonal(axis1=-2, axis2=-1), confusion.sum(-1)
 
 
 def specificity_counts(
-  confusion: Num[arrays.ArrayLike, "*batch 3 3"],
-) -> tuple[Num[arrays.ArrayLike, "*batch 3"], Num[arrays.ArrayLike, "*batch 3"]]:
+  confusion: Num[arrays.ArrayLike, "*batch C C"],
+) -> tuple[Num[arrays.ArrayLike, "*batch C"], Num[arrays.ArrayLike, "*batch C"]]:
   """Counts, per stratum, the slices of others not taken for it, and the slices of others."""
   others = confusion.sum((-2, -1))[..., None] - confusion.sum(-1)
   false_positives = confusion.sum(-2) - confusion.diagonal(axis1=-2, axis2=-1)

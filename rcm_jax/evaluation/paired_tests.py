@@ -9,16 +9,20 @@ import itertools
 import numpy as np
 from scipy import stats
 
+from rcm_jax import anatomy
 from rcm_jax.evaluation import bootstrap, estimates, metrics
 from rcm_jax.evaluation import scores as scores_lib
 
-# Measure → which of `estimates.Sums`, and where in it.
-MEASURES = {
-  "accuracy": ("accuracy", (scores_lib.RAW,)),
-  "mae_epidermis_dej_um": ("mae_um", (scores_lib.PAPER_RULE, 0)),
-  "mae_dej_dermis_um": ("mae_um", (scores_lib.PAPER_RULE, 1)),
-}
 SIGNIFICANT = 0.05
+
+
+def measures_of(strata: anatomy.Strata) -> dict[str, tuple[str, tuple[int, ...]]]:
+  """Returns what methods are compared by: measure → which of `estimates.Sums`, and where in it."""
+  errors = {
+    f"mae_{name}_um": ("mae_um", (scores_lib.PAPER_RULE, b))
+    for b, name in enumerate(strata.boundaries)
+  }
+  return {"accuracy": ("accuracy", (scores_lib.RAW,)), **errors}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Comparison:
   Attributes:
     first: a method.
     second: the method it is compared with.
-    measure: one of `MEASURES`.
+    measure: one of `measures_of`.
     patients: pairs.
     difference: measure of the first minus measure of the second, pooled over patients.
     low: lower end of the difference's 95 % interval; NaN with too few patients.
@@ -54,12 +58,15 @@ class Comparison:
 
 
 def compare(
-  methods: Mapping[str, Sequence[scores_lib.StackScores]], seed: int = 0
+  methods: Mapping[str, Sequence[scores_lib.StackScores]],
+  strata: anatomy.Strata = anatomy.PAPER,
+  seed: int = 0,
 ) -> list[Comparison]:
-  """Tests every pair of methods on every one of `MEASURES`, by patient.
+  """Tests every pair of methods on every one of `measures_of`, by patient.
 
   Args:
     methods: method → scores of its runs, one item a seed.
+    strata: that all of them tell apart.
     seed: of the resampling.
   """
   pairs = []
@@ -74,7 +81,7 @@ def compare(
     for method in both
   }
   comparisons = []
-  for name, (field, place) in MEASURES.items():
+  for name, (field, place) in measures_of(strata).items():
     known = {key: _resampled(runs, field, place, seed) for key, runs in sums.items()}
     tested = [_test_pair(*pair, name, known) for pair in pairs]
     corrected = holm([c.p_value for c in tested])

@@ -24,7 +24,7 @@ class PaperRow:
     accuracy: percent.
     sensitivity: percent, of epidermis, DEJ, dermis.
     specificity: percent, of epidermis, DEJ, dermis.
-    inconsistent: Table 2's four counts, in the order of `metrics.INCONSISTENT_TRANSITIONS`.
+    inconsistent: Table 2's four counts, in the order of `anatomy.PAPER.transitions`.
     boundary_mae_um: Table 3's errors in µm, epidermis-DEJ and DEJ-dermis.
   """
 

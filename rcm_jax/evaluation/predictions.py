@@ -14,13 +14,13 @@ import pathlib
 from jaxtyping import Float, Int
 import numpy as np
 
-from rcm_jax import arrays
+from rcm_jax import anatomy
 from rcm_jax.decoding import strata as strata_lib
 from rcm_jax.runtime import files
 from tfds_rcm import errors
 from tfds_rcm.study.splits import SPLITS
 
-COLUMNS = (
+_COLUMNS = (  # before those of the strata's probabilities
   "method",
   "seed",
   "split",
@@ -30,11 +30,12 @@ COLUMNS = (
   "depth_um",
   "label",
   "predicted",
-  "p_epidermis",
-  "p_dej",
-  "p_dermis",
 )
-_STRATUM = {name: i for i, name in enumerate(arrays.STRATA)}
+
+
+def columns(strata: anatomy.Strata) -> tuple[str, ...]:
+  """Returns the columns of predictions.csv."""
+  return (*_COLUMNS, *(f"p_{name}" for name in strata.names))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +52,10 @@ class StackPrediction:
     patient_id: one name a patient.
     depth_um: depth of each slice in µm, shallow to deep.
     labels: true stratum of each slice.
-    probabilities: of epidermis, DEJ and dermis, by slice.
+    probabilities: of the strata, by slice.
     ordered: whether they are marginals of the monotone model (an ordered head). Belongs to the
       method, too.
+    strata: of the task, which `labels` and the columns of `probabilities` count.
   """
 
   method: str
@@ -64,8 +66,9 @@ class StackPrediction:
   patient_id: str
   depth_um: Float[np.ndarray, "n"]
   labels: Int[np.ndarray, "n"]
-  probabilities: Float[np.ndarray, "n 3"]
+  probabilities: Float[np.ndarray, "n C"]
   ordered: bool = False
+  strata: anatomy.Strata = anatomy.PAPER
 
   @property
   def predicted(self) -> Int[np.ndarray, "n"]:
@@ -79,7 +82,7 @@ class PaddedPredictions:
 
   depth_um: Float[np.ndarray, "N T"]
   labels: Int[np.ndarray, "N T"]
-  probabilities: Float[np.ndarray, "N T 3"]
+  probabilities: Float[np.ndarray, "N T C"]
   mask: np.ndarray
 
 
@@ -87,11 +90,11 @@ def pad(predictions: Sequence[StackPrediction], multiple: int = 8) -> PaddedPred
   """Pads stacks to their greatest length, rounded up so that few shapes are compiled."""
   longest = max(len(p.labels) for p in predictions)
   length = -(-longest // multiple) * multiple
-  count = len(predictions)
+  count, strata = len(predictions), len(predictions[0].strata)
   out = PaddedPredictions(
     np.zeros((count, length), np.float32),
     np.zeros((count, length), np.int32),
-    np.full((count, length, arrays.NUM_STRATA), 1 / arrays.NUM_STRATA, np.float32),
+    np.full((count, length, strata), 1 / strata, np.float32),
     np.zeros((count, length), bool),
   )
   for i, p in enumerate(predictions):
@@ -105,10 +108,10 @@ def pad(predictions: Sequence[StackPrediction], multiple: int = 8) -> PaddedPred
 
 def slices_of(
   predictions: Sequence[StackPrediction],
-) -> tuple[Float[np.ndarray, "n 3"], Int[np.ndarray, "n"]]:
+) -> tuple[Float[np.ndarray, "n C"], Int[np.ndarray, "n"]]:
   """Strings the slices of all stacks together: probabilities and true strata."""
   if not predictions:
-    return np.zeros((0, arrays.NUM_STRATA), np.float32), np.zeros(0, np.int32)
+    return np.zeros((0, 0), np.float32), np.zeros(0, np.int32)
   return (
     np.concatenate([p.probabilities for p in predictions]),
     np.concatenate([p.labels for p in predictions]),
@@ -122,14 +125,23 @@ def write_csv(path: str | os.PathLike, predictions: Iterable[StackPrediction]) -
 
   Raises:
     UserError: a stack's arrays differ in length, hold labels outside the classes, or
-      probabilities or depths that are no numbers.
+      probabilities or depths that are no numbers; or stacks differ in their strata.
     OSError: the file cannot be written.
   """
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(COLUMNS)
+  strata = None
   for prediction in predictions:
+    if strata is None:
+      strata = prediction.strata
+      writer.writerow(columns(strata))
+    if prediction.strata != strata:
+      raise errors.UserError(
+        f"{path}: predictions of {len(strata)} and of other strata; keep apart"
+      )
     writer.writerows(_rows(prediction))
+  if strata is None:
+    writer.writerow(columns(anatomy.PAPER))
   files.write_text(pathlib.Path(path), text.getvalue())
 
 
@@ -162,14 +174,14 @@ def read_csv(
 
 def _rows(p: StackPrediction):
   where = f"predictions of {p.method}, seed {p.seed}, stack {p.stack_id}"
-  n = len(p.labels)
-  if p.depth_um.shape != (n,) or p.probabilities.shape != (n, arrays.NUM_STRATA) or not n:
+  n, strata = len(p.labels), len(p.strata)
+  if p.depth_um.shape != (n,) or p.probabilities.shape != (n, strata) or not n:
     raise errors.UserError(
       f"{where}: {n} labels, {p.depth_um.shape} depths and {p.probabilities.shape} probabilities;"
-      " each slice needs one label, one depth and three probabilities"
+      f" each slice needs one label, one depth and {strata} probabilities"
     )
-  if not np.isin(p.labels, range(arrays.NUM_STRATA)).all():
-    raise errors.UserError(f"{where}: labels outside 0 to 2; leave padding out")
+  if not np.isin(p.labels, range(strata)).all():
+    raise errors.UserError(f"{where}: labels outside 0 to {strata - 1}; leave padding out")
   if not (np.isfinite(p.probabilities).all() and np.isfinite(p.depth_um).all()):
     raise errors.UserError(f"{where}: a probability or depth is not a number; has it diverged?")
   head = (p.method, int(p.seed), p.split, p.stack_id, p.patient_id)
@@ -177,21 +189,24 @@ def _rows(p: StackPrediction):
   probabilities = p.probabilities.astype(np.float32)
   predicted = strata_lib.strata_of(probabilities, ordered=p.ordered)
   for i in range(n):
-    strata = (arrays.STRATA[p.labels[i]], arrays.STRATA[predicted[i]])
-    yield (*head, i, str(depths[i]), *strata, *map(str, probabilities[i]))
+    named = (p.strata.names[p.labels[i]], p.strata.names[predicted[i]])
+    yield (*head, i, str(depths[i]), *named, *map(str, probabilities[i]))
 
 
 def _parse(path, reader, inputs, ordered):
   header = next(reader, None)
-  if header != list(COLUMNS):
-    raise errors.UserError(f"{path}, row 1: the header must be {','.join(COLUMNS)}, not {header}")
+  tasks = {columns(task): task for task in map(anatomy.of_count, anatomy.COUNTS)}
+  strata = tasks.get(tuple(header or ()))
+  if strata is None:
+    known = " or ".join(map(",".join, tasks))
+    raise errors.UserError(f"{path}, row 1: the header must be {known}, not {header}")
   out, seen = [], set()
   numbered = enumerate(reader, start=2)
   for key, group in itertools.groupby(numbered, key=lambda item: tuple(item[1][:5])):
     group = list(group)
     first = group[0][0]
     is_ordered = key[0] in ordered
-    parsed = [_parse_row(path, number, row, is_ordered) for number, row in group]
+    parsed = [_parse_row(path, number, row, strata, is_ordered) for number, row in group]
     if key in seen:
       raise errors.UserError(
         f"{path}, row {first}: stack {key[3]} of {key[0]}, seed {key[1]}, comes a second time;"
@@ -217,47 +232,51 @@ def _parse(path, reader, inputs, ordered):
         labels=np.array(label, np.int32),
         probabilities=np.array(probabilities, np.float32),
         ordered=is_ordered,
+        strata=strata,
       )
     )
   return out
 
 
-def _parse_row(path, number, row, ordered):
+def _parse_row(path, number, row, strata, ordered):
+  names = columns(strata)
+
   def fail(column, expected):
-    value = row[COLUMNS.index(column)]
+    value = row[names.index(column)]
     raise errors.UserError(f"{path}, row {number}, column {column}: {value!r} is not {expected}")
 
   def parse(column, kind, expected):
     try:
-      value = kind(row[COLUMNS.index(column)])
+      value = kind(row[names.index(column)])
     except ValueError:
       fail(column, expected)
     return value if math.isfinite(value) else fail(column, expected)
 
-  if len(row) != len(COLUMNS):
+  if len(row) != len(names):
     raise errors.UserError(
-      f"{path}, row {number}: {len(row)} columns instead of {len(COLUMNS)}; is the file cut off?"
+      f"{path}, row {number}: {len(row)} columns instead of {len(names)}; is the file cut off?"
     )
   for column in ("method", "stack_id", "patient_id"):
-    if not row[COLUMNS.index(column)]:
+    if not row[names.index(column)]:
       fail(column, "a name")
   if row[2] not in SPLITS:
     fail("split", f"one of {', '.join(SPLITS)}")
   for column in ("label", "predicted"):
-    if row[COLUMNS.index(column)] not in _STRATUM:
-      fail(column, f"one of {', '.join(arrays.STRATA)}")
-  probabilities = tuple(parse(c, float, "a probability") for c in COLUMNS[-3:])
-  for column, value in zip(COLUMNS[-3:], probabilities):
+    if row[names.index(column)] not in strata.names:
+      fail(column, f"one of {', '.join(strata.names)}")
+  of_strata = names[len(_COLUMNS) :]
+  probabilities = tuple(parse(c, float, "a probability") for c in of_strata)
+  for column, value in zip(of_strata, probabilities):
     if not -1e-6 <= value <= 1 + 1e-6:
       fail(column, "a probability (0 to 1)")
   best = int(strata_lib.strata_of(np.array([probabilities], np.float32), ordered=ordered)[0])
-  if _STRATUM[row[8]] != best:
+  if row[8] != strata.names[best]:
     kind = "median" if ordered else "most probable"
-    fail("predicted", f"the {kind} stratum of its row, {arrays.STRATA[best]}")
+    fail("predicted", f"the {kind} stratum of its row, {strata.names[best]}")
   return (
     parse("slice", int, "a whole number"),
     parse("seed", int, "a whole number"),
     parse("depth_um", float, "a depth in µm"),
-    _STRATUM[row[7]],
+    strata.names.index(row[7]),
     probabilities,
   )

@@ -23,7 +23,7 @@ class Reliability(NamedTuple):
 
 
 def reliability(
-  probabilities: Float[np.ndarray, "n 3"], labels: Int[np.ndarray, "n"], bins: int = 15
+  probabilities: Float[np.ndarray, "n C"], labels: Int[np.ndarray, "n"], bins: int = 15
 ) -> Reliability:
   """Groups slices by confidence into bins of equally many slices."""
   confidence = probabilities.max(axis=-1).astype(np.float64)
@@ -37,7 +37,7 @@ def reliability(
 
 
 def expected_calibration_error(
-  probabilities: Float[np.ndarray, "n 3"], labels: Int[np.ndarray, "n"], bins: int = 15
+  probabilities: Float[np.ndarray, "n C"], labels: Int[np.ndarray, "n"], bins: int = 15
 ) -> float:
   """Returns the mean gap between confidence and accuracy over equally filled bins."""
   groups = reliability(probabilities, labels, bins)

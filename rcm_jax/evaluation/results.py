@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rcm_jax import arrays
-from rcm_jax.decoding import boundaries
-from rcm_jax.evaluation import estimates, metrics, temperature
+from rcm_jax.evaluation import estimates, temperature
 from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.evaluation import scores as scores_lib
 from rcm_jax.runtime import files
@@ -100,14 +98,15 @@ def score(
 
 def _row(key, predictions, validation, train_seconds):
   method, seed = key
+  strata = predictions[0].strata
   scores = score(predictions, validation)
   measures = estimates.measure(scores)
   inconsistent = measures.inconsistent.astype(int)  # by labelling and kind, the total last
   decoding = {}
   for rule, mae, median in zip(scores_lib.BOUNDARY_RULES, measures.mae_um, measures.median_um):
     decoding[rule] = {
-      "boundary_mae_um": _named(boundaries.BOUNDARIES, mae),
-      "boundary_median_um": _named(boundaries.BOUNDARIES, median),
+      "boundary_mae_um": _named(strata.boundaries, mae),
+      "boundary_median_um": _named(strata.boundaries, median),
     }
     if rule in scores_lib.LABELLINGS:
       labelling = scores_lib.LABELLINGS.index(rule)
@@ -119,14 +118,14 @@ def _row(key, predictions, validation, train_seconds):
     "ordered": predictions[0].ordered,
     "seed": seed,
     "accuracy": _number(measures.accuracy[scores_lib.RAW]),
-    "sensitivity": _named(arrays.STRATA, measures.sensitivity),
-    "specificity": _named(arrays.STRATA, measures.specificity),
+    "sensitivity": _named(strata.names, measures.sensitivity),
+    "specificity": _named(strata.names, measures.specificity),
     "inconsistent": dict(
-      zip((*metrics.INCONSISTENT_TRANSITIONS, "total"), inconsistent[scores_lib.RAW].tolist())
+      zip((*strata.transitions, "total"), inconsistent[scores_lib.RAW].tolist(), strict=True)
     ),
     "boundary_mae_um": decoding["median_then_max"]["boundary_mae_um"],
     "boundary_median_um": decoding["median_then_max"]["boundary_median_um"],
-    "boundary_n": dict(zip(boundaries.BOUNDARIES, scores.counted.sum(0).tolist())),
+    "boundary_n": _counts(strata.boundaries, scores.counted),
     "train_seconds": train_seconds,
     "decoding": decoding,
   }
@@ -137,4 +136,8 @@ def _number(value):
 
 
 def _named(names, values):
-  return {name: _number(value) for name, value in zip(names, values)}
+  return {name: _number(value) for name, value in zip(names, values, strict=True)}
+
+
+def _counts(names, counted):
+  return dict(zip(names, counted.sum(0).tolist(), strict=True))

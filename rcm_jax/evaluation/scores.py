@@ -37,10 +37,10 @@ class StackScores:
 
   stack_id: tuple[str, ...]
   patient_id: tuple[str, ...]
-  confusion: Int[np.ndarray, "N 3 3 3"]
-  inconsistent: Int[np.ndarray, "N 3 4"]
-  error_um: Float[np.ndarray, "N 3 2"]
-  counted: Bool[np.ndarray, "N 2"]
+  confusion: Int[np.ndarray, "N 3 C C"]
+  inconsistent: Int[np.ndarray, "N 3 kinds"]
+  error_um: Float[np.ndarray, "N 3 S"]
+  counted: Bool[np.ndarray, "N S"]
 
 
 def score(
@@ -76,16 +76,19 @@ def score(
 
 
 def _score_stack(labels, probabilities, depth_um, mask, boundary_temperature):
+  count = probabilities.shape[-1]
   raw = strata_lib.strata_of(probabilities, ordered=boundary_temperature is None)
   most_probable = strata_lib.monotone(jnp.log(probabilities), mask)
   labellings = (raw, strata_lib.median_then_max(raw, mask), most_probable)
-  errors = [boundaries.boundary_errors_um(labels, x, depth_um, mask)[0] for x in labellings[1:]]
+  errors = [
+    boundaries.boundary_errors_um(labels, x, depth_um, mask, count)[0] for x in labellings[1:]
+  ]
   median = monotone_model.posterior_of(probabilities, mask, boundary_temperature).median
-  true = boundaries.boundary_indices(labels, mask)
+  true = boundaries.boundary_indices(labels, mask, count)
   error, counted = boundaries.index_errors_um(median, true, depth_um, mask)
   return (
-    jnp.stack([metrics.confusion_matrix(labels, strata, mask) for strata in labellings]),
-    jnp.stack([metrics.inconsistent_transitions(strata, mask) for strata in labellings]),
+    jnp.stack([metrics.confusion_matrix(labels, strata, mask, count) for strata in labellings]),
+    jnp.stack([metrics.inconsistent_transitions(strata, mask, count) for strata in labellings]),
     jnp.stack([*errors, error]),
     counted,
   )

@@ -47,7 +47,7 @@ def supported_temperature(
   return fitted if gains.mean() > error else 1.0
 
 
-def fit_temperature(probabilities: Float[np.ndarray, "n 3"], labels: Int[np.ndarray, "n"]) -> float:
+def fit_temperature(probabilities: Float[np.ndarray, "n C"], labels: Int[np.ndarray, "n"]) -> float:
   """Finds the temperature of least negative log-likelihood (Guo et al. 2017).
 
   Args:
@@ -79,7 +79,7 @@ def fit_boundary_temperature(
   that suits single slices, makes the boundaries' distribution honest and its medians better.
 
   Args:
-    validation: stacks, with or without both boundaries.
+    validation: stacks, with or without all boundaries.
 
   Returns:
     The temperature; None for an ordered head, which has learned to weigh a stack's evidence.
@@ -123,7 +123,7 @@ def _surprise(logits, labels, temperature):
 def _boundary_loss(labels, probabilities, mask, temperature):
   def one(labels, probabilities, mask):
     posterior = monotone_model.posterior_of(probabilities, mask, temperature).probability
-    true = boundaries.boundary_indices(labels, mask)
-    return -jnp.sum(jnp.log(jnp.maximum(posterior[jnp.arange(2), true], _TINY)))
+    true = boundaries.boundary_indices(labels, mask, probabilities.shape[-1])
+    return -jnp.sum(jnp.log(jnp.maximum(posterior[jnp.arange(len(true)), true], _TINY)))
 
   return jnp.mean(jax.vmap(one)(labels, probabilities, mask))

@@ -29,11 +29,12 @@ def serving_fn(bundle: bundle_lib.Bundle) -> Callable[[Array, Array, Array], dic
   It maps slices uint8 [B, T, height, width], shallow first, depth_um float32 [B, T] and mask bool
   [B, T], real slices first, to a dictionary:
 
-    strata                int32 [B, T], between the boundaries: 0 epidermis, 1 DEJ, 2 dermis
-    probabilities         float32 [B, T, 3], calibrated
-    boundary_um           float32 [B, 2], median depth of epidermis–DEJ and DEJ–dermis
-    interval_um           float32 [B, 2, 2], their lower and upper ends
-    in_stack              float32 [B, 2], probability that the stack shows the boundary
+    strata                int32 [B, T], between the boundaries: places in the bundle's strata, of
+                          three 0 epidermis, 1 DEJ, 2 dermis; of four 0 is stratum corneum
+    probabilities         float32 [B, T, C], calibrated
+    boundary_um           float32 [B, S], median depth of each boundary
+    interval_um           float32 [B, S, 2], their lower and upper ends
+    in_stack              float32 [B, S], probability that the stack shows the boundary
     most_probable_strata  int32 [B, T], the most probable possible labelling
 
   A stack shows a boundary where `strata` change; elsewhere its depth is that of the first slice, or

@@ -9,7 +9,6 @@ from flax import nnx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from rcm_jax.arrays import NUM_STRATA
 from rcm_jax.ops import feedback
 from rcm_jax.ops.flat_dot import flat_dot
 
@@ -25,11 +24,11 @@ class DenseDecoder(nnx.Module):
     feedback_kernel: [C, C], or None for a decoder without feedback.
   """
 
-  def __init__(self, size: int, *, use_feedback: bool, rngs: nnx.Rngs):
-    self.kernel = nnx.Param(_glorot(rngs.params(), (size, NUM_STRATA)))
-    self.bias = nnx.Param(jnp.zeros(NUM_STRATA))
+  def __init__(self, size: int, num_strata: int, *, use_feedback: bool, rngs: nnx.Rngs):
+    self.kernel = nnx.Param(_glorot(rngs.params(), (size, num_strata)))
+    self.bias = nnx.Param(jnp.zeros(num_strata))
     self.feedback_kernel = (
-      nnx.Param(_glorot(rngs.params(), (NUM_STRATA, NUM_STRATA))) if use_feedback else None
+      nnx.Param(_glorot(rngs.params(), (num_strata, num_strata))) if use_feedback else None
     )
 
   def __call__(
@@ -75,14 +74,14 @@ class GruDecoder(nnx.Module):
     bias: [C].
   """
 
-  def __init__(self, size: int, hidden: int, *, rngs: nnx.Rngs):
-    self.gru_kernel = nnx.Param(_glorot(rngs.params(), (size + NUM_STRATA, 3 * hidden)))
+  def __init__(self, size: int, num_strata: int, hidden: int, *, rngs: nnx.Rngs):
+    self.gru_kernel = nnx.Param(_glorot(rngs.params(), (size + num_strata, 3 * hidden)))
     self.recurrent_kernel = nnx.Param(
       nnx.initializers.orthogonal()(rngs.params(), (hidden, 3 * hidden))
     )
     self.gru_bias = nnx.Param(jnp.zeros((2, 3 * hidden)))
-    self.kernel = nnx.Param(_glorot(rngs.params(), (hidden, NUM_STRATA)))
-    self.bias = nnx.Param(jnp.zeros(NUM_STRATA))
+    self.kernel = nnx.Param(_glorot(rngs.params(), (hidden, num_strata)))
+    self.bias = nnx.Param(jnp.zeros(num_strata))
 
   def __call__(
     self,

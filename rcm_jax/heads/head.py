@@ -46,6 +46,7 @@ class HeadSpec:
       "boundaries" makes the decoder's outputs unary scores of `decoding.monotone_model`, and the
       head's probabilities its marginals.
     forget_bias: what the bias of an LSTM's forget gates starts at; 1 in Keras.
+    num_strata: C, that are told apart; the paper's are 3.
   """
 
   num_features: int
@@ -59,6 +60,7 @@ class HeadSpec:
   feedback: Feedback
   likelihood: Likelihood = "slices"
   forget_bias: float | int = 0.0
+  num_strata: int = 3
 
   def __post_init__(self):
     for name, value, allowed in (
@@ -132,9 +134,9 @@ ATTENTIONS = {
 }
 DECODERS = {
   "dense": lambda spec, size, rngs: DenseDecoder(
-    size, use_feedback=spec.feedback != "none", rngs=rngs
+    size, spec.num_strata, use_feedback=spec.feedback != "none", rngs=rngs
   ),
-  "gru": lambda spec, size, rngs: GruDecoder(size, spec.hidden, rngs=rngs),
+  "gru": lambda spec, size, rngs: GruDecoder(size, spec.num_strata, spec.hidden, rngs=rngs),
 }
 
 

@@ -19,35 +19,38 @@ class Targets(NamedTuple):
   Attributes:
     labels: one-hot strata.
     mask: True on real slices.
-    boundaries: a possible pair of `ops.boundaries`; see `targets_of`.
+    boundaries: possible ones of `decoding.monotone_model`; see `targets_of`.
     shown: whether the stack shows each boundary, so that its error counts.
     depth_um: depth of each slice.
   """
 
-  labels: Float[Array, "*batch T 3"]
+  labels: Float[Array, "*batch T C"]
   mask: Bool[Array, "*batch T"]
-  boundaries: Int[Array, "*batch 2"]
-  shown: Bool[Array, "*batch 2"]
+  boundaries: Int[Array, "*batch S"]
+  shown: Bool[Array, "*batch S"]
   depth_um: Float[Array, "*batch T"]
 
 
-def targets_of(features: arrays.Features) -> Targets:
+def targets_of(features: arrays.Features, num_strata: int = 3) -> Targets:
   """Returns the truth about all stacks.
 
   Readers' labels need not be possible. The boundaries are then the ones that errors are measured
   against (`boundaries.boundary_indices`), not those of the nearest possible labelling. Where they
-  coincide inside a stack, which then lacks the DEJ, its first dermis slice counts as DEJ.
+  coincide inside a stack, which then lacks the stratum between them, such as the DEJ, the first slice
+  of the stratum below, such as the dermis, counts as its.
+
+  Args:
+    features: of the stacks.
+    num_strata: of the task; the paper's is 3.
   """
   labels, mask = jnp.asarray(features.labels), jnp.asarray(features.mask)
-  found = jax.vmap(boundaries.boundary_indices)(labels, mask)
-  count = mask.sum(1)
-  inside = (found > 0) & (found < count[:, None])
-  skipped = inside[:, 0] & (found[:, 0] == found[:, 1])
+  find = lambda labels, mask: boundaries.boundary_indices(labels, mask, num_strata)
+  found, count = jax.vmap(find)(labels, mask), mask.sum(1)
   return Targets(
-    jax.nn.one_hot(labels, arrays.NUM_STRATA),
+    jax.nn.one_hot(labels, num_strata),
     mask,
-    found.at[:, 1].add(skipped),
-    inside,
+    jax.vmap(monotone_model.nearest_possible)(found, count),
+    (found > 0) & (found < count[:, None]),
     jnp.asarray(features.depth_um),
   )
 
@@ -78,18 +81,18 @@ def crop(
   return jnp.where(mask[:, None], moved(values), 0), left
 
 
-def of_slices(logits: Float[Array, "B T 3"], targets: Targets) -> Float[Array, ""]:
+def of_slices(logits: Float[Array, "B T C"], targets: Targets) -> Float[Array, ""]:
   """Mean cross-entropy of the slices."""
   losses = optax.softmax_cross_entropy(logits, targets.labels)
   return jnp.where(targets.mask, losses, 0).sum() / jnp.maximum(targets.mask.sum(), 1)
 
 
 def of_boundaries(
-  unary_scores: Float[Array, "B T 3"],
+  unary_scores: Float[Array, "B T C"],
   targets: Targets,
   mae_weight: Float[arrays.ArrayLike, ""] | float,
 ) -> Float[Array, ""]:
-  """Negative log-likelihood of both boundaries, and their expected error if that weighs anything.
+  """Negative log-likelihood of the boundaries, and their expected error if that weighs anything.
 
   Args:
     unary_scores: see `decoding.monotone_model`.

@@ -101,11 +101,11 @@ def make_train(
   # One all-masked stack stands in where an epoch's last batch has no more stacks.
   values, targets = jax.tree.map(
     lambda x: jnp.concatenate([x, jnp.zeros((1, *x.shape[1:]), x.dtype)]),
-    (train.values, losses.targets_of(train)),
+    (train.values, losses.targets_of(train, spec.num_strata)),
   )
 
   validation = dataclasses.replace(validation, stack_id=(), patient_id=())
-  all_data = _Data(values, targets, validation, losses.targets_of(validation))
+  all_data = _Data(values, targets, validation, losses.targets_of(validation, spec.num_strata))
   mask_shape = (batch_size, values.shape[1])
 
   def loss_fn(params, member, data, rows, draws):

@@ -126,12 +126,12 @@ class Bundle:
 
   def class_probabilities(
     self, features: Float[arrays.ArrayLike, "T F"], mask: Bool[arrays.ArrayLike, "T"]
-  ) -> Float[Array, "T 3"]:
+  ) -> Float[Array, "T C"]:
     """Mean of the members' probabilities, as the heads give them; traceable."""
     one = lambda head, x, half_width: jax.nn.softmax(head(x, mask, half_width=half_width))
     return self._over_members(one, features)
 
-  def slice_probabilities(self, features: Float[arrays.ArrayLike, "T F"]) -> Float[Array, "T 3"]:
+  def slice_probabilities(self, features: Float[arrays.ArrayLike, "T F"]) -> Float[Array, "T C"]:
     """What the CNN itself says of each slice, without its neighbours; traceable."""
     of_cnn = jnp.asarray(features)[:, : self.description.head.num_features]
     logits = self.network.classifier(jnp.maximum(of_cnn, 0))
@@ -185,7 +185,7 @@ class Bundle:
   def _classify_padded(self):
     return jax.jit(self.class_probabilities)
 
-  def classify(self, slices: UInt8[np.ndarray, "T height width"]) -> Float[np.ndarray, "T 3"]:
+  def classify(self, slices: UInt8[np.ndarray, "T height width"]) -> Float[np.ndarray, "T C"]:
     """Returns each slice's stratum probabilities, mean over members, before calibration.
 
     Args:
@@ -342,7 +342,7 @@ def weight_tree(cnn: Any, bundle: Bundle) -> dict[str, Any]:
 def build_network(description: Description) -> inception.InceptionV3:
   """Returns the CNN, freshly initialised; bfloat16 on an accelerator, float32 on a CPU."""
   return inception.InceptionV3(
-    arrays.NUM_STRATA,
+    len(description.strata),
     in_channels=description.cnn["context"],
     width=description.cnn["width"],
     count_include_pad=description.cnn.get("count_include_pad", False),  # older ones have no choice

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rcm_jax.decoding import boundaries, intervals
+from rcm_jax.decoding import intervals
 from rcm_jax.decoding.intervals import Calibration
 from rcm_jax.evaluation import calibration as calibration_lib
 from rcm_jax.evaluation import predictions as predictions_lib
@@ -62,11 +62,12 @@ def describe(
     figures=figures_of(calibration, test),
     textures=textures,
     views=views,
+    strata=predictions[0].strata,
   )
 
 
 def training_of(
-  dataset: str, splits: Mapping[str, Any], wide_um: tuple[float, float] | None
+  dataset: str, splits: Mapping[str, Any], wide_um: tuple[float, ...] | None
 ) -> Training:
   """Measures what a model was trained on.
 
@@ -99,7 +100,7 @@ def training_of(
 
 def calibration_of(
   validation: Sequence[predictions_lib.StackPrediction],
-) -> tuple[Calibration, tuple[float, float] | None]:
+) -> tuple[Calibration, tuple[float, ...] | None]:
   """Fits temperature and intervals on an ensemble's validation stacks.
 
   The coverage is the first of `COVERAGES` that there are enough patients for.
@@ -132,7 +133,7 @@ def figures_of(
 
   Returns:
     Fractions, µm, and None where nothing was counted. `accuracy` is that of the strata between the
-    two boundaries, `slice_accuracy` that of each slice's most probable stratum. A boundary counts
+    boundaries, `slice_accuracy` that of each slice's most probable stratum. A boundary counts
     where the labels have it; where `predict` says that it is not in the stack, its error is that
     of the first slice, or of one step past the last.
   """
@@ -140,7 +141,7 @@ def figures_of(
   found = jax.device_get(
     _interpret(padded.probabilities, padded.depth_um, padded.mask, calibration)
   )
-  true, counted = jax.device_get(_true_depths(padded.labels, padded.depth_um, padded.mask))
+  true, counted = calibration_lib.true_depths_um(padded)
   error = np.abs(found.boundary_um[:, :, 1].astype(np.float64) - true)
   held = calibration_lib.assess(calibration, test)
   figures = {
@@ -148,7 +149,8 @@ def figures_of(
     "slice_accuracy": held.accuracy,
     "expected_calibration_error": held.error_after,
   }
-  for b, name in enumerate(boundaries.BOUNDARIES):
+  strata = test[0].strata
+  for b, name in enumerate(strata.boundaries):
     has = counted[:, b]
     figures |= {
       f"{name}_mae_um": error[has, b].mean() if has.any() else math.nan,
@@ -156,12 +158,11 @@ def figures_of(
       f"{name}_interval_width_um": held.width_um[b],
       f"{name}_interval_coverage": held.covered[b],
     }
+  thickness = calibration_lib.assess_thickness(calibration, test)
+  for i, name in enumerate(list(strata.layers)[1:]):
+    figures |= {
+      f"{name}_thickness_mae_um": thickness.mae_um[i],
+      f"{name}_thickness_interval_width_um": thickness.width_um[i],
+      f"{name}_thickness_interval_coverage": thickness.covered[i],
+    }
   return {name: float(x) if math.isfinite(x) else None for name, x in figures.items()}
-
-
-@jax.jit
-@jax.vmap
-def _true_depths(labels, depth_um, mask):
-  index = boundaries.boundary_indices(labels, mask)
-  _, counted = boundaries.index_errors_um(index, index, depth_um, mask)
-  return boundaries.boundary_depths_um(index, depth_um, mask), counted

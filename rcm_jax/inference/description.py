@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from rcm_jax import __version__, arrays
+from rcm_jax import __version__, anatomy
 from rcm_jax.cnn import inception
 from rcm_jax.data.scale import Scale
-from rcm_jax.decoding import boundaries
 from rcm_jax.decoding.intervals import Calibration
 from rcm_jax.heads.attention import AttentionSpec
 from rcm_jax.heads.head import HeadSpec, current_fields
@@ -27,6 +26,7 @@ _MOST_PIXELS = 1 << 14  # a side
 _MOST_UNITS = 1 << 16
 _MOST_MEMBERS = 1 << 10
 _MOST_UM = 1e6
+_MOST_STRATA = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Description:
     textures: encoders of what there is to see of a slice besides the CNN's features.
     views: which of these each further ensemble of as many heads reads.
     field_um: side in µm of the square that a slice shows; None where training did not know.
+    strata: that it tells apart.
     version: of this package when the bundle was written.
   """
 
@@ -95,6 +96,7 @@ class Description:
   textures: tuple[TextureSpec, ...] = ()
   views: tuple[tuple[int, ...], ...] = ()
   field_um: float | int | None = None
+  strata: anatomy.Strata = anatomy.PAPER
   version: str = __version__
 
   @property
@@ -107,17 +109,19 @@ class Description:
     """By boundary, the share of test patients whose boundary lay in its interval."""
     return tuple(
       self.figures.get(f"{name}_interval_coverage") if self.training.wide_um else None
-      for name in boundaries.BOUNDARIES
+      for name in self.strata.boundaries
     )
 
   def to_json(self) -> str:
     """Returns the description as JSON; margins without a bound become null."""
     fields = dataclasses.asdict(self)
+    bounded = lambda margins: [x if math.isfinite(x) else None for x in margins]
     fields["calibration"] = {
       **self.calibration._asdict(),
-      "margin_um": [x if math.isfinite(x) else None for x in self.calibration.margin_um],
+      "margin_um": bounded(self.calibration.margin_um),
+      "thickness_margin_um": bounded(self.calibration.thickness_margin_um),
     }
-    fields |= {"format": FORMAT, "strata": arrays.STRATA}
+    fields |= {"format": FORMAT, "strata": self.strata.names}
     return json.dumps(fields, indent=1, allow_nan=False)
 
   @staticmethod
@@ -132,9 +136,8 @@ class Description:
     if isinstance(given, dict) and given.get("format", FORMAT) != FORMAT:
       raise ValueError(f"not of format {FORMAT}; read it with the release that wrote it")
     fields = _DESCRIPTION("", given)
-    if fields.pop("strata") != arrays.STRATA:
-      raise ValueError(f"its strata are not {', '.join(arrays.STRATA)}")
     del fields["format"]
+    fields["strata"] = anatomy.of_names(fields["strata"])
     description = Description(**fields)
     _check_parts(description)
     return description
@@ -147,6 +150,7 @@ def _check_parts(description: Description) -> None:
     raise ValueError(f"head.num_features: the CNN gives {inception.NUM_FEATURES}")
   if len(description.half_widths) != len(description.seeds):
     raise ValueError("half_widths and seeds are not as many as each other")
+  _check_strata(description)
   if max(description.half_widths) > head.attention.half_width:
     raise ValueError(
       f"half_widths: {max(description.half_widths)} is above head.attention.half_width"
@@ -158,7 +162,25 @@ def _check_parts(description: Description) -> None:
   if description.training.wide_um and not all(
     map(math.isfinite, description.calibration.margin_um)
   ):
-    raise ValueError("calibration.margin_um: intervals need two margins")
+    raise ValueError("calibration.margin_um: intervals need a margin for each boundary")
+
+
+def _check_strata(description: Description) -> None:
+  """Checks that all are of as many strata."""
+  strata, calibration = description.strata, description.calibration
+  wide_um = description.training.wide_um
+  for name, found, expected in (
+    ("head.num_strata", description.head.num_strata, len(strata)),
+    ("calibration.margin_um", len(calibration.margin_um), len(strata.boundaries)),
+    (
+      "calibration.thickness_margin_um",
+      len(calibration.thickness_margin_um),
+      max(len(strata.layers) - 1, 0),
+    ),
+    ("training.wide_um", len(wide_um or strata.boundaries), len(strata.boundaries)),
+  ):
+    if found != expected:
+      raise ValueError(f"{name}: {found} where its {len(strata)} strata need {expected}")
 
 
 def _record(kind: type, checks: dict[str, json_fields.Check], **may_miss: Any) -> json_fields.Check:
@@ -187,9 +209,11 @@ _HEAD = _record(
     "feedback": text,
     "likelihood": text,
     "forget_bias": number(-_MOST_UNITS, _MOST_UNITS),
+    "num_strata": whole(2, _MOST_STRATA),
   },
   likelihood=True,
   forget_bias=True,
+  num_strata=True,
 )
 
 
@@ -213,10 +237,12 @@ _CALIBRATION = _record(
   Calibration,
   {
     "temperature": _positive,
-    "margin_um": listed(optional(_um, math.inf), 2, 2),
+    "margin_um": listed(optional(_um, math.inf), 1, _MOST_STRATA),
     "coverage": number(1e-3, 1 - 1e-3),
     "boundary_temperature": optional(_positive),
+    "thickness_margin_um": listed(optional(_um, math.inf), 0, _MOST_STRATA),
   },
+  thickness_margin_um=True,
 )
 _TRAINING = _record(
   Training,
@@ -228,7 +254,7 @@ _TRAINING = _record(
     "step_um": listed(number(0, _MOST_UM), 3, 3),
     "gray_mean": listed(number(0, 255), 2, 2),
     "gray_spread": listed(number(0, 255), 2, 2),
-    "wide_um": optional(listed(number(0, _MOST_UM), 2, 2)),
+    "wide_um": optional(listed(number(0, _MOST_UM), 1, _MOST_STRATA)),
     "first_um": listed(_um, 2, 2),
   },
   first_um=True,
@@ -246,7 +272,7 @@ _TEXTURE = _record(
 _DESCRIPTION = json_fields.fields(
   {
     "format": whole(FORMAT, FORMAT),
-    "strata": listed(text, 1, 16),
+    "strata": listed(text, 1, _MOST_STRATA),
     "method": text,
     "image_shape": listed(whole(inception.MIN_SIZE, _MOST_PIXELS), 2, 2),
     "cnn": _cnn,

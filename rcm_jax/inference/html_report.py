@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 import numpy as np
 from PIL import Image
 
-from rcm_jax.inference.interpretation import DISPLAY_NAMES
+from rcm_jax import anatomy
 
 TEMPLATE = pathlib.Path(__file__).with_name("report.html")
 SHOWN_PIXELS = 512  # longest side of a slice in the report
@@ -32,17 +32,25 @@ def render(result: Mapping[str, Any], slices: UInt8[np.ndarray, "T height width"
     slices: gray levels, shallow first, as many as `result` has.
   """
   images = [_data_uri(image) for image in slices]
-  data = {"result": result, "images": images, "width": slices.shape[2]}
+  strata = anatomy.of_names(result["model"]["strata"])
+  data = {
+    "result": result,
+    "images": images,
+    "width": slices.shape[2],
+    "titles": strata.titles,
+  }
   coverage = result["model"]["coverage"]
   parts = {
     "title": html.escape(result["stack"]["id"]),
     "facts": html.escape(_facts(result)),
     "use": html.escape(result["use"]),
     "warnings": _warnings(result),
-    "boundaries": _boundaries(result),
+    "boundaries": _boundaries(result, strata),
+    "thickness": _thickness(result, strata),
+    "legend": _legend(strata),
     "plan": _plan(result),
     "interval": "dashed: boundary" + ("" if coverage is None else "; shaded: its interval"),
-    "coverage": html.escape(_coverage(result["model"])),
+    "coverage": html.escape(_coverage(result["model"], strata)),
     "data": _script_json(data),
   }
   template = TEMPLATE.read_text(encoding="utf-8")
@@ -86,13 +94,15 @@ def _warnings(result):
   )
 
 
-def _coverage(model):
+def _coverage(model, strata):
   """What the intervals promise, and what they kept."""
   if model["coverage"] is None:
     return ""
   measured = ", ".join(
-    f"{DISPLAY_NAMES[name]} {covered:.0%}"
-    for name, covered in model["measured_coverage"].items()
+    f"{title} {covered:.0%}"
+    for title, covered in zip(
+      strata.boundary_titles.values(), model["measured_coverage"].values(), strict=True
+    )
     if covered is not None
   )
   promised = (
@@ -111,14 +121,38 @@ def _um(at):
   return f"{at['depth_um']:.1f}\N{NO-BREAK SPACE}µm"
 
 
-def _boundaries(result):
+def _boundaries(result, strata):
   rows = []
+  tiled = result["stack"]["tiles"] > 1
   for b in result["boundaries"]:
     by_eye = " – read by eye" if b["read_by_eye"] else ""
     depth = "not in this stack" if b["depth_um"] is None else f"{_um(b)}{by_eye}"
     sure = f"{b['probability_shown']:.0%}"
-    rows.append((DISPLAY_NAMES[b["name"]], depth, _range(b), sure, b["slice"]))
-  return _table(("", "depth", "interval, µm", "in stack", "first slice"), rows)
+    lateral = () if not tiled else ("" if b["lateral_um"] is None else f"{b['lateral_um']:.1f}",)
+    title = strata.boundary_titles[b["name"]]
+    rows.append((title, depth, _range(b), *lateral, sure, b["slice"]))
+  more = ("over the field, µm",) if tiled else ()
+  return _table(("", "depth", "interval, µm", *more, "in stack", "first slice"), rows)
+
+
+def _thickness(result, strata):
+  if not result["thickness"]:
+    return ""
+  rows = []
+  for layer in result["thickness"]:
+    at = layer["thickness_um"]
+    shown = "not shown whole" if at is None else f"{at:.1f}\N{NO-BREAK SPACE}µm"
+    rows.append((strata.layers[layer["stratum"]], shown, _range(layer, 1), None))
+  table = _table(("", "thickness", "interval, µm", ""), rows)
+  note = "Stratum corneum: from the first contact with skin, where depths are 0."
+  return f'<h2 class="next">Thickness</h2>{table}<div class="dim">{note}</div>'
+
+
+def _legend(strata):
+  return "".join(
+    f'<span><i style="background:var(--{name})"></i>{html.escape(title)}</span>'
+    for name, title in strata.titles.items()
+  )
 
 
 def _plan(result):
@@ -131,9 +165,9 @@ def _plan(result):
   return _table(("layer", "depth", "interval, µm", "nearest slice"), rows)
 
 
-def _range(item):
+def _range(item, decimals=0):
   low, high = item["low_um"], item["high_um"]
-  return "" if low is None or high is None else f"{low:.0f} – {high:.0f}"
+  return "" if low is None or high is None else f"{low:.{decimals}f} – {high:.{decimals}f}"
 
 
 def _table(titles: Iterable[str], rows: Iterable[tuple]) -> str:

@@ -1,7 +1,7 @@
 """From a stack's class probabilities to what an operator needs: strata, boundaries, mosaics.
 
 One rule decides: each boundary lies at the slice that is its posterior median. Strata, slices to
-look at and mosaics all follow from these two slices.
+look at, thicknesses and mosaics all follow from these slices.
 
 `interpret` is traceable and shared by prediction and export; the rest is plain Python on
 its result.
@@ -9,7 +9,7 @@ its result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 from typing import NamedTuple
@@ -19,13 +19,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-from rcm_jax import arrays
+from rcm_jax import anatomy, arrays
 from rcm_jax.decoding import boundaries, intervals, monotone_model
 from rcm_jax.decoding import strata as strata_lib
 from rcm_jax.decoding.intervals import Calibration
 
-DISPLAY_NAMES = dict(zip(boundaries.BOUNDARIES, ("epidermis–DEJ", "DEJ–dermis"), strict=True))
-STRATA_NAMES = dict(zip(arrays.STRATA, ("epidermis", "DEJ", "dermis"), strict=True))
 MARGIN_UM = 10.0  # about one basal cell: how far off the junction its neighbours are looked at
 
 
@@ -35,22 +33,22 @@ class Interpretation(NamedTuple):
   Attributes:
     probabilities: of each slice's strata, calibrated.
     strata: of each slice, between the boundaries.
-    boundary_um: lower end, median and upper end of both boundaries' depths; medians are depths
+    boundary_um: lower end, median and upper end of each boundary's depth; medians are depths
       of slices, ends are infinite where the model has no intervals.
     in_stack: probability that the stack shows each boundary.
     most_probable_strata: the most probable labelling among possible ones. It may differ from
       `strata`, which err least in depth.
   """
 
-  probabilities: Float[Array, "T 3"]
+  probabilities: Float[Array, "T C"]
   strata: Int[Array, "T"]
-  boundary_um: Float[Array, "2 3"]
-  in_stack: Float[Array, "2"]
+  boundary_um: Float[Array, "S 3"]
+  in_stack: Float[Array, "S"]
   most_probable_strata: Int[Array, "T"]
 
 
 def interpret(
-  probabilities: Float[arrays.ArrayLike, "T 3"],
+  probabilities: Float[arrays.ArrayLike, "T C"],
   depth_um: Float[arrays.ArrayLike, "T"],
   mask: Bool[arrays.ArrayLike, "T"],
   calibration: Calibration,
@@ -63,7 +61,8 @@ def interpret(
     mask: True on real slices.
     calibration: of the ensemble.
   """
-  probabilities = jnp.where(jnp.asarray(mask)[:, None], probabilities, 1 / arrays.NUM_STRATA)
+  real = jnp.asarray(mask)[:, None]
+  probabilities = jnp.where(real, probabilities, 1 / probabilities.shape[-1])
   logits = jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny))
   posterior = monotone_model.posterior_of(probabilities, mask, calibration.boundary_temperature)
   absent = posterior.probability[:, 0] + jnp.take(posterior.probability, jnp.sum(mask), axis=1)
@@ -81,7 +80,7 @@ class Boundary:
   """Where one stratum ends and the next begins.
 
   Attributes:
-    name: "epidermis_dej" or "dej_dermis".
+    name: of `anatomy.Strata.boundaries`, such as "epidermis_dej".
     shown: whether its median is a slice of the stack, with slices above and below it.
     probability_shown: that the stack has it, by the posterior. Not shown, it is at most one half.
     depth_um: posterior median, the depth of `slice`; None unless shown.
@@ -99,6 +98,24 @@ class Boundary:
   high_um: float | None
   slice: int | None
   lateral_um: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Thickness:
+  """How thick a stratum is.
+
+  Attributes:
+    stratum: its name.
+    thickness_um: from the boundary above it to the one below; of the first stratum, from the first
+      contact with skin, where depths are 0. None unless the boundaries are shown.
+    low_um: lower end of the interval; None without interval.
+    high_um: upper end.
+  """
+
+  stratum: str
+  thickness_um: float | None
+  low_um: float | None
+  high_um: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,38 +146,48 @@ class Layer(NamedTuple):
   Attributes:
     name: of the layer.
     stratum: that it is part of.
-    weights: of the boundaries' depths, whose sum is its depth.
+    weights: by boundary, of its depth; their sum is the layer's depth.
     offset_um: added to it.
   """
 
   name: str
   stratum: str
-  weights: tuple[float, ...]
+  weights: Mapping[str, float]
   offset_um: float
+
+
+def _of_junction(name: str, upper: float, lower: float) -> Layer:
+  """A layer between both ends of the DEJ."""
+  return Layer(name, "dej", {"epidermis_dej": upper, "dej_dermis": lower}, 0.0)
 
 
 # The mosaics of the paper's introduction. The paper names the layers; the depths within them are
 # ours.
 LAYERS = (
-  Layer("stratum spinosum with basal layer", "epidermis", (1.0, 0.0), -MARGIN_UM),
-  Layer("upper DEJ", "dej", (5 / 6, 1 / 6), 0.0),
-  Layer("middle DEJ", "dej", (1 / 2, 1 / 2), 0.0),
-  Layer("lower DEJ", "dej", (1 / 6, 5 / 6), 0.0),
-  Layer("papillary dermis", "dermis", (0.0, 1.0), MARGIN_UM),
+  Layer("stratum spinosum with basal layer", "epidermis", {"epidermis_dej": 1.0}, -MARGIN_UM),
+  _of_junction("upper DEJ", 5 / 6, 1 / 6),
+  _of_junction("middle DEJ", 1 / 2, 1 / 2),
+  _of_junction("lower DEJ", 1 / 6, 5 / 6),
+  Layer("papillary dermis", "dermis", {"dej_dermis": 1.0}, MARGIN_UM),
 )
 MOSAICS = tuple(layer.name for layer in LAYERS)
 
 
-def named_boundaries(found: Interpretation, depth_um: Float[np.ndarray, "T"]) -> list[Boundary]:
-  """Names both boundaries of a stack.
+def named_boundaries(
+  found: Interpretation,
+  depth_um: Float[np.ndarray, "T"],
+  strata: anatomy.Strata = anatomy.PAPER,
+) -> list[Boundary]:
+  """Names the boundaries of a stack.
 
   Args:
     found: on the host, real slices only.
     depth_um: of each slice.
+    strata: of the task.
   """
-  first = np.searchsorted(found.strata, np.arange(1, arrays.NUM_STRATA))  # strata never decrease
+  first = np.searchsorted(found.strata, np.arange(1, len(strata)))  # strata never decrease
   named = []
-  for b, name in enumerate(boundaries.BOUNDARIES):
+  for b, name in enumerate(strata.boundaries):
     shown = bool(0 < first[b] < len(depth_um))
     low, _, high = (
       float(x) if shown and math.isfinite(x) else None for x in np.asarray(found.boundary_um[b])
@@ -173,25 +200,59 @@ def named_boundaries(found: Interpretation, depth_um: Float[np.ndarray, "T"]) ->
   return named
 
 
-def depth_plan(
-  found: Sequence[Boundary], depth_um: Float[np.ndarray, "T"], strata: Int[np.ndarray, "T"]
-) -> list[Mosaic]:
-  """Plans the paper's five mosaics from both boundaries.
+def thicknesses(
+  found: Sequence[Boundary],
+  inner_um: Float[np.ndarray, "L 3"],
+  strata: anatomy.Strata = anatomy.PAPER,
+) -> list[Thickness]:
+  """Tells how thick the strata of `anatomy.Strata.layers` are, as far as the stack shows.
 
-  The basal layer is looked at one cell above the first boundary, the papillary dermis as
+  Args:
+    found: the boundaries.
+    inner_um: of `intervals.thickness_intervals_um`.
+    strata: of the task.
+  """
+  told = []
+  for i, name in enumerate(strata.layers):
+    if not all(b.shown for b in found[max(i - 1, 0) : i + 1]):
+      told.append(Thickness(name, None, None, None))
+    elif i == 0:
+      ends = (found[0].depth_um, found[0].low_um, found[0].high_um)
+      told.append(Thickness(name, *(None if um is None else max(um, 0.0) for um in ends)))
+    else:
+      at = found[i].depth_um - found[i - 1].depth_um
+      low, _, high = (float(x) if math.isfinite(x) else None for x in inner_um[i - 1])
+      if low is None or high is None:
+        low = high = None
+      else:  # the ends are of fewer digits
+        low, high = min(low, at), max(high, at)
+      told.append(Thickness(name, at, low, high))
+  return told
+
+
+def depth_plan(
+  found: Sequence[Boundary],
+  depth_um: Float[np.ndarray, "T"],
+  strata: Int[np.ndarray, "T"],
+  task: anatomy.Strata = anatomy.PAPER,
+) -> list[Mosaic]:
+  """Plans the paper's five mosaics from the boundaries of the DEJ.
+
+  The basal layer is looked at one cell above the first of them, the papillary dermis as
   far below the second; upper, middle and lower DEJ are the middles of the junction's thirds.
 
   Args:
     found: the boundaries.
     depth_um: of each slice.
     strata: of each slice.
+    task: which strata there are.
   """
-  return [_mosaic(layer, found, depth_um, strata) for layer in LAYERS]
+  return [_mosaic(layer, found, depth_um, strata, task) for layer in LAYERS]
 
 
-def _mosaic(layer, found, depth_um, strata):
-  used = [(weight, b) for weight, b in zip(layer.weights, found, strict=True) if weight]
-  missing = [DISPLAY_NAMES[b.name] for _, b in used if b.depth_um is None]
+def _mosaic(layer, found, depth_um, strata, task):
+  used = [(layer.weights[b.name], b) for b in found if b.name in layer.weights]
+  missing = [task.boundary_titles[b.name] for _, b in used if b.depth_um is None]
   if missing:
     note = f"the stack does not show {' and '.join(missing)}"
     return Mosaic(layer.name, None, None, None, None, note)
@@ -204,9 +265,9 @@ def _mosaic(layer, found, depth_um, strata):
     return Mosaic(layer.name, at, low, high, None, "below the last slice")
   if at < depth_um[0]:
     return Mosaic(layer.name, at, low, high, None, "above the first slice")
-  of_layer = np.flatnonzero(strata == arrays.STRATA.index(layer.stratum))
+  of_layer = np.flatnonzero(strata == task.names.index(layer.stratum))
   nearest = int(of_layer[np.abs(depth_um[of_layer] - at).argmin()])  # a shown boundary has slices
   note = ""
   if nearest != int(np.abs(depth_um - at).argmin()):
-    note = f"the nearest slice of {STRATA_NAMES[layer.stratum]} lies at {depth_um[nearest]:.1f} µm"
+    note = f"the nearest slice of {task.titles[layer.stratum]} lies at {depth_um[nearest]:.1f} µm"
   return Mosaic(layer.name, at, low, high, nearest, note)

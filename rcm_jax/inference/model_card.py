@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from rcm_jax import arrays
-from rcm_jax.decoding import boundaries
 from rcm_jax.inference.description import RESEARCH_USE, Description
-from rcm_jax.inference.interpretation import DISPLAY_NAMES
 from rcm_jax.textures.encoder import TextureSpec
 
 
@@ -34,7 +31,7 @@ def markdown(card: Description) -> str:
 
 **{RESEARCH_USE}**
 
-Tells epidermis, dermal-epidermal junction (DEJ) and dermis apart in a stack of reflectance
+Tells {_listed(card)} apart in a stack of reflectance
 confocal microscopy slices, and where one ends and the next begins. An ensemble of
 {len(card.seeds)} sequence heads ({card.head.cell}, {card.head.attention.kind} attention) on one
 Inception-V3 of width {card.cnn["width"]:g}, after Bozkurt et al. 2021.
@@ -45,7 +42,7 @@ Inception-V3 of width {card.cnn["width"]:g}, after Bozkurt et al. 2021.
 
 8-bit gray slices, shallow first, {height} x {width} pixels {_field(card)},
 and their depths in µm. Out come, by
-slice, the probabilities of {", ".join(arrays.STRATA)} (temperature {calibration.temperature:.3g})
+slice, the probabilities of {", ".join(card.strata.names)} (temperature {calibration.temperature:.3g})
 and the stratum; by boundary, the depth of the first slice below it and an interval
 {_intervals(card)}.
 
@@ -82,6 +79,12 @@ Accuracies and coverages are fractions. `accuracy` and the boundaries' errors ar
 """
 
 
+def _listed(card: Description) -> str:
+  titles = card.strata.titles | {"dej": "dermal-epidermal junction (DEJ)"}
+  *first, last = (titles[name] for name in card.strata.names)
+  return f"{', '.join(first)} and {last}"
+
+
 def _field(card: Description) -> str:
   if card.field_um is None:
     return "of a size that nobody told"
@@ -96,8 +99,10 @@ def _intervals(card: Description) -> str:
     f" {card.calibration.coverage:.0%}"
   )
   measured = ", ".join(
-    f"{DISPLAY_NAMES[name]} {'–' if covered is None else f'{covered:.0%}'}"
-    for name, covered in zip(boundaries.BOUNDARIES, card.measured_coverage, strict=True)
+    f"{title} {'–' if covered is None else f'{covered:.0%}'}"
+    for title, covered in zip(
+      card.strata.boundary_titles.values(), card.measured_coverage, strict=True
+    )
   )
   return (
     f"{promised}\n(measured on {card.training.patients.get('test', 0)} test patients: {measured})"

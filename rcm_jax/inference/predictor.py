@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, UInt8
 import numpy as np
 
 from rcm_jax.data import scale as scale_lib
-from rcm_jax.decoding import monotone_model
+from rcm_jax.decoding import intervals, monotone_model
 from rcm_jax.inference import appearance, familiarity, given_arrays, interpretation
 from rcm_jax.inference import bundle as bundle_lib
 from rcm_jax.inference.description import gray_levels
@@ -40,6 +40,7 @@ class Prediction:
     depth_um: of each slice.
     interpretation: probabilities, strata, boundaries.
     boundaries: the same boundaries, named.
+    thickness: of the strata that the model tells the thickness of.
     plan: depths of the paper's five mosaics.
     warnings: what to mind.
     attention: mean attention map of the members and tiles; None without attention.
@@ -49,6 +50,7 @@ class Prediction:
   depth_um: Float[np.ndarray, "T"]
   interpretation: interpretation.Interpretation
   boundaries: list[interpretation.Boundary]
+  thickness: list[interpretation.Thickness]
   plan: list[interpretation.Mosaic]
   warnings: list[StackWarning]
   attention: Float[np.ndarray, "T T"] | None
@@ -78,12 +80,13 @@ class Predictor:
       of_tiles = jax.vmap(lambda p: interpretation.interpret(p, depth_um, mask, calibration))(
         by_tile
       )
+      thickness = intervals.thickness_intervals_um(whole, depth_um, mask, calibration)
       slices = bundle.slice_probabilities(features[len(features) // 2])
       upright = monotone_model.order_log_odds(jnp.log(jnp.maximum(slices, 1e-30)) / _ALIKE, mask)
       attention = None
       if self._has_attention:
         attention = jax.lax.map(lambda tile: bundle.attention(tile, mask), features).mean(0)
-      return found, of_tiles.boundary_um[..., 1], upright, slices, attention
+      return found, of_tiles.boundary_um[..., 1], thickness, upright, slices, attention
 
     self._interpret = jax.jit(interpret)
 
@@ -186,7 +189,7 @@ class Predictor:
     more = length - count
     padded = np.pad(features, ((0, 0), (0, more), (0, 0)))
     depths = np.pad(depth_um.astype(np.float32), (0, more))
-    found, of_tiles, upright, slices, attention = jax.device_get(
+    found, of_tiles, thickness, upright, slices, attention = jax.device_get(
       self._interpret(padded, depths, np.arange(length) < count)
     )
     found = found._replace(
@@ -194,12 +197,14 @@ class Predictor:
       strata=found.strata[:count],
       most_probable_strata=found.most_probable_strata[:count],
     )
-    spread = np.ptp(of_tiles, axis=0).tolist() if len(of_tiles) > 1 else (None, None)
+    description, known = self.bundle.description, self.bundle.familiar
+    strata = description.strata
+    named = interpretation.named_boundaries(found, depth_um, strata)
+    spread = np.ptp(of_tiles, axis=0).tolist() if len(of_tiles) > 1 else [None] * len(named)
     named = [
       dataclasses.replace(b, lateral_um=lateral if b.shown else None)
-      for b, lateral in zip(interpretation.named_boundaries(found, depth_um), spread, strict=True)
+      for b, lateral in zip(named, spread, strict=True)
     ]
-    description, known = self.bundle.description, self.bundle.familiar
     noted = []
     if known is not None and images is not None:
       of_cnn = features[len(features) // 2][:, : description.head.num_features]
@@ -213,7 +218,8 @@ class Predictor:
       depth_um,
       found,
       named,
-      interpretation.depth_plan(named, depth_um, found.strata),
+      interpretation.thicknesses(named, thickness, strata),
+      interpretation.depth_plan(named, depth_um, found.strata, strata),
       warnings,
       attention[:count, :count] if self._has_attention else None,
     )

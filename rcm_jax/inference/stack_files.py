@@ -16,23 +16,13 @@ from typing import Any
 from jaxtyping import UInt8
 import numpy as np
 
-from rcm_jax.arrays import STRATA
-from rcm_jax.decoding.boundaries import BOUNDARIES
 from rcm_jax.inference import html_report
 from rcm_jax.inference.description import RESEARCH_USE, Description
 from rcm_jax.inference.predictor import Prediction
 from rcm_jax.inference.stack_warnings import is_wide
 
 SCHEMA = "rcm_jax.prediction/2"
-COLUMNS = (
-  "stack_id",
-  "slice",
-  "name",
-  "depth_um",
-  "stratum",
-  "most_probable_stratum",
-  *(f"p_{stratum}" for stratum in STRATA),
-)
+_COLUMNS = ("stack_id", "slice", "name", "depth_um", "stratum", "most_probable_stratum")
 SUFFIXES = ("csv", "html", "json")
 _MOST_BYTES = 180  # of a file's name, without suffix; file systems take 255
 
@@ -62,6 +52,7 @@ def result_of(
     pixel_um: side of a pixel as stored; None if unknown.
   """
   wide, coverage = description.training.wide_um, description.measured_coverage
+  strata = description.strata
   steps = np.diff(prediction.depth_um)
   found = prediction.interpretation
   rows = zip(
@@ -84,11 +75,12 @@ def result_of(
     "model": {
       "image_size": description.scale.image_size,
       "field_um": description.scale.field_um,
+      "strata": list(strata.names),
       "method": description.method,
       "members": len(description.seeds),
       "dataset": description.training.dataset,
       "coverage": None if wide is None else description.calibration.coverage,
-      "measured_coverage": dict(zip(BOUNDARIES, coverage, strict=True)),
+      "measured_coverage": dict(zip(strata.boundaries, coverage, strict=True)),
       "test_patients": description.training.patients.get("test", 0),
       "temperature": description.calibration.temperature,
       "version": description.version,
@@ -98,9 +90,9 @@ def result_of(
         "slice": t,
         "name": name,
         "depth_um": float(depth),
-        "stratum": STRATA[stratum],
-        "most_probable_stratum": STRATA[most_probable],
-        "probabilities": dict(zip(STRATA, np.clip(row, 0, 1).tolist(), strict=True)),
+        "stratum": strata.names[stratum],
+        "most_probable_stratum": strata.names[most_probable],
+        "probabilities": dict(zip(strata.names, np.clip(row, 0, 1).tolist(), strict=True)),
       }
       for t, (name, depth, stratum, most_probable, row) in enumerate(rows)
     ],
@@ -108,6 +100,7 @@ def result_of(
       {**dataclasses.asdict(b), "read_by_eye": wide is not None and is_wide(b, wide[i])}
       for i, b in enumerate(prediction.boundaries)
     ],
+    "thickness": [dataclasses.asdict(thickness) for thickness in prediction.thickness],
     "plan": [dataclasses.asdict(mosaic) for mosaic in prediction.plan],
     "warnings": [warning._asdict() for warning in prediction.warnings],
     "attention": None
@@ -202,10 +195,11 @@ def source_of(path: pathlib.Path) -> str:
 def _table(result: dict[str, Any]) -> str:
   table = io.StringIO()
   writer = csv.writer(table, lineterminator="\n")
-  writer.writerow(COLUMNS)
+  names = result["model"]["strata"]
+  writer.writerow((*_COLUMNS, *(f"p_{name}" for name in names)))
   for row in result["slices"]:
     given = (row["slice"], row["name"], f"{row['depth_um']:.9g}")
     strata = (row["stratum"], row["most_probable_stratum"])
-    probabilities = (f"{row['probabilities'][stratum]:.6g}" for stratum in STRATA)
+    probabilities = (f"{row['probabilities'][name]:.6g}" for name in names)
     writer.writerow((result["stack"]["id"], *given, *strata, *probabilities))
   return table.getvalue()

@@ -9,16 +9,11 @@ from typing import NamedTuple
 from jaxtyping import Float
 import numpy as np
 
-from rcm_jax import arrays
+from rcm_jax import anatomy
 from rcm_jax.data.scale import Scale, field_of, same_field
 from rcm_jax.inference import familiarity
 from rcm_jax.inference.description import Description, Training
-from rcm_jax.inference.interpretation import (
-  DISPLAY_NAMES,
-  STRATA_NAMES,
-  Boundary,
-  Interpretation,
-)
+from rcm_jax.inference.interpretation import Boundary, Interpretation
 
 STEP_FACTOR = 1.5  # by how much a step may leave the range of training
 FIRST_SLICE_UM = 10.0  # by how much the first slice may
@@ -56,10 +51,10 @@ def stack_warnings(
     description: of the model.
     upright: log-odds that the stack runs from shallow to deep and not upwards.
   """
-  training = description.training
+  training, strata = description.training, description.strata
   pairs = [
-    *_of_slices(depth_um, gray, training),
-    *_of_strata(found, named, upright),
+    *_of_slices(depth_um, gray, training, strata),
+    *_of_strata(found, named, upright, strata),
     *_of_intervals(named, description),
   ]
   return [StackWarning(code, message) for code, message in pairs]
@@ -110,11 +105,11 @@ def unfamiliar(found: familiarity.Found) -> list[StackWarning]:
 
 
 def _of_slices(
-  depth_um: np.ndarray, gray: np.ndarray, training: Training
+  depth_um: np.ndarray, gray: np.ndarray, training: Training, strata: anatomy.Strata
 ) -> Iterator[tuple[str, str]]:
   count = len(depth_um)
-  if count < arrays.NUM_STRATA:
-    yield "few_slices", f"a stack of {count} cannot show {arrays.NUM_STRATA} strata"
+  if count < len(strata):
+    yield "few_slices", f"a stack of {count} cannot show {len(strata)} strata"
   low, high = training.first_um
   if not low - FIRST_SLICE_UM <= depth_um[0] <= high + FIRST_SLICE_UM:
     yield (
@@ -150,30 +145,31 @@ def _of_slices(
 
 
 def _of_strata(
-  found: Interpretation, named: Sequence[Boundary], upright: float
+  found: Interpretation, named: Sequence[Boundary], upright: float, strata: anatomy.Strata
 ) -> Iterator[tuple[str, str]]:
   if upright < -familiarity.UPSIDE_DOWN:
     yield (
       "upside_down",
       "read upwards the slices fit better: the stack may run from deep to shallow",
     )
-  for stratum, name in enumerate(arrays.STRATA):
+  for stratum, name in enumerate(strata.names):
     if not (found.strata == stratum).any():
       yield (
         "stratum_absent",
-        f"no slice of {STRATA_NAMES[name]} was found: the stack may start or end too soon",
+        f"no slice of {strata.titles[name]} was found: the stack may start or end too soon",
       )
   for b in named:
     if b.shown and b.probability_shown < 0.5:
       yield (
         "boundary_doubtful",
-        f"{DISPLAY_NAMES[b.name]} may lie above or below this stack: it is in it with "
+        f"{strata.boundary_titles[b.name]} may lie above or below this stack: it is in it with "
         f"{b.probability_shown:.0%} probability",
       )
 
 
 def _of_intervals(named: Sequence[Boundary], description: Description) -> Iterator[tuple[str, str]]:
   training, promised = description.training, description.calibration.coverage
+  titles = description.strata.boundary_titles
   if training.wide_um is None:
     yield (
       "no_interval",
@@ -186,13 +182,12 @@ def _of_intervals(named: Sequence[Boundary], description: Description) -> Iterat
     if is_wide(b, limit):
       yield (
         "wide_interval",
-        f"the interval of {DISPLAY_NAMES[b.name]} is {b.high_um - b.low_um:.0f} µm wide: read it "
-        "by eye",
+        f"the interval of {titles[b.name]} is {b.high_um - b.low_um:.0f} µm wide: read it by eye",
       )
     if b.low_um is not None and falls_short(measured, promised, training.patients.get("test", 0)):
       yield (
         "interval_coverage",
-        f"the interval of {DISPLAY_NAMES[b.name]} is too narrow: such intervals held the true "
+        f"the interval of {titles[b.name]} is too narrow: such intervals held the true "
         f"boundary for {measured:.0%} of test patients, where {promised:.0%} were meant",
       )
 

@@ -8,28 +8,17 @@ import itertools
 
 import numpy as np
 
+from rcm_jax import anatomy
 from rcm_jax.evaluation import bootstrap, calibration, estimates, paired_tests, paper_results
 from rcm_jax.evaluation import scores as scores_lib
 from rcm_jax.reporting.table_formats import Cell, Table
 
-_STRATA = ("Epidermis", "DEJ", "Dermis")
-_BOUNDARIES = ("Epidermis-DEJ", "DEJ-Dermis")
-_TRANSITIONS = (
-  "Epidermis → Dermis",
-  "DEJ → Epidermis",
-  "Dermis → Epidermis",
-  "Dermis → DEJ",
-)
+_PAPERS_MEDIANS = f"{paper_results.MEDIAN_ERROR_UM[0]} and {paper_results.MEDIAN_ERROR_UM[1]} µm"
 _RULE_NAMES = {
   "raw": "raw",
   "median_then_max": "median-then-max",
   "monotone": "monotone",
   "posterior_median": "posterior median",
-}
-_MEASURE_NAMES = {
-  "accuracy": ("Accuracy, %", 100),
-  "mae_epidermis_dej_um": ("Epidermis-DEJ MAE, µm", 1),
-  "mae_dej_dermis_um": ("DEJ-Dermis MAE, µm", 1),
 }
 
 
@@ -48,10 +37,13 @@ class Method:
   estimate: estimates.Estimate
 
 
-def table1(methods: Sequence[Method], measured_on: str) -> Table:
+def table1(
+  methods: Sequence[Method], measured_on: str, strata: anatomy.Strata = anatomy.PAPER
+) -> Table:
   """Accuracy, sensitivity and specificity in percent, in blocks by input (Table 1)."""
   columns = [("", "Input"), ("", "Method"), ("", "Measured on"), ("", "Accuracy, %")]
-  columns += [(f"{name}, %", s) for name in ("Sensitivity", "Specificity") for s in _STRATA]
+  headings = strata.headings.values()
+  columns += [(f"{name}, %", s) for name in ("Sensitivity", "Specificity") for s in headings]
   rows, rules = [], []
   for block in sorted({m.input for m in methods}, key=paper_results.block_order):
     members = sorted(
@@ -63,42 +55,48 @@ def table1(methods: Sequence[Method], measured_on: str) -> Table:
     for member, cells in zip(members, _mark_best(numbers, max)):
       head = [block.capitalize() or "Other", paper_results.display_name(member.name)]
       rows.append([*head, _ours(member, measured_on), *cells])
-      if paper := paper_results.METHODS.get(member.name):
+      if paper := _papers(member, strata):
         values = (paper.accuracy, *paper.sensitivity, *paper.specificity)
         rows.append([*head, paper_results.MEASURED_ON, *(Cell(v) for v in values)])
   title = "Table 1. Accuracy, sensitivity and specificity, by size of the input"
-  notes = _notes("Bold: best of ours in its block.")
+  notes = _notes(strata, "Bold: best of ours in its block.")
   return Table("table1", title, columns, rows, rules, notes)
 
 
-def table2(methods: Sequence[Method], measured_on: str) -> Table:
+def table2(
+  methods: Sequence[Method], measured_on: str, strata: anatomy.Strata = anatomy.PAPER
+) -> Table:
   """Anatomically inconsistent transitions of the raw predictions (Table 2)."""
   columns = [("", "Method"), ("", "Measured on")]
-  columns += [("Error types", name) for name in _TRANSITIONS] + [("", "Total")]
+  columns += [("Error types", name) for name in strata.transition_headings] + [("", "Total")]
   methods = sorted(methods, key=lambda m: m.estimate.mean.inconsistent[scores_lib.RAW, -1])
   rows, rules = [], []
   for m in methods:
     rules.append(len(rows))
     cells = _cells(m.estimate, lambda x: x.inconsistent[scores_lib.RAW], 1)
     rows.append([paper_results.display_name(m.name), _ours(m, measured_on), *cells])
-    paper = paper_results.METHODS.get(m.name)
+    paper = _papers(m, strata)
     if paper and paper.inconsistent:
       counts = (*paper.inconsistent, sum(paper.inconsistent))
       cells = [Cell(v, decimals=0) for v in counts]
       rows.append([rows[-1][0], paper_results.MEASURED_ON, *cells])
   title = "Table 2. Anatomically inconsistent transitions, without any post-processing"
-  notes = _notes("Counts grow with the size of the test split, which differs.")
+  notes = _notes(strata, "Counts grow with the size of the test split, which differs.")
   return Table("table2", title, columns, rows, rules, notes)
 
 
-def table3(methods: Sequence[Method], measured_on: str) -> Table:
+def table3(
+  methods: Sequence[Method], measured_on: str, strata: anatomy.Strata = anatomy.PAPER
+) -> Table:
   """Mean absolute boundary errors after the paper's post-processing (Table 3)."""
   columns = [("", "Method"), ("", "Measured on")]
-  columns += [("Mean absolute error, µm", name) for name in _BOUNDARIES]
-  columns += [("Median absolute error, µm", name) for name in _BOUNDARIES]
-  columns += [("Boundaries", name) for name in _BOUNDARIES]
+  names = strata.boundary_headings.values()
+  first = strata.boundaries.index(anatomy.PAPER.boundaries[0])
+  columns += [("Mean absolute error, µm", name) for name in names]
+  columns += [("Median absolute error, µm", name) for name in names]
+  columns += [("Boundaries", name) for name in names]
   methods = sorted(
-    methods, key=lambda m: _nan_last(m.estimate.mean.mae_um[scores_lib.PAPER_RULE, 0])
+    methods, key=lambda m: _nan_last(m.estimate.mean.mae_um[scores_lib.PAPER_RULE, first])
   )
   numbers = [_cells(m.estimate, lambda x: x.mae_um[scores_lib.PAPER_RULE], 2) for m in methods]
   medians = [_cells(m.estimate, lambda x: x.median_um[scores_lib.PAPER_RULE], 2) for m in methods]
@@ -108,51 +106,62 @@ def table3(methods: Sequence[Method], measured_on: str) -> Table:
     counts = [Cell(n, decimals=0) for n in m.estimate.boundary_n]
     head = [paper_results.display_name(m.name), _ours(m, measured_on)]
     rows.append([*head, *itertools.chain(*cells), *counts])
-    paper = paper_results.METHODS.get(m.name)
+    paper = _papers(m, strata)
     if paper and paper.boundary_mae_um:
       cells = [Cell(v) for v in paper.boundary_mae_um]
       rows.append([head[0], paper_results.MEASURED_ON, *cells, "", "", "", ""])
-  title = "Table 3. Absolute errors of both boundaries, after median-then-max"
+  every = "both" if len(names) == 2 else "all"
+  title = f"Table 3. Absolute errors of {every} boundaries, after median-then-max"
   notes = _notes(
+    strata,
     "A boundary counts where the ground truth shows it; one that a prediction never reaches lies"
     " one step past the last slice.",
-    "The intervals of medians are quantiles of resampled medians. The paper's text gives medians of"
-    f" {paper_results.MEDIAN_ERROR_UM[0]} and {paper_results.MEDIAN_ERROR_UM[1]} µm.",
+    "The intervals of medians are quantiles of resampled medians."
+    + (f" The paper's text gives medians of {_PAPERS_MEDIANS}." if strata == anatomy.PAPER else ""),
   )
   return Table("table3", title, columns, rows, rules, notes)
 
 
-def decoding_table(methods: Sequence[Method], measured_on: str) -> Table:
+def decoding_table(
+  methods: Sequence[Method], measured_on: str, strata: anatomy.Strata = anatomy.PAPER
+) -> Table:
   """The paper's heuristic beside decoding under the monotone model, for every method."""
   labellings = [_RULE_NAMES[name] for name in scores_lib.LABELLINGS]
   rules = [_RULE_NAMES[name] for name in scores_lib.BOUNDARY_RULES]
   columns = [("", "Method")]
   columns += [("Accuracy, %", name) for name in labellings]
   columns += [("Inconsistent transitions", name) for name in labellings]
-  columns += [(f"{b} MAE, µm", name) for b in _BOUNDARIES for name in rules]
+  headings = strata.boundary_headings.values()
+  columns += [(f"{b} MAE, µm", name) for b in headings for name in rules]
   methods = sorted(methods, key=lambda m: -m.estimate.mean.accuracy[scores_lib.RAW])
   rows = []
   for m in methods:
     parts = [
       _cells(m.estimate, lambda x: x.accuracy, 2, 100),
       _cells(m.estimate, lambda x: x.inconsistent[:, -1], 1),
-      _cells(m.estimate, lambda x: x.mae_um[:, 0], 2),
-      _cells(m.estimate, lambda x: x.mae_um[:, 1], 2),
+      *(_cells(m.estimate, lambda x, b=b: x.mae_um[:, b], 2) for b in range(len(headings))),
     ]
     # Within one method, which decoding is best: more of the first part, less of the others.
-    marked = [_mark_best_of(part, best) for part, best in zip(parts, (max, min, min, min))]
+    marked = [_mark_best_of(parts[0], max), *(_mark_best_of(part, min) for part in parts[1:])]
     rows.append([paper_results.display_name(m.name), *itertools.chain(*marked)])
   title = "Table 4. The paper's post-processing beside monotone decoding"
   notes = _notes(
+    strata,
     "Bold: best decoding of a method. Posterior medians are computed at the temperature that makes"
-    " the true boundaries of validation stacks most probable."
+    " the true boundaries of validation stacks most probable.",
   )
-  notes = [f"Measured on {measured_on}.", *notes[:-1]]
+  notes = [f"Measured on {measured_on}.", *notes[:2]]
   return Table("table4_decoding", title, columns, rows, (), notes)
 
 
-def comparison_table(comparisons: Sequence[paired_tests.Comparison], measured_on: str) -> Table:
+def comparison_table(
+  comparisons: Sequence[paired_tests.Comparison],
+  measured_on: str,
+  strata: anatomy.Strata = anatomy.PAPER,
+) -> Table:
   """Paired tests between methods."""
+  measures = {"accuracy": ("Accuracy, %", 100)}
+  measures |= {f"mae_{b}_um": (f"{h} MAE, µm", 1) for b, h in strata.boundary_headings.items()}
   columns = [("", "Measure"), ("", "First"), ("", "Second"), ("", "Patients")]
   columns += [("", "First minus second"), ("", "p (Wilcoxon)"), ("", "p (Holm)")]
   rows, rules, previous = [], [], None
@@ -160,7 +169,7 @@ def comparison_table(comparisons: Sequence[paired_tests.Comparison], measured_on
     if c.measure != previous:
       rules.append(len(rows))
       previous = c.measure
-    name, scale = _MEASURE_NAMES[c.measure]
+    name, scale = measures[c.measure]
     ends = (scale * x for x in (c.difference, c.low, c.high))
     difference = Cell(*ends, decimals=2, bold=c.significant)
     names = (paper_results.display_name(x) for x in (c.first, c.second))
@@ -188,7 +197,8 @@ def settings_table(
     found: setting, dataset of the test stacks, and methods.
   """
   columns = [("", "Setting"), ("", "Tested on"), ("", "Method"), ("", "Seeds"), ("", "Accuracy, %")]
-  columns += [("", "Impossible transitions"), *(("MAE, µm", b) for b in _BOUNDARIES)]
+  headings = anatomy.PAPER.boundary_headings.values()
+  columns += [("", "Impossible transitions"), *(("MAE, µm", b) for b in headings)]
   rows, rules = [], []
   for setting, dataset, methods in found:
     rules.append(len(rows))
@@ -200,7 +210,7 @@ def settings_table(
         *_cells(m.estimate, lambda x: x.mae_um[scores_lib.PAPER_RULE], 2),
       ]
       rows.append([setting, dataset, paper_results.display_name(m.name), *cells])
-  return Table(name, title, columns, rows, rules, _notes()[:1])
+  return Table(name, title, columns, rows, rules, _notes(anatomy.PAPER)[:1])
 
 
 def uncertainty_table(
@@ -208,6 +218,7 @@ def uncertainty_table(
     tuple[str, int, Sequence[tuple[calibration.Assessment, calibration.IntervalsWithMorePatients]]]
   ],
   measured_on: str,
+  strata: anatomy.Strata = anatomy.PAPER,
 ) -> Table:
   """Calibration and intervals, single models beside their ensemble.
 
@@ -215,13 +226,15 @@ def uncertainty_table(
     assessed: method, members (1, or the number of seeds in an ensemble), and what was found, one
       item a seed.
     measured_on: dataset.
+    strata: that the methods tell apart.
   """
+  headings = strata.boundary_headings.values()
   columns = [("", "Method"), ("", "Models"), ("", "Accuracy, %"), ("", "Temperature")]
   columns += [("Calibration error, %", name) for name in ("raw", "scaled")]
-  columns += [("Width of 90 % interval, µm", name) for name in _BOUNDARIES]
-  columns += [("Covered, %", name) for name in _BOUNDARIES]
-  columns += [("Width with more patients, µm", name) for name in _BOUNDARIES]
-  columns += [("Covered with more patients, %", name) for name in _BOUNDARIES]
+  columns += [("Width of 90 % interval, µm", name) for name in headings]
+  columns += [("Covered, %", name) for name in headings]
+  columns += [("Width with more patients, µm", name) for name in headings]
+  columns += [("Covered with more patients, %", name) for name in headings]
   rows, patients = [], 0
   for name, members, pairs in assessed:
     found, more = zip(*pairs)
@@ -284,10 +297,17 @@ def _nan_last(value):
   return np.inf if np.isnan(value) else value
 
 
-def _notes(*more):
-  return [
+def _papers(method: Method, strata: anatomy.Strata) -> paper_results.PaperRow | None:
+  """The paper's row of a method; it has none of other strata."""
+  return paper_results.METHODS.get(method.name) if strata == anatomy.PAPER else None
+
+
+def _notes(strata, *more):
+  notes = [
     "Ours: mean over seeds, in parentheses the 95 % interval by bootstrap over patients (none with"
     f" fewer than {bootstrap.MIN_PATIENTS}, or where patients do not differ).",
     *more,
-    f'"{paper_results.MEASURED_ON}": as the paper prints it, on other stacks.',
   ]
+  if strata != anatomy.PAPER:
+    return [*notes, "The paper tells three strata apart and has no such rows."]
+  return [*notes, f'"{paper_results.MEASURED_ON}": as the paper prints it, on other stacks.']

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import contextlib
 import io
+import itertools
 import os
 import pathlib
 
@@ -20,16 +21,13 @@ from matplotlib.figure import Figure
 import numpy as np
 from scipy import stats
 
-from rcm_jax import arrays
+from rcm_jax import anatomy
 from rcm_jax.evaluation import paper_results, reliability
 from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.evaluation import scores as scores_lib
 from tfds_rcm import disk
 
-STRATA_COLORS = ("#A6D5F5", "#E69F00", "#7E3560")  # epidermis, DEJ, dermis
 METHOD_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STRATA_NAMES = ("Epidermis", "DEJ", "Dermis")
-_BOUNDARY_NAMES = ("Epidermis-DEJ boundary", "DEJ-dermis boundary")
 _STYLE = {
   "font.size": 9,
   "axes.titlesize": 10,
@@ -104,7 +102,7 @@ def head_training(
 def boundary_error_histograms(
   predictions: Sequence[predictions_lib.StackPrediction], path: _Path
 ) -> None:
-  """Draws Figure 2: errors of both boundaries on test stacks, best method on top.
+  """Draws Figure 2: errors of each boundary on test stacks, best method on top.
 
   Bars count stacks, the line is their kernel density, each tick below is one stack, the red
   line marks no error. Seeds are pooled. Errors are those after median-then-max, predicted minus
@@ -114,8 +112,9 @@ def boundary_error_histograms(
   methods = sorted(errors, key=lambda method: _mean_error(errors[method]))
   pooled = np.concatenate([e for pair in errors.values() for e in pair])
   edges = _error_bins(pooled, predictions)
-  with _figure(path, 7.6, 0.9 + 0.85 * len(methods)) as figure:
-    grid = figure.subplots(len(methods), 2, sharex=True, squeeze=False)
+  titles = _boundary_titles(predictions[0].strata)
+  with _figure(path, 3.8 * len(titles), 0.9 + 0.85 * len(methods)) as figure:
+    grid = figure.subplots(len(methods), len(titles), sharex=True, squeeze=False)
     for i, method in enumerate(methods):
       color = METHOD_COLORS[i % len(METHOD_COLORS)]
       for axes, error in zip(grid[i], errors[method]):
@@ -123,7 +122,7 @@ def boundary_error_histograms(
       grid[i, 0].set_ylabel(
         paper_results.display_name(method), rotation=0, ha="right", va="center", labelpad=6
       )
-    for axes, name in zip(grid[0], _BOUNDARY_NAMES):
+    for axes, name in zip(grid[0], titles):
       axes.set_title(name)
     for axes in grid[-1]:
       axes.set(xlim=(edges[0], edges[-1]), xlabel="Error, µm (positive: too deep)")
@@ -151,8 +150,10 @@ def strata_ribbon(
     groups = figure.subfigures(1, len(picks), squeeze=False)[0]
     for i, (group, pick) in enumerate(zip(groups, picks)):
       _ribbon(group, shown[pick], first=i == 0)
-    handles = [mpl.patches.Patch(color=c, label=n) for c, n in zip(STRATA_COLORS, _STRATA_NAMES)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    strata = shown[0].strata
+    named = zip(strata.colors, strata.headings.values())
+    handles = [mpl.patches.Patch(color=color, label=name) for color, name in named]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(strata))
     figure.suptitle(f"{paper_results.display_name(best[0])}, from the worst test stack to the best")
 
 
@@ -210,7 +211,7 @@ def attention_maps(maps: Mapping[str, Float[np.ndarray, "n n"]], path: _Path) ->
 
 
 def reliability_diagram(
-  classified: Mapping[str, tuple[Float[np.ndarray, "n 3"], Int[np.ndarray, "n"]]], path: _Path
+  classified: Mapping[str, tuple[Float[np.ndarray, "n C"], Int[np.ndarray, "n"]]], path: _Path
 ) -> None:
   """Draws accuracy against confidence, in bins of equally many slices.
 
@@ -226,7 +227,7 @@ def reliability_diagram(
       error = reliability.expected_calibration_error(probabilities, labels)
       label = f"{name} (ECE {100 * error:.1f} %)"
       axes.plot(confidence, accuracy, "o-", ms=4, color=color, label=label)
-    low = 1 / arrays.NUM_STRATA
+    low = 1 / min((p.shape[1] for p, _ in classified.values()), default=2)
     axes.set(xlim=(low, 1.01), ylim=(low, 1.01), aspect="equal")
     axes.set(xlabel="Confidence", ylabel="Accuracy")
     axes.legend(loc="upper left")
@@ -254,6 +255,12 @@ def _curve(axes, values, color, label):
     axes.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.18, lw=0)
 
 
+def _boundary_titles(strata: anatomy.Strata) -> list[str]:
+  words = [word if word == "DEJ" else word.lower() for word in strata.headings.values()]
+  pairs = (f"{above}-{below} boundary" for above, below in itertools.pairwise(words))
+  return [f"{pair[0].upper()}{pair[1:]}" for pair in pairs]
+
+
 def _errors_by_method(predictions):
   runs: dict[tuple[str, int], list] = {}
   for p in predictions:
@@ -265,7 +272,7 @@ def _errors_by_method(predictions):
   return {
     method: tuple(
       np.concatenate([s.error_um[s.counted[:, b], scores_lib.PAPER_RULE, b] for s in runs])
-      for b in (0, 1)
+      for b in range(runs[0].counted.shape[1])
     )
     for method, runs in pooled.items()
   }
@@ -324,7 +331,7 @@ def _ribbon(group, prediction, first):
   )
   both = (true, prediction.labels, "True"), (found, prediction.predicted, "Pred.")
   for axes, strata, name in both:
-    for stratum, color in enumerate(STRATA_COLORS):
+    for stratum, color in enumerate(prediction.strata.colors):
       here = np.flatnonzero(strata == stratum)
       axes.barh(edges[here], 1, np.diff(edges)[here], align="edge", color=color, lw=0)
     axes.set(xticks=[], xlim=(0, 1), xlabel=name)
@@ -333,7 +340,7 @@ def _ribbon(group, prediction, first):
   outline = np.repeat(edges, 2)[1:-1]
   heights = np.repeat(np.cumsum(prediction.probabilities, axis=1), 2, axis=0)
   below = np.zeros(len(outline))
-  for top, color in zip(heights.T, STRATA_COLORS):
+  for top, color in zip(heights.T, prediction.strata.colors):
     probability.fill_betweenx(outline, below, top, color=color, lw=0)
     below = top
   probability.set(xlim=(0, 1), xlabel="Probability", xticks=[0, 0.5, 1], ylim=(edges[-1], edges[0]))

@@ -8,11 +8,12 @@ import json
 import math
 import pathlib
 
+from rcm_jax import anatomy
 from rcm_jax.reporting.table_formats import Cell, Table
 from tfds_rcm.errors import UserError
 
 _SCHEMA = "tfds_rcm.agreement/1"
-_BOUNDARIES = ("epidermis_dej", "dej_dermis")
+_UNKNOWN = (None, None, None)  # they did not label the corneum
 _NAME = "readers between themselves"
 
 
@@ -23,14 +24,15 @@ class Readers:
   Attributes:
     count: readers.
     stacks: that at least two of them labelled.
-    accuracy: share of slices with one label, over all pairs, and the ends of its 95 % interval.
-    mae_um: mean absolute differences of both boundaries, likewise.
+    accuracy: by strata, share of slices with one label, over all pairs, and the ends of its 95 %
+      interval.
+    mae_um: by boundary, mean absolute difference, likewise.
   """
 
   count: int
   stacks: int
-  accuracy: tuple[float, float, float]
-  mae_um: tuple[tuple[float, float, float], ...]
+  accuracy: dict[int, tuple[float, float, float]]
+  mae_um: dict[str, tuple[float, float, float]]
 
 
 def read(path: pathlib.Path) -> Readers:
@@ -46,8 +48,14 @@ def read(path: pathlib.Path) -> Readers:
     return Readers(
       count=len(values["readers"]),
       stacks=int(values["stacks"]),
-      accuracy=_estimate(values["accuracy"]),
-      mae_um=tuple(_estimate(values["boundary_mae_um"][name]) for name in _BOUNDARIES),
+      accuracy={
+        len(anatomy.PAPER): _estimate(values["accuracy"]),
+        len(anatomy.WITH_CORNEUM): _estimate(values.get("accuracy_with_corneum") or _UNKNOWN),
+      },
+      mae_um={
+        name: _estimate(values["boundary_mae_um"].get(name) or _UNKNOWN)
+        for name in anatomy.WITH_CORNEUM.boundaries
+      },
     )
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(
@@ -56,12 +64,14 @@ def read(path: pathlib.Path) -> Readers:
     ) from error
 
 
-def add(tables: Sequence[Table], readers: Readers) -> list[Table]:
+def add(
+  tables: Sequence[Table], readers: Readers, strata: anatomy.Strata = anatomy.PAPER
+) -> list[Table]:
   """Tables 1 and 3 with the readers' row at their end; others as they are."""
   where = f"{readers.count} readers, {readers.stacks} stacks"
   rows = {
-    "table1": ["Readers", _NAME, where, _cell(readers.accuracy, 100)],
-    "table3": [_NAME, where, *(_cell(mae) for mae in readers.mae_um)],
+    "table1": ["Readers", _NAME, where, _cell(readers.accuracy[len(strata)], 100)],
+    "table3": [_NAME, where, *(_cell(readers.mae_um[name]) for name in strata.boundaries)],
   }
   note = (
     "Readers between themselves: how often two of them agree, and how far apart they put a "

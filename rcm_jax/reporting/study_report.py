@@ -105,18 +105,20 @@ def _build(
   """Methods, the most accurate first; the tables; and the comparison of every pair of methods."""
   scores = _score_methods(runs)
   methods = _estimate(runs, scores)
-  comparisons = paired_tests.compare({m.name: scores[m.name] for m in methods})
+  strata = runs.strata
+  comparisons = paired_tests.compare({m.name: scores[m.name] for m in methods}, strata)
   builders = (paper_tables.table1, paper_tables.table2, paper_tables.table3)
-  built = [build(methods, runs.dataset) for build in (*builders, paper_tables.decoding_table)]
-  built = reader_rows.add(built, readers) if readers else built
+  builders = (*builders, paper_tables.decoding_table)
+  built = [build(methods, runs.dataset, strata) for build in builders]
+  built = reader_rows.add(built, readers, strata) if readers else built
   every = None
   best = [c for c in comparisons if c.first == methods[0].name]
   if best:
-    built.append(paper_tables.comparison_table(best, runs.dataset))
-    every = paper_tables.comparison_table(comparisons, runs.dataset)
+    built.append(paper_tables.comparison_table(best, runs.dataset, strata))
+    every = paper_tables.comparison_table(comparisons, runs.dataset, strata)
   assessed = _assess(runs, [m.name for m in methods])
   if assessed:
-    built.append(paper_tables.uncertainty_table(assessed, runs.dataset))
+    built.append(paper_tables.uncertainty_table(assessed, runs.dataset, strata))
   return methods, built, every
 
 

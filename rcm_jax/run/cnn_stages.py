@@ -45,8 +45,10 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
   spec = cnn_spec.CnnSpec(
     **{**config.cnn, "seed": seed, "count_include_pad": _counts_padding(config.cnn)},
     augmentation=augmentation_of(config.augmentation.to_dict()),
+    num_strata=len(run.strata),
   )
   described = dataclasses.asdict(spec)
+  del described["num_strata"]  # that of `source`
   if not spec.count_include_pad:  # as every cache that was written before there was a choice
     del described["count_include_pad"]
   if spec.pretrained:

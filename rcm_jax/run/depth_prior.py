@@ -28,7 +28,8 @@ def classify_by_depth(run: stages.Run) -> stages.Result:
         seed: int = seed,
       ) -> None:
         del advance  # over in a moment
-        model = depth_prior.fit(seen["train"], run.splits["train"].labels, seed=seed)
+        labels, count = run.splits["train"].labels, len(run.strata)
+        model = depth_prior.fit(seen["train"], labels, seed=seed, num_strata=count)
         for name in stages.EVALUATED:
           np.save(directory / f"{name}.npy", model.predict_proba(seen[name]))
 

@@ -179,7 +179,8 @@ def batches(
     epoch: from 0; names the order.
   """
   longest = min(spec.max_slices, int(split.lengths.max()))
-  truth = losses.targets_of(slices_lib.features_of(split, np.zeros((len(split), 1)), longest))
+  stacks = slices_lib.features_of(split, np.zeros((len(split), 1)), longest)
+  truth = losses.targets_of(stacks, spec.num_strata)
   truth = jax.tree.map(lambda x: np.pad(x, [(0, 1)] + [(0, 0)] * (x.ndim - 1)), truth)
   room = -(-tuning.batch_size * longest // tuning.micro_batch) * tuning.micro_batch
   count = len(split.stack_id)

@@ -85,6 +85,7 @@ def spec(config: ml_collections.ConfigDict, splits: Mapping[str, Slices]) -> Hea
     feedback=head.feedback,
     likelihood=head.likelihood,
     forget_bias=head.forget_bias,
+    num_strata=len(splits["train"].strata),
   )
 
 

@@ -196,6 +196,7 @@ def _train_heads(
     "features": source,
     "backend": numerics(),
   }
+  del described["num_strata"]  # that of the features
   train, validation = (features[name].cut(spec.max_slices) for name in ("train", "validation"))
   directory = stages.stage(
     run.cache_dir,

@@ -50,6 +50,7 @@ def _baseline(run: stages.Run, module: Any, model_class: Any) -> stages.Result:
         validation.slices,
         validation.labels,
         seed=seed,
+        strata=run.strata.names,
         progress=run.writer.console.print,
       )
       model.save(directory / "model.npz")

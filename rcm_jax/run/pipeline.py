@@ -19,7 +19,9 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 import ml_collections
+import numpy as np
 
+from rcm_jax import anatomy
 from rcm_jax.data import feature_file, records
 from rcm_jax.data import scale as scale_lib
 from rcm_jax.data import slices as slices_lib
@@ -46,6 +48,7 @@ _PACKAGES = (
 
 # What runs did before there was a choice. (None need not be listed.)
 _LATER_KEYS = {
+  "data.strata": 3,
   "data.train_tiles": 1,
   "head.forget_bias": 0.0,
   "head.l1_reduction": "mean",
@@ -74,6 +77,10 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pat
     raise UserError(
       f"config.precision: '{config.precision}' is none of {', '.join(PRECISIONS)}"
       f"{nearest(str(config.precision), PRECISIONS)}"
+    )
+  if config.data.strata not in anatomy.COUNTS:
+    raise UserError(
+      f"config.data.strata: {config.data.strata} is none of {', '.join(map(str, anatomy.COUNTS))}"
     )
   jax.config.update("jax_default_matmul_precision", config.precision)
   if not devices.is_first():  # it computes with the first one, and leaves the results to it
@@ -105,6 +112,7 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
       name = stages.dataset_name(config.data)
       source, tested, splits = _decode_all(config.data, workdir, cache_dir, writer)
       scale = splits["test"].scale
+      _note_corneum(splits, writer)
     this = stages.Run(config, workdir, cache_dir, writer, source, tested, splits, about)
     result = methods.METHODS[config.pipeline](this)
   finally:
@@ -117,6 +125,7 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
     "slices": {name: len(split) for name, split in splits.items()},
     "image_size": scale.image_size or None,  # older files of features do not tell
     "field_um": scale.field_um,
+    "strata": splits["train"].strata.names,
   }
   rows = results.write_run(
     workdir, dataset, result.predictions, versions=_versions(), train_seconds=result.seconds
@@ -143,6 +152,12 @@ def _from_file(
       "config.data.train_stacks"
     )
   known = feature_file.load(path)
+  strata = known.splits["train"].strata
+  if len(strata) != config.data.strata:
+    raise UserError(
+      f"config.features.file: {path}: its labels tell {len(strata)} strata apart, not "
+      f"{config.data.strata}; set config.data.strata={len(strata)}"
+    )
   source = f"features-{files.file_digest(pathlib.Path(path))[:12]}"
   return known.dataset, source, known.splits, known.scale
 
@@ -178,6 +193,19 @@ def _decode_all(
   return source, tested, splits
 
 
+def _note_corneum(splits: dict[str, slices_lib.Slices], writer: Writer) -> None:
+  """Says how stacks without corneum are understood."""
+  if splits["train"].strata != anatomy.WITH_CORNEUM:
+    return
+  stacks = sum(len(split.stack_id) for split in splits.values())
+  shown = sum(len(np.unique(split.stack[split.labels == 0])) for split in splits.values())
+  if shown < stacks:
+    writer.console.print(
+      f"{stacks - shown} of {stacks} stacks have no slice labelled stratum_corneum: they count as "
+      "beginning below it, and its boundary is not scored in them"
+    )
+
+
 def _decode(
   sources: Sequence[str],
   wanted: ml_collections.ConfigDict,
@@ -202,6 +230,9 @@ def _decode(
     "field_um": wanted.field_um,
     "train_tiles": wanted.train_tiles,
   }
+  strata = anatomy.of_count(wanted.strata)
+  if strata != anatomy.PAPER:  # as every cache that was written before there was a choice
+    spec["strata"] = strata.names
   return stages.stage(
     cache_dir,
     writer,
@@ -213,6 +244,7 @@ def _decode(
       image_size=wanted.image_size,
       field_um=wanted.field_um,
       train_tiles=wanted.train_tiles,
+      strata=strata,
       advance=advance,
     ),
   )

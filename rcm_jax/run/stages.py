@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from rcm_jax import __version__
+from rcm_jax import __version__, anatomy
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.evaluation.predictions import StackPrediction
 from rcm_jax.runtime import metric_writer as writer_lib
@@ -42,6 +42,11 @@ class Run:
   tested: str
   splits: Mapping[str, slices_lib.Slices]
   about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def strata(self) -> anatomy.Strata:
+    """Strata that the labels tell apart."""
+    return self.splits["train"].strata
 
   def seen_data(self) -> dict[str, str]:
     """Describes the data to a stage that sees all splits, the test split too."""
@@ -92,6 +97,8 @@ def stage(
 def dataset_name(wanted: ml_collections.ConfigDict) -> str:
   """Returns what figures on the test split were measured on."""
   trained = "+".join(wanted.sources)
+  if wanted.strata != len(anatomy.PAPER):
+    trained += f", {wanted.strata} strata"
   if wanted.train_stacks is not None:
     trained += f" (trained on {wanted.train_stacks} stacks)"
   if not wanted.test_sources:
@@ -123,7 +130,7 @@ def predictions_by_stack(
   probabilities: Mapping[str, Iterable[np.ndarray]],
   ordered: bool = False,
 ) -> list[StackPrediction]:
-  """Puts probabilities, one array [n, 3] a stack and split, beside what is known of the stacks."""
+  """Puts probabilities, one array [n, C] a stack and split, beside what is known of the stacks."""
   return [
     StackPrediction(
       method=method,
@@ -136,6 +143,7 @@ def predictions_by_stack(
       labels=splits[name].labels[splits[name].rows(stack)][: len(classified)].astype(np.int32),
       probabilities=classified,
       ordered=ordered,
+      strata=splits[name].strata,
     )
     for name, by_stack in probabilities.items()
     for stack, classified in enumerate(by_stack)

@@ -17,7 +17,7 @@ pixels of a batch laid out last, W words (textons) of a dictionary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import json
@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 import numpy as np
 
-from rcm_jax.arrays import NUM_STRATA, STRATA, ArrayLike
+from rcm_jax.arrays import ArrayLike
 from rcm_jax.ops.backend import backend
 from tfds_rcm.errors import UserError
 
@@ -328,6 +328,7 @@ def check_split(
   slices: Shaped[ArrayLike, "slices h w"],
   labels: Shaped[ArrayLike, " labels"],
   *,
+  strata: Sequence[str],
   min_side: int,
 ) -> None:
   """Raises UserError unless every slice has a label, every stratum a slice, and patches fit.
@@ -335,15 +336,16 @@ def check_split(
   Args:
     name: what the split is called in the message.
     slices: gray levels.
-    labels: strata.
+    labels: places in `strata`.
+    strata: their names.
     min_side: shortest side of a slice, in pixels, that can be encoded.
   """
   if len(slices) != len(labels):
     raise UserError(f"{name}: {len(slices)} slices but {len(labels)} labels; expected one a slice")
-  missing = [stratum for c, stratum in enumerate(STRATA) if not np.any(np.asarray(labels) == c)]
+  missing = [stratum for c, stratum in enumerate(strata) if not np.any(np.asarray(labels) == c)]
   if missing:
     raise UserError(
-      f"{name}: no slice is labelled {' or '.join(missing)}; expected all {NUM_STRATA} strata, "
+      f"{name}: no slice is labelled {' or '.join(missing)}; expected all {len(strata)} strata, "
       "use more stacks"
     )
   if min(slices.shape[1:]) < min_side:

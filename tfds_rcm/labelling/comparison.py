@@ -13,9 +13,11 @@ from tfds_rcm.errors import UserError
 from tfds_rcm.labelling import kappa
 from tfds_rcm.labelling.kappa import Estimate
 from tfds_rcm.labelling.readings import Journals, ReadStack, merged_classes
+from tfds_rcm.study.annotations import STRATA
 
 CLASSES = ("epidermis", "dej", "dermis")
 BOUNDARIES = ("epidermis_dej", "dej_dermis")
+CORNEUM = "stratum_corneum_epidermis"  # the boundary that counts where readers label the corneum
 _LIMITS = 1.96  # standard deviations: where 95 % of differences lie if they are normal
 
 
@@ -60,7 +62,7 @@ class Comparison:
     confusion: slices by what the first (rows) and the second (columns) said.
     accuracy: share of slices with one label.
     kappa: Cohen's, by `kappa.WEIGHTS`.
-    boundaries: by `BOUNDARIES`.
+    boundaries: by `Agreement.boundaries`.
   """
 
   first: str
@@ -107,8 +109,9 @@ class Agreement:
     own: each with themself.
     by_site: every pair at every site.
     worst: stacks on which readers differ, most different first.
-    boundary_pairs: mean absolute difference of a boundary over all pairs, by `BOUNDARIES`.
+    boundary_pairs: mean absolute difference of a boundary over all pairs, by `boundaries`.
     accuracy: share of slices with one label, over all pairs.
+    accuracy_with_corneum: the same with the corneum apart, where it is labelled; else None.
     journals: what only the label page's logs tell.
   """
 
@@ -121,7 +124,13 @@ class Agreement:
   worst: tuple[ReadStack, ...]
   boundary_pairs: Mapping[str, Estimate]
   accuracy: Estimate
+  accuracy_with_corneum: Estimate | None
   journals: Journals
+
+  @property
+  def boundaries(self) -> tuple[str, ...]:
+    """Names of the boundaries that are compared, shallow to deep."""
+    return tuple(self.boundary_pairs)
 
 
 def boundary_um(
@@ -135,6 +144,9 @@ def boundary_um(
 def compare(stacks: Sequence[ReadStack], journals: Journals) -> Agreement:
   """Compares the readers of a study; corneum counts as epidermis, as in the paper.
 
+  Where two readers of a stack label the corneum, its lower end is compared too, and a second accuracy
+  tells it apart.
+
   Raises:
     UserError: no stack has two readers.
   """
@@ -142,6 +154,8 @@ def compare(stacks: Sequence[ReadStack], journals: Journals) -> Agreement:
   own = tuple(_own(stacks, journals))
   if not read_twice and not own:
     raise UserError("no stack has labels of two readers, or of one twice; let another one label")
+  corneum = any(_labels_corneum(stack) for stack in read_twice)
+  names = (CORNEUM, *BOUNDARIES) if corneum else BOUNDARIES
   readers = tuple(sorted({reader for stack in read_twice for reader in stack.by_reader}))
   pairs, by_site = [], []
   sites = sorted({stack.site for stack in read_twice})
@@ -149,11 +163,11 @@ def compare(stacks: Sequence[ReadStack], journals: Journals) -> Agreement:
     of_pair = [stack for stack in read_twice if set(pair) <= set(stack.by_reader)]
     if not of_pair:
       continue
-    pairs.append(_compare(*pair, [_both(stack, pair) for stack in of_pair]))
+    pairs.append(_compare(*pair, [_both(stack, pair) for stack in of_pair], names))
     for site in sites if len(sites) > 1 else ():
       of_site = [_both(stack, pair) for stack in of_pair if stack.site == site]
       if of_site:
-        by_site.append((site, _compare(*pair, of_site)))
+        by_site.append((site, _compare(*pair, of_site, names)))
   worst = sorted(read_twice, key=lambda stack: (-stack.differing, stack.stack_id))
   return Agreement(
     readers=readers,
@@ -163,39 +177,51 @@ def compare(stacks: Sequence[ReadStack], journals: Journals) -> Agreement:
     own=own,
     by_site=tuple(sorted(by_site, key=lambda item: item[0])),
     worst=tuple(stack for stack in worst if stack.differing),
-    boundary_pairs=_over_pairs(read_twice),
-    accuracy=_accuracy_over_pairs(read_twice),
+    boundary_pairs=_over_pairs(read_twice, names),
+    accuracy=_accuracy_over_pairs(read_twice, len(CLASSES)),
+    accuracy_with_corneum=_accuracy_over_pairs(
+      [stack for stack in read_twice if _labels_corneum(stack)], len(STRATA)
+    )
+    if corneum
+    else None,
     journals=journals,
   )
 
 
+def _labels_corneum(stack: ReadStack) -> bool:
+  """Whether two readers label the stack's corneum: others may not have been asked to."""
+  return sum(bool((labels == 0).any()) for labels in stack.by_reader.values()) > 1
+
+
 @dataclasses.dataclass(frozen=True)
 class _Both:
-  """A stack's classes as two readings have them."""
+  """A stack's labels as two readings have them."""
 
   stack: ReadStack
   first: Int[np.ndarray, " T"]
   second: Int[np.ndarray, " T"]
 
-  @property
-  def counts(self):
-    return kappa.confusion(self.first, self.second, len(CLASSES))
+  def counts(self, classes: int = len(CLASSES)) -> Int[np.ndarray, "C C"]:
+    """Slices by what both say; the deepest `classes` strata are told apart."""
+    pair = (np.maximum(x - (len(STRATA) - classes), 0) for x in (self.first, self.second))
+    return kappa.confusion(*pair, classes)
 
-  def difference(self, boundary):
+  def difference(self, name):
     """Second less first, NaN unless both see it; their mean; how many of the two see it."""
-    a, b = (
-      boundary_um(classes, self.stack.depth_um, boundary) for classes in (self.first, self.second)
-    )
+    above = (CORNEUM, *BOUNDARIES).index(name)
+    a, b = (boundary_um(labels, self.stack.depth_um, above) for labels in (self.first, self.second))
     return b - a, (a + b) / 2, int(np.isfinite(a)) + int(np.isfinite(b))
 
 
 def _both(stack, pair):
-  return _Both(stack, *(merged_classes(stack.by_reader[reader]) for reader in pair))
+  return _Both(stack, *(stack.by_reader[reader] for reader in pair))
 
 
-def _compare(first: str, second: str, both: Sequence[_Both]) -> Comparison:
+def _compare(
+  first: str, second: str, both: Sequence[_Both], boundaries: Sequence[str] = BOUNDARIES
+) -> Comparison:
   patients = [item.stack.patient_id for item in both]
-  counts = [item.counts for item in both]
+  counts = [item.counts() for item in both]
   totals = kappa.by_patient(patients, counts)
   of_kappa = {
     weights: kappa.estimate(
@@ -212,11 +238,11 @@ def _compare(first: str, second: str, both: Sequence[_Both]) -> Comparison:
     confusion=np.sum(counts, axis=0),
     accuracy=kappa.estimate(lambda d: kappa.accuracy(kappa.weighted(d, totals)), len(totals)),
     kappa=of_kappa,
-    boundaries={name: _differences(both, k) for k, name in enumerate(BOUNDARIES)},
+    boundaries={name: _differences(both, name) for name in boundaries},
   )
 
 
-def _differences(both: Sequence[_Both], boundary: int) -> Differences:
+def _differences(both: Sequence[_Both], boundary: str) -> Differences:
   found = [item.difference(boundary) for item in both]
   seen = [(item, *told[:2]) for item, told in zip(both, found) if told[2] == 2]
   difference = np.array([told[1] for told in seen])
@@ -285,7 +311,7 @@ def _own(stacks: Sequence[ReadStack], journals: Journals) -> list[Comparison]:
   out = []
   for reader, repeated in sorted(journals.repeated.items()):
     both = [
-      _Both(known[stack_id], *(merged_classes(labels) for labels in twice))
+      _Both(known[stack_id], *twice)
       for stack_id, twice in sorted(repeated.items())
       if stack_id in known and len(twice[0]) == len(known[stack_id].depth_um)
     ]
@@ -302,14 +328,15 @@ def _every_pair(stacks: Sequence[ReadStack]) -> list[_Both]:
   ]
 
 
-def _over_pairs(stacks: Sequence[ReadStack]) -> dict[str, Estimate]:
+def _over_pairs(stacks: Sequence[ReadStack], boundaries: Sequence[str]) -> dict[str, Estimate]:
   both = _every_pair(stacks)
-  return {name: _differences(both, k).mae for k, name in enumerate(BOUNDARIES)}
+  return {name: _differences(both, name).mae for name in boundaries}
 
 
-def _accuracy_over_pairs(stacks: Sequence[ReadStack]) -> Estimate:
+def _accuracy_over_pairs(stacks: Sequence[ReadStack], classes: int) -> Estimate:
   both = _every_pair(stacks)
   if not both:
     return Estimate(float("nan"), float("nan"), float("nan"))
-  totals = kappa.by_patient([item.stack.patient_id for item in both], [i.counts for i in both])
+  counts = [item.counts(classes) for item in both]
+  totals = kappa.by_patient([item.stack.patient_id for item in both], counts)
   return kappa.estimate(lambda d: kappa.accuracy(kappa.weighted(d, totals)), len(totals))

@@ -189,7 +189,9 @@ function showPrediction(prediction) {
   $("model").hidden = !prediction;
   if (!prediction) return;
   app.strips = [...app.strips.filter((strip) => strip.name !== "model"), { name: "model", labels: prediction.labels }];
-  const names = { epidermis_dej: "Epidermis – DEJ", dej_dermis: "DEJ – dermis" };
+  const names = {
+    stratum_corneum_epidermis: "Corneum – epidermis", epidermis_dej: "Epidermis – DEJ", dej_dermis: "DEJ – dermis",
+  };
   const table = document.createElement("table");
   for (const boundary of prediction.boundaries) {
     const row = table.insertRow();

@@ -13,11 +13,15 @@ import pathlib
 from typing import Any
 
 from tfds_rcm.labelling import files, journal, kappa, page, plots
-from tfds_rcm.labelling.comparison import BOUNDARIES, Agreement, Comparison
+from tfds_rcm.labelling.comparison import Agreement, Comparison
 from tfds_rcm.labelling.kappa import Estimate
 from tfds_rcm.study.annotations import STRATA
 
-BOUNDARY_NAMES = {"epidermis_dej": "epidermis–DEJ", "dej_dermis": "DEJ–dermis"}
+BOUNDARY_NAMES = {
+  "stratum_corneum_epidermis": "corneum–epidermis",
+  "epidermis_dej": "epidermis–DEJ",
+  "dej_dermis": "DEJ–dermis",
+}
 _CLASS_NAMES = ("epidermis", "DEJ", "dermis")
 SCHEMA = "tfds_rcm.agreement/1"
 _WORST = 20
@@ -133,8 +137,7 @@ def _common(a: Agreement) -> tuple[Cell, ...]:
 
 def _boundaries(c: Comparison) -> list[tuple[Cell, ...]]:
   rows = []
-  for name in BOUNDARIES:
-    d = c.boundaries[name]
+  for name, d in c.boundaries.items():
     rows.append(
       (BOUNDARY_NAMES[name], len(d.stack_id), d.one_only, d.bias, *d.limits, d.mae)
     )  # fmt: skip
@@ -250,7 +253,8 @@ def to_json(agreement: Agreement) -> dict[str, Any]:
     "stacks": len(a.stacks),
     "patients": len({stack.patient_id for stack in a.stacks}),
     "accuracy": told(a.accuracy),
-    "boundary_mae_um": {name: told(a.boundary_pairs[name]) for name in BOUNDARIES},
+    "accuracy_with_corneum": a.accuracy_with_corneum and told(a.accuracy_with_corneum),
+    "boundary_mae_um": {name: told(mae) for name, mae in a.boundary_pairs.items()},
     "kappa": {w: told(a.common.kappa[w]) for w in kappa.WEIGHTS} if a.common else None,
   }
 
@@ -302,18 +306,18 @@ def summary(agreement: Agreement) -> str:
   ]
   if a.common:
     parts.append(f"κ {shown(a.common.kappa['none'])}")
-  for name in BOUNDARIES:
-    parts.append(f"{BOUNDARY_NAMES[name]} {shown(a.boundary_pairs[name])} µm apart")
+  for name, mae in a.boundary_pairs.items():
+    parts.append(f"{BOUNDARY_NAMES[name]} {shown(mae)} µm apart")
   return "; ".join(parts)
 
 
 def _plots(agreement: Agreement) -> list[str]:
   out = []
   for c in (*agreement.pairs, *agreement.own):
-    for name in BOUNDARIES:
-      if len(c.boundaries[name].stack_id) > 1:
+    for name, d in c.boundaries.items():
+      if len(d.stack_id) > 1:
         who = f"{c.first} – {c.second}" if c.first != c.second else f"{c.first} twice"
-        out.append(plots.bland_altman(c.boundaries[name], f"{who}: {BOUNDARY_NAMES[name]}"))
+        out.append(plots.bland_altman(d, f"{who}: {BOUNDARY_NAMES[name]}"))
   return out
 
 

@@ -1,13 +1,15 @@
 """Decoding as an ONNX graph: `interpretation.interpret` without loops.
 
-A possible labelling is a pair of boundaries (see `decoding.monotone_model`), and a stack has few enough slices
-that the table of all pairs is small. Its largest entry is the most probable labelling; its sums are
-the boundaries' distribution and the slices' marginals.
+A possible labelling is a chain of boundaries (see `decoding.monotone_model`), and a stack has few enough slices
+that the table of all pairs of neighbours is small. Sums over a table go one boundary further, and its
+own sums are the boundaries' distribution and the slices' marginals; its largest entries lead to the
+most probable labelling.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +20,18 @@ from rcm_jax.exporters.onnx.graph import Value
 
 _TINY = float(np.finfo(np.float32).tiny)
 _IMPOSSIBLE = -1e30
+
+
+class _Chain(NamedTuple):
+  """Probabilities of a stack's boundaries.
+
+  Attributes:
+    alone: [T + 1] of each.
+    pairs: [T + 1, T + 1] of each and the next one: row of the one below, column of the one above.
+  """
+
+  alone: list[Value]
+  pairs: list[Value]
 
 
 class Outputs(NamedTuple):
@@ -35,20 +49,20 @@ def decode(members: Sequence[Value], depth_um: Value, calibration: Calibration) 
   """Adds the ensemble's mean, and decoding.
 
   Args:
-    members: unary scores of each member, float32 [T, 3].
+    members: unary scores of each member, float32 [T, C].
     depth_um: float32 [T].
     calibration: of the ensemble.
   """
   temperature = calibration.boundary_temperature
+  strata = len(calibration.margin_um) + 1
   if temperature is None:  # an ordered head
-    tables = [_pairs(unary_scores) for unary_scores in members]
-    tables = [_normalized(table, 1.0) for table in tables]
-    posterior = _mean([_boundaries(table) for table in tables])
-    mean = _mean([_marginals(table) for table in tables])
+    chains = [_chain(_sums(unary_scores, strata)) for unary_scores in members]
+    posterior = _mean([_boundaries(chain) for chain in chains])
+    mean = _mean([_marginals(chain) for chain in chains])
   else:
     mean = _mean([unary_scores.softmax() for unary_scores in members])
-    posterior = _boundaries(_normalized(_pairs(_log(mean)), temperature))
-  median = _medians(posterior)
+    posterior = _boundaries(_chain(_sums(_log(mean) / temperature, strata)))
+  median = _medians(posterior, strata - 1)
   probabilities = (_log(mean) / calibration.temperature).softmax()
   tail = (1 - calibration.coverage) / 2
   low, high = (_quantile(posterior, q, depth_um) for q in (tail, 1 - tail))
@@ -66,14 +80,20 @@ def decode(members: Sequence[Value], depth_um: Value, calibration: Calibration) 
     boundary_um=depth,
     interval_um=ends,
     in_stack=1.0 - outside.squeeze(1),
-    most_probable_strata=_most_probable(_pairs(_log(mean))),
+    most_probable_strata=_most_probable(_sums(_log(mean), strata)),
   )
 
 
-def outputs(found: Outputs) -> dict[str, tuple[Any, Sequence[int | str], Value]]:
-  """Returns type, shape and value by name, as `Graph.model` takes them."""
+def outputs(found: Outputs, strata: int) -> dict[str, tuple[Any, Sequence[int | str], Value]]:
+  """Returns type, shape and value by name, as `Graph.model` takes them.
+
+  Args:
+    found: of `decode`.
+    strata: their number.
+  """
+  inner = strata - 1
   types = Outputs(np.int32, *[np.float32] * 4, np.int32)
-  shapes = Outputs(("slices",), ("slices", 3), (2,), (2, 2), (2,), ("slices",))
+  shapes = Outputs(("slices",), ("slices", strata), (inner,), (inner, 2), (inner,), ("slices",))
   return {
     name: (getattr(types, name), getattr(shapes, name), value)
     for name, value in found._asdict().items()
@@ -92,71 +112,99 @@ def _log(probabilities):
   return graph.op("Log", graph.op("Max", probabilities, _TINY))
 
 
-def _columns(x):
-  return [x.rows(c, c + 1, axis=1).squeeze(1) for c in range(3)]
-
-
-def _pairs(unary_scores: Value) -> Value:
-  """Scores of all pairs: row b2, column b1, each 0 … T."""
+def _sums(unary_scores: Value, strata: int) -> list[Value]:
+  """Score of each boundary at 0 … T: [T + 1] each."""
   graph = unary_scores.graph
-  epidermis, dej, dermis = _columns(unary_scores)
+  columns = [unary_scores.rows(c, c + 1, axis=1).squeeze(1) for c in range(strata)]
+  from_start = lambda x: graph.op("CumSum", graph.concat([[0.0], x], axis=0), np.int64(0))
+  return [from_start(above - below) for above, below in itertools.pairwise(columns)]
 
-  def sums(x):
-    return graph.op("CumSum", graph.concat([[0.0], x], axis=0), np.int64(0))
 
-  scores = sums(dej - dermis).unsqueeze(1) + sums(epidermis - dej).unsqueeze(0)
-  count = unary_scores.size()
-  b1 = graph.range(count + 1).unsqueeze(0)
-  b2 = graph.range(count + 1).unsqueeze(1)
-  # Both may be one where the stack has but one stratum: all dermis, or all epidermis.
-  possible = (b1 < b2) | (b2 <= 0) | (b1 >= count)
+def _pairs(above: Value, below: Value) -> Value:
+  """Scores of two neighbouring boundaries together: row of the one below, column of the one above."""
+  graph = above.graph
+  last = above.size() - 1
+  b1 = graph.range(last + 1).unsqueeze(0)
+  b2 = graph.range(last + 1).unsqueeze(1)
+  # Both may be one where the stack begins below both, or ends above them.
+  possible = (b1 < b2) | (b2 <= 0) | (b1 >= last)
   possible = possible & (b1 <= b2)
-  return graph.op("Where", possible, scores, _IMPOSSIBLE)
+  return graph.op("Where", possible, below.unsqueeze(1) + above.unsqueeze(0), _IMPOSSIBLE)
 
 
-def _normalized(pairs: Value, temperature: float) -> Value:
-  flat = (pairs / temperature).reshape(-1)
-  return pairs.graph.op("Reshape", flat.softmax(0), pairs.graph.op("Shape", pairs))
+def _log_sum(pairs: Value, axis: int) -> Value:
+  """Logarithm of the sum of exponentials over an axis."""
+  graph = pairs.graph
+  most = graph.op("ReduceMax", pairs, np.array([axis]), keepdims=1)
+  return graph.op("Log", graph.op("Exp", pairs - most).sum(axis)) + most.squeeze(axis)
 
 
-def _boundaries(table: Value) -> Value:
-  """P(b1) and P(b2): [2, T + 1]."""
-  return table.graph.concat([table.sum(0).unsqueeze(0), table.sum(1).unsqueeze(0)], axis=0)
+def _chain(sums: Sequence[Value]) -> _Chain:
+  if len(sums) == 1:
+    return _Chain([sums[0].softmax(0)], [])
+  down_to, up_to = [sums[0]], [sums[-1]]  # scores of all boundaries from an end to this one
+  for own in sums[1:-1]:
+    down_to.append(own + _log_sum(_pairs(down_to[-1], own * 0.0), axis=1))
+  for own in sums[-2:0:-1]:
+    up_to.insert(0, own + _log_sum(_pairs(own * 0.0, up_to[0]), axis=0))
+  pairs = [_normalized(_pairs(*both)) for both in zip(down_to, up_to, strict=True)]
+  return _Chain([pairs[0].sum(0), *(pair.sum(1) for pair in pairs)], pairs)
 
 
-def _marginals(table: Value) -> Value:
-  """Each slice's stratum probabilities [T, 3], as sums of positive numbers alone."""
-  graph = table.graph
-  size = table.size()
+def _normalized(pairs: Value) -> Value:
+  return pairs.graph.op("Reshape", pairs.reshape(-1).softmax(0), pairs.graph.op("Shape", pairs))
+
+
+def _boundaries(chain: _Chain) -> Value:
+  """P(b) of all boundaries: [S, T + 1]."""
+  return chain.alone[0].graph.concat([p.unsqueeze(0) for p in chain.alone], axis=0)
+
+
+def _marginals(chain: _Chain) -> Value:
+  """Each slice's stratum probabilities [T, C], as sums of positive numbers alone."""
+  graph, size = chain.alone[0].graph, chain.alone[0].size()
   boundary = graph.range(size).unsqueeze(0)
   t = graph.range(size - 1).unsqueeze(1)
   passed = (boundary <= t).cast(np.float32)
   ahead = (t < boundary).cast(np.float32)
-  epidermis = ahead @ table.sum(0)
-  dermis = passed @ table.sum(1)
-  dej = (ahead * (passed @ table.transpose(1, 0))).sum(1)
-  return graph.concat([p.unsqueeze(1) for p in (epidermis, dej, dermis)], axis=1)
+  inner = [(ahead * (passed @ pair.transpose(1, 0))).sum(1) for pair in chain.pairs]
+  columns = [ahead @ chain.alone[0], *inner, passed @ chain.alone[-1]]
+  return graph.concat([p.unsqueeze(1) for p in columns], axis=1)
 
 
-def _most_probable(pairs: Value) -> Value:
-  """Strata [T] of the best pair; of equals the one with the deepest boundaries, as `strata.monotone`."""
-  graph = pairs.graph
-  size = pairs.size()
-  best = graph.op("ArgMax", pairs.reshape(-1), axis=0, keepdims=0, select_last_index=1)
-  t = graph.range(size - 1)
-  strata = (best / size <= t).cast(np.int32)
-  return strata + (graph.op("Mod", best, size) <= t).cast(np.int32)
+def _most_probable(sums: Sequence[Value]) -> Value:
+  """Strata [T] of the best labelling; of equals the one with the deepest boundaries, as `strata.monotone`."""
+  graph = sums[0].graph
+  deepest = lambda scores, axis: graph.op(
+    "ArgMax", scores, axis=axis, keepdims=0, select_last_index=1
+  )
+  best, sources = sums[0], []
+  for own in sums[1:]:
+    pairs = _pairs(best, own)
+    sources.append(deepest(pairs, 1))
+    best = graph.op("ReduceMax", pairs, np.array([1]), keepdims=0)
+  found = [deepest(best, 0)]
+  for source in reversed(sources):
+    found.append(source.take(found[-1]))
+  t = graph.range(best.size() - 1)
+  strata = [(index <= t).cast(np.int32) for index in found]
+  total = strata[0]
+  for passed in strata[1:]:
+    total = total + passed
+  return total
 
 
-def _medians(posterior: Value) -> Value:
-  """`monotone_model.BoundaryPosterior.median`, int64 [2]."""
+def _medians(posterior: Value, boundaries: int) -> Value:
+  """`monotone_model.BoundaryPosterior.median`, int64 [S]."""
   graph = posterior.graph
   up_to = graph.op("CumSum", posterior, np.int64(1)).rows(0, -1, axis=1)
   count = up_to.size(1)
   median = (up_to < HALF).cast(np.int64).sum(1)
-  first, second = median.rows(0, 1), median.rows(1, 2)
-  inside = ((first >= 1) & (first < count)).cast(np.int64)
-  return graph.concat([first, graph.op("Max", second, first + inside)], axis=0)
+  found = [median.rows(0, 1)]
+  for b in range(1, boundaries):
+    inside = ((found[-1] >= 1) & (found[-1] < count)).cast(np.int64)
+    found.append(graph.op("Max", median.rows(b, b + 1), found[-1] + inside))
+  return graph.concat(found, axis=0)
 
 
 def _depths(indices: Value, depth_um: Value) -> Value:

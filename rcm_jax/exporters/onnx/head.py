@@ -29,7 +29,7 @@ def unary_scores(spec: HeadSpec, params: Params, half_width: int, features: Valu
     features: float32 [T, F].
 
   Returns:
-    float32 [T, 3]: logits, or unary scores of the monotone model.
+    float32 [T, C]: logits, or unary scores of the monotone model.
   """
   encode = _encode if spec.window is None else _encode_windows
   h = encode(spec, params["encoder"], features)

@@ -43,7 +43,7 @@ def serialize(bundle: bundle_lib.Bundle) -> bytes:
       "slices": (np.uint8, ("slices", *description.image_shape)),
       "depth_um": (np.float32, ("slices",)),
     },
-    outputs=decoding.outputs(found),
+    outputs=decoding.outputs(found, len(description.strata)),
     about=f"Skin strata in a stack of RCM slices. {RESEARCH_USE}",
     metadata={"bundle": description.to_json()},
   )
