@@ -15,7 +15,7 @@ HEAD_KERNELS, HEAD_TURNS = 100, 2
 COMPILES = pytest.mark.skipif(bool(described.missing()), reason=described.missing() or "")
 
 TEXT = """\
-HloModule m
+HloModule m, is_scheduled=true, num_partitions=8
 
 %body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %p = (s32[], f32[8]{0}) parameter(0)
@@ -52,6 +52,8 @@ def test_launches_are_counted_through_loops():
   assert found.collectives == {"all-reduce": 1}
   assert found.kinds["custom-call __cublas$gemm"] == 5
   assert found.host == 0
+  assert found.partitions == 8
+  assert launches.read(TEXT.replace(", num_partitions=8", "")).partitions == 1
 
 
 def test_names_of_programs_tell_them_apart():
@@ -92,6 +94,7 @@ def examined(name: str, devices: int = 1) -> dict:
   row = gpu_compile.examine(program)
   assert "error" not in row, row["error"]
   assert row["host"] == 0
+  assert row["partitions"] == devices
   return row
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import gru, heads, peer, timing, toeplitz
-from benchmarks.gpu import parity, programs
+from benchmarks.gpu import cnn_programs, parity, programs
 from rcm_jax.arrays import MAX_SLICES, NUM_STRATA
 from rcm_jax.cnn import folded_inception, inception, train_step
 from rcm_jax.heads.attention import AttentionSpec
@@ -31,7 +31,7 @@ def _sizes(dry: bool) -> dict[str, Any]:
     }  # fmt: skip
   return {
     "members": (1, 8, 64, 128), "sweep": 120, "epochs": 200, "batches": (256, 64, 32),
-    "side": programs.SIDE, "width": 1.0, "cnn": (32, 128), "stack": MAX_SLICES,
+    "side": cnn_programs.SIDE, "width": 1.0, "cnn": (32, 128), "stack": MAX_SLICES,
     "gru": gru.CASES, "toeplitz": toeplitz.CASES,
   }  # fmt: skip
 
@@ -157,7 +157,7 @@ def _toeplitz(sizes: dict[str, Any]) -> list[Row]:
 
 def _cnn(sizes: dict[str, Any]) -> list[Row]:
   def train(batch: int) -> dict[str, Any]:
-    spec = programs.cnn_spec(batch, groups=1, width=sizes["width"])
+    spec = cnn_programs.cnn_spec(batch, groups=1, width=sizes["width"])
     mesh = devices.device_mesh(1)
     built = train_step.build(spec, 100, mesh)
     state = [jax.device_put(built.start)]
