@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import gru, loader, pipeline, prepare, run, scale, studies, timing, toeplitz
+from benchmarks import gru, loader, peer, pipeline, prepare, run, scale, studies, timing, toeplitz
 
 
 @pytest.fixture
@@ -84,3 +84,9 @@ def test_products_are_counted_through_calls():
 
   function = lambda x: inner(x).reshape(2, -1) @ jnp.zeros((180, 7))
   assert timing.product_flops(function, image) == 2 * (2 * 36 * 5 * 27 + 2 * 7 * 180)
+
+
+def test_a_peer_that_does_not_answer_is_ended():
+  asleep = peer.call("time", "sleep", 600, patience=0.1)
+  with pytest.raises(RuntimeError, match=r"benchmarks.peer time sleep .* took more than 0.1 s"):
+    asleep()

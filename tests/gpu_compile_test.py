@@ -10,8 +10,9 @@ import pytest
 from benchmarks import gpu_compile
 from benchmarks.gpu import described, launches, programs
 
-# Kernels a training step, and turns of loops: launches are what a GPU waits for in heads.
-HEAD_KERNELS, HEAD_TURNS = 100, 2
+# Kernels a training step of heads, which a GPU waits for: about a tenth more than there were.
+HEAD_KERNELS = {"toeplitz, feedback": 85, "full sequence": 55, "ordered": 140}
+HEAD_TURNS = 2  # of loops over slices, a step; validation has some, an epoch's 62 steps none
 COMPILES = pytest.mark.skipif(bool(described.missing()), reason=described.missing() or "")
 
 TEXT = """\
@@ -106,7 +107,7 @@ def examined(name: str, devices: int = 1) -> dict:
 )
 def test_a_training_step_of_heads_is_few_kernels(kind, devices):
   row = examined(f"heads: {kind}; 120 members", devices)
-  assert row["kernels_a_step"] <= HEAD_KERNELS
+  assert row["kernels_a_step"] <= HEAD_KERNELS[kind]
   assert row["turns_a_step"] <= HEAD_TURNS
   assert row["collectives"] == {}
   # The state before gives its memory to the state after; the data come as an argument.

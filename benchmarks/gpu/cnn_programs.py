@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import pipeline
 from benchmarks.gpu.program import Program, lower, on
 from configs import base
 from rcm_jax.arrays import NUM_STRATA
 from rcm_jax.cnn import folded_inception, inception, train_step
-from rcm_jax.cnn.augmentation import augmentation_of, views
+from rcm_jax.cnn.augmentation import views
 from rcm_jax.cnn.spec import CnnSpec
 from rcm_jax.runtime import devices
 
@@ -25,10 +26,7 @@ CNN_BATCHES = (32, 64, 128, 256)
 def cnn_spec(batch: int, *, groups: int = 8, width: float = 1.0) -> CnnSpec:
   """Returns the paper preset's CNN with another batch."""
   config = base.get_config("paper")
-  return CnnSpec(
-    **{**config.cnn, "batch_size": batch, "norm_groups": groups, "width": width},
-    augmentation=augmentation_of(config.augmentation.to_dict()),
-  )
+  return pipeline.spec_of(config, batch_size=batch, norm_groups=groups, width=width)
 
 
 def programs() -> list[Program]:

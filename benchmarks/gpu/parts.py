@@ -20,6 +20,7 @@ from rcm_jax.heads.head import Head
 from rcm_jax.runtime import devices
 
 Row = tuple[str, Callable[[], dict[str, Any]]]
+PATIENCE = 180.0  # seconds for one call of a peer; torch.compile takes about a minute
 TRAINED_SLICES = 10_409  # of the paper's 245 stacks, at its mean of 42.5 slices a stack
 
 
@@ -101,7 +102,7 @@ def _peer(module: str, function: str, *args: Any) -> Callable[[], None]:
   package = "torch"
   if not timing.peer(package):
     raise ModuleNotFoundError(f"{package} is not installed")
-  return peer.call(module, function, *args)
+  return peer.call(module, function, *args, patience=PATIENCE)
 
 
 def _network(sizes: dict[str, Any]) -> inception.InceptionV3:
