@@ -19,7 +19,6 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
@@ -94,7 +93,7 @@ def _case(case: str, preset: str, size: int, context: int, steps: int) -> list[d
   return found
 
 
-def spec_of(config: ml_collections.ConfigDict, **more: Any) -> cnn_spec.CnnSpec:
+def spec_of(config: Any, **more: Any) -> cnn_spec.CnnSpec:
   """Returns a preset's CNN, without ImageNet weights, with some fields changed."""
   fields = {**config.cnn, "count_include_pad": False}
   augmentation = augmentation_of(config.augmentation.to_dict())
