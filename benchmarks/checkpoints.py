@@ -9,10 +9,9 @@ import time
 
 import jax
 
+from benchmarks import pipeline
 from benchmarks.timing import copy_bytes_per_second
-from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.cnn import train_step
-from rcm_jax.cnn.augmentation import augmentation_of
 from rcm_jax.configs import base
 from rcm_jax.runtime import checkpoints as checkpoints_lib
 from rcm_jax.runtime import devices
@@ -28,9 +27,7 @@ def rows(peers: bool) -> list[dict]:
   found = []
   for preset in ("demo", "paper"):
     config = base.get_config(preset)
-    spec = cnn_spec.CnnSpec(
-      **config.cnn, augmentation=augmentation_of(config.augmentation.to_dict())
-    )
+    spec = pipeline.spec_of(config)
     programs = train_step.build(spec, EPOCH_STEPS, devices.device_mesh(spec.norm_groups))
     learned = programs.start
     state = {"learned": learned, "best": (learned.params, learned.stats)}

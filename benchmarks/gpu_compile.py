@@ -24,6 +24,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # else the CUDA plugin looks for 
 import jax
 
 from benchmarks.gpu import described, launches, programs
+from benchmarks.gpu.program import Program
 
 _HEADER = (
   "| program | GPUs | temporary, MB | kernels a step | turns of loops a step | in CUDA graphs "
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(1)
 
 
-def examine(program: programs.Program, card: str = "h100") -> dict:
+def examine(program: Program, card: str = "h100") -> dict:
   """Compiles one program and describes it, or the error."""
   row = {"program": program.name, "group": program.group, "gpus": program.devices}
   try:

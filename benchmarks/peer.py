@@ -11,10 +11,20 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 
-def call(module: str, function: str, *arguments: int) -> Callable[[], None]:
+def call(
+  module: str, function: str, *arguments: int, patience: float | None = None
+) -> Callable[[], None]:
   """Has `function` of `module` make a call in another process; it must return only when done.
+
+  Args:
+    module: where the function is.
+    function: makes the call.
+    arguments: its own.
+    patience: seconds that one call may take, with the start of the process in the first; then the
+      process is ended.
 
   Returns:
     Does that call once, and returns when it is done. It ends with this process.
@@ -27,11 +37,19 @@ def call(module: str, function: str, *arguments: int) -> Callable[[], None]:
   )
 
   def once():
-    child.stdin.write("go\n")
-    child.stdin.flush()
-    if child.stdout.readline() != "done\n":
+    limit = threading.Timer(patience or 0, child.kill)
+    if patience:
+      limit.start()
+    try:
+      child.stdin.write("go\n")
+      child.stdin.flush()
+      done = child.stdout.readline() == "done\n"
+    finally:
+      limit.cancel()
+    if not done:
       raise RuntimeError(
         f"{' '.join(command)} ended with code {child.wait()}; see its output above"
+        + (f", or it took more than {patience:g} s" if patience else "")
       )
 
   return once

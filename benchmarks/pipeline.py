@@ -14,6 +14,7 @@ import os
 import pathlib
 import tempfile
 import tracemalloc
+from typing import Any
 
 from flax import nnx
 import jax
@@ -92,6 +93,13 @@ def _case(case: str, preset: str, size: int, context: int, steps: int) -> list[d
   return found
 
 
+def spec_of(config: Any, **more: Any) -> cnn_spec.CnnSpec:
+  """Returns a preset's CNN, without ImageNet weights, with some fields changed."""
+  fields = {**config.cnn, "count_include_pad": False}
+  augmentation = augmentation_of(config.augmentation.to_dict())
+  return cnn_spec.CnnSpec(**{**fields, **more}, augmentation=augmentation)
+
+
 def _write(directory: pathlib.Path, size: int, count: int) -> pathlib.Path:
   rng = np.random.default_rng(0)
   path = directory / f"{count}.u8"
@@ -135,8 +143,7 @@ def _most_mib(batches: Iterator) -> float:
 
 def _training_step(config, context: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
   """A step of `rcm_jax.cnn.training.train`, which keeps its state from call to call."""
-  augmentation = augmentation_of(config.augmentation.to_dict())
-  spec = cnn_spec.CnnSpec(**{**config.cnn, "context": context}, augmentation=augmentation)
+  spec = spec_of(config, context=context)
   graph, params, stats, rest = nnx.split(cnn_spec.start(spec), nnx.Param, nnx.BatchStat, ...)
   optimizer = cnn_spec.make_optimizer(spec, epoch_steps=100)
   state = [params, stats, optimizer.init(params), 0]
@@ -149,7 +156,7 @@ def _training_step(config, context: int) -> Callable[[jax.Array, jax.Array], jax
     def loss(params):
       network = nnx.merge(graph, params, stats, rest, copy=True)
       nnx.reseed(network, dropout=now)
-      logits = network(inception.from_uint8(augment(now, images, augmentation)))
+      logits = network(inception.from_uint8(augment(now, images, spec.augmentation)))
       losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
       return losses.mean(), nnx.state(network, nnx.BatchStat)
 

@@ -1,6 +1,6 @@
 """Speed side by side with the peers and with what the machine allows.
 
-python -m benchmarks.run heads|toeplitz|gru|extract|pipeline|prepare|checkpoints [--peers] [--json=FILE]
+python -m benchmarks.run heads|toeplitz|gru|extract|pipeline|loader|prepare|checkpoints [--peers] [--json=FILE]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks import timing
 from rcm_jax.runtime import devices
 from tfds_rcm import staging
 
-BENCHMARKS = ("heads", "toeplitz", "gru", "extract", "pipeline", "prepare", "checkpoints")
+BENCHMARKS = ("heads", "toeplitz", "gru", "extract", "pipeline", "loader", "prepare", "checkpoints")
 _LIBRARIES = ("jax", "jaxlib", "flax", "torch", "keras", "onnxruntime")
 
 

@@ -9,7 +9,7 @@ and viable epidermis are. The paper has no such rows. A stack that begins below 
 understood; a study in which nobody labelled it is refused.
 """
 
-from configs import ordered
+from rcm_jax.configs import ordered
 
 
 def get_config(preset: str = "demo"):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import gru, pipeline, prepare, run, scale, studies, timing, toeplitz
+from benchmarks import gru, loader, peer, pipeline, prepare, run, scale, studies, timing, toeplitz
 
 
 @pytest.fixture
@@ -19,6 +19,8 @@ def small(monkeypatch):
   monkeypatch.setattr(pipeline, "CASES", {"tiny": ("demo", 16, 3, 2)})
   monkeypatch.setattr(pipeline, "SLICES", 80)
   monkeypatch.setattr(pipeline, "_training_step", lambda config, context: lambda x, y: x.sum())
+  for name, value in {"SIDE": 16, "SLICES": 80, "BATCHES": (4,), "LOADED": 40}.items():
+    monkeypatch.setattr(loader, name, value)
   monkeypatch.setattr(prepare, "STACKS", {"DICOM": 3})
   monkeypatch.setattr(prepare, "_prepare", lambda source, manifest: None)
   monkeypatch.setenv("COLUMNS", "200")  # no broken names
@@ -27,7 +29,7 @@ def small(monkeypatch):
   monkeypatch.setattr(timing, "copy_bytes_per_second", lambda: 1e9)
 
 
-@pytest.mark.parametrize("name", ["toeplitz", "gru", "pipeline", "prepare"])
+@pytest.mark.parametrize("name", ["toeplitz", "gru", "pipeline", "loader", "prepare"])
 def test_command_writes_what_it_shows(small, name, tmp_path, capsys):
   file = tmp_path / "rows.json"
   run.main([name, f"--json={file}"])
@@ -82,3 +84,9 @@ def test_products_are_counted_through_calls():
 
   function = lambda x: inner(x).reshape(2, -1) @ jnp.zeros((180, 7))
   assert timing.product_flops(function, image) == 2 * (2 * 36 * 5 * 27 + 2 * 7 * 180)
+
+
+def test_a_peer_that_does_not_answer_is_ended():
+  asleep = peer.call("time", "sleep", 600, patience=0.1)
+  with pytest.raises(RuntimeError, match=r"benchmarks.peer time sleep .* took more than 0.1 s"):
+    asleep()

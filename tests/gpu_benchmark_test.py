@@ -29,7 +29,7 @@ def test_a_cpu_agrees_with_the_values_carried_along(name):
   assert found["agrees"], found
 
 
-@pytest.mark.parametrize("part", ["heads", "toeplitz", "predict"])
+@pytest.mark.parametrize("part", parts.PARTS)
 def test_every_row_of_a_part_runs_dry(part, tmp_path, monkeypatch):
   monkeypatch.setattr(
     parts, "_peer", lambda *args: lambda: None
@@ -37,12 +37,29 @@ def test_every_row_of_a_part_runs_dry(part, tmp_path, monkeypatch):
   monkeypatch.setattr(parts.heads, "STACKS", 4)
   monkeypatch.setattr(parts.heads, "MAX_SLICES", 6)
   monkeypatch.setattr(parts.gru, "LENGTH", 6)
+  one = {
+    "batch normalisation": parity.cases()["batch normalisation"]
+  }  # the others have tests above
+  monkeypatch.setattr(parity, "cases", lambda: one)
   out = tmp_path / "day.jsonl"
   command.main([f"--json={out}", f"--part={part}", "--dry"])
   machine, *rows = lines(out)
   assert machine == {"machine": {"device": "dry"}}
   assert [row["name"] for row in rows] == [name for name, _ in parts.rows(part, dry=True)]
   assert not any("error" in row for row in rows)
+  monkeypatch.setattr(parts, "rows", lambda *args, **more: [(row["name"], None) for row in rows])
+  command.main([f"--json={out}", f"--part={part}", "--dry"])  # nothing is left to do
+  assert len(lines(out)) == 1 + len(rows)
+
+
+def test_a_row_that_disagrees_with_the_cpu_is_told_and_tried_again(tmp_path, monkeypatch):
+  row = lambda: {"largest_error": 1.0, "agrees": False}
+  monkeypatch.setitem(parts.PARTS, "parity", lambda sizes: [("GRU, highest", row)])
+  arguments = [f"--json={tmp_path / 'day.jsonl'}", "--part=parity", "--dry"]
+  for count in (2, 3):
+    with pytest.raises(SystemExit, match="1 rows failed: GRU, highest \\(disagrees"):
+      command.main(arguments)
+    assert len(lines(tmp_path / "day.jsonl")) == count
 
 
 def test_rows_that_are_there_are_skipped_and_failed_ones_tried_again(tmp_path, monkeypatch, capsys):
@@ -89,6 +106,10 @@ def test_wheels_are_what_the_machine_lacks():
   have = wheels.frozen("jax==0.11.2\nNumPy @ file:///x\n# comment\n")
   assert have == {"jax", "numpy"}
   assert wheels.needed(["importlib-resources"], {"zipp"}) == {"importlib-resources"}
+  assert "pyarrow" not in wheels.needed(["tensorflow-datasets"], set())
+  first, everything = wheels.roots(everything=False), wheels.roots(everything=True)
+  assert everything - first == wheels.LATER
+  assert {"h5py", "tensorflow-datasets"} <= first
   text = (
     'jax==0.10.2; python_version < "3.12"\njax==0.11.2; python_version >= "3.12"\n# x\nabsl_py==1\n'
   )

@@ -31,7 +31,18 @@ def test_cuda_visible_devices_says_which_gpus_there_are(visible, found, monkeypa
 )
 def test_a_process_takes_one_gpu_by_its_number_or_those_it_is_told(index, gpus, own):
   assert devices._own_gpus(["0", "1", "2", "3"], index, gpus) == own
-  assert devices._own_gpus(["0"], index, None) is None
+  assert devices._own_gpus([], index, None) is None
+
+
+@pytest.mark.parametrize(("visible", "own"), [("0,1,2,3", [2]), ("5", [0]), ("", None)])
+def test_a_task_of_slurm_takes_one_gpu_of_those_that_slurm_shows_it(visible, own, monkeypatch):
+  asked = []
+  monkeypatch.setattr(devices, "_initialize", lambda *args, **more: asked.append(more))
+  values = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "2", "CUDA_VISIBLE_DEVICES": visible}
+  for name, value in {**values, "XLA_FLAGS": ""}.items():
+    monkeypatch.setenv(name, value)
+  devices.start()
+  assert asked == [{"local_device_ids": own}]
 
 
 def test_gpus_that_are_not_there_are_named():

@@ -108,6 +108,33 @@ pathlib.Path({str(done)!r}).write_text(f"{{step}} {{starts}}")
   assert done.read_text() == f"{saved_step} 1"
 
 
+TELL = """
+import os, pathlib, time
+names = "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "CUDA_VISIBLE_DEVICES"
+told = " ".join(os.environ[name] for name in names)
+pathlib.Path(DIRECTORY, f"{os.getpid()}").write_text(told)
+while len(os.listdir(DIRECTORY)) < 2: time.sleep(0.1)
+"""
+
+
+@on_a_cluster
+@pytest.mark.parametrize(
+  ("jobs", "options", "told"),
+  [
+    (2, ["gres=gpu:1"], ["1 0 0", "1 0 1"]),  # both at once: each ends when the other is there
+    (1, ["gres=gpu:2", "ntasks_per_node=2"], ["2 0 0,1", "2 1 0,1"]),
+  ],
+)
+def test_gpus_are_shared_out(cluster, args, tmp_path, jobs, options, told):
+  args.slurm += [*options, "cpus_per_task=1"]
+  found = tmp_path / "told"
+  found.mkdir()
+  code = TELL.replace("DIRECTORY", repr(str(found)))
+  for job_ in slurm.submit([stand(f"job{i}", code) for i in range(jobs)], args):
+    job_.results()
+  assert sorted(path.read_text() for path in found.iterdir()) == told
+
+
 @on_a_cluster
 def test_a_failure_is_slurms_failure(cluster, args):
   (handle,) = slurm.submit([stand("bad", "import sys; sys.exit('what went wrong')")], args)

@@ -11,7 +11,7 @@ import numpy as np
 import precision
 import pytest
 
-from rcm_jax.ops import rnn
+from rcm_jax.ops import backend, rnn
 from rcm_jax.ops.flat_dot import flat_dot
 
 B, T, F, H = 3, 7, 5, 4
@@ -62,6 +62,24 @@ def test_equals_keras_in_value_and_gradient_with_nan_in_padding(name):
   shown = lambda values: (values[0][1] * MASK[:, :, None], *values[1])
   exact = shown(precision.in_float64(functools.partial(_gradient, layer), params, spoiled, weights))
   precision.assert_close(keras_values, exact, shown(_gradient(layer, params, spoiled, weights)))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_one_loop_for_both_directions_is_two_loops(name):
+  layer, gates = LAYERS[name]
+  rng = np.random.default_rng(3)
+  params = _params(rng, gates, 2)
+  x = jnp.asarray(rng.normal(size=(B, T, F)), jnp.float32)
+  dropped = jnp.asarray(rng.integers(0, 2, (2, H)) * 2.0, jnp.float32)
+
+  def run(params, x):
+    both = lambda x, m: rnn.bidirectional(layer, x, params, m, recurrent_mask=dropped)
+    out, pull = jax.vjp(lambda params, x: jax.vmap(both)(x, MASK), params, x)
+    return out, pull(jnp.cos(out))
+
+  with backend.tracing_for("gpu", jax.devices()):
+    together = run(params, x)
+  precision.assert_close(together, precision.in_float64(run, params, x), run(params, x))
 
 
 @pytest.mark.parametrize("name", LAYERS)

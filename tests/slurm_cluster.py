@@ -35,10 +35,14 @@ ReturnToService=2
 KillWait=5
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName=localhost CPUs=4 RealMemory=8000
+GresTypes=gpu
+NodeName=localhost CPUs=4 RealMemory=8000 Gres=gpu:{gpus}
 PartitionName=low Nodes=localhost Default=YES PriorityTier=1 GraceTime=60
 PartitionName=high Nodes=localhost PriorityTier=10 PreemptMode=OFF
 """
+
+# Devices that stand for GPUs: Slurm hands out their numbers.
+_GPUS = ("/dev/null", "/dev/zero")
 
 # Accounting needs a database; this much of sacct is enough for submitit.
 _SACCT = """#!/bin/bash
@@ -81,14 +85,15 @@ def _alive(pid: int) -> bool:
 
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[dict[str, str]]:
-  """Runs munge, a controller and a node with partitions low and high, which preempts low.
+  """Runs munge, a controller and a node with two GPUs and partitions low and high, which preempts low.
 
   Yields:
     Environment variables that programs need to reach it.
   """
   for name in ("state", "spool", "bin"):
     (folder / name).mkdir()
-  (folder / "slurm.conf").write_text(_CONF.format(folder=folder))
+  (folder / "slurm.conf").write_text(_CONF.format(folder=folder, gpus=len(_GPUS)))
+  (folder / "gres.conf").write_text("".join(f"Name=gpu File={path}\n" for path in _GPUS))
   sacct = folder / "bin" / "sacct"
   sacct.write_text(_SACCT)
   sacct.chmod(0o755)

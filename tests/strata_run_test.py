@@ -14,8 +14,8 @@ from main_runs import SMALL, results
 import numpy as np
 import pytest
 
-from configs import ordered, ordered_4
 from rcm_jax.anatomy import PAPER, WITH_CORNEUM
+from rcm_jax.configs import ordered, ordered_4
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.inference import bundle, description, html_report, interpretation, stack_files
 from rcm_jax.inference.predictor import Predictor, StreamingPredictor

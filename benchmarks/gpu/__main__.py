@@ -4,8 +4,9 @@ python -m benchmarks.gpu --json=OUT [--minutes=8] [--part=parity|heads|extract|t
 
 Every result is a line of JSON, appended to OUT as it comes: the machine first, then a row each. The
 most important parts come first. A second start skips the rows that are there, tries again those
-that failed, and finds the programs compiled, in `xla` beside OUT. A row that fails is told and passed
-over. No row begins after --minutes; the same command then goes on.
+that failed or disagreed, and finds the programs compiled, in `xla` beside OUT. A row that fails is
+told and passed over; so is a peer that does not answer for three minutes. No row begins after
+--minutes; the same command then goes on.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
       except Exception as error:  # whatever it is, the next row may still tell something
         row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         failed.append(name)
+      if not row.get("agrees", True):
+        failed.append(f"{name} (disagrees)")
       row["took"] = round(time.monotonic() - started, 1)
       _append(options.json, row)
       print(json.dumps(row), flush=True)
@@ -81,7 +84,7 @@ def _append(path: pathlib.Path, row: dict) -> None:
 
 
 def _done(path: pathlib.Path) -> set[tuple[str, str]]:
-  """The rows that a file has without an error; what a killed run left half written is cut off."""
+  """The rows that a file has, but those to be tried again; what a killed run left half written is cut off."""
   if not path.exists():
     return set()
   text = path.read_text()
@@ -89,7 +92,8 @@ def _done(path: pathlib.Path) -> set[tuple[str, str]]:
   if whole != text:
     path.write_text(whole)
   rows = [json.loads(line) for line in whole.splitlines()]
-  done = {(row["part"], row["name"]) for row in rows if "part" in row and "error" not in row}
+  good = [row for row in rows if "error" not in row and row.get("agrees", True)]
+  done = {(row["part"], row["name"]) for row in good if "part" in row}
   return done | ({("", "machine")} if rows else set())
 
 

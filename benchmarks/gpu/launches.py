@@ -36,6 +36,7 @@ class Launches:
     convolutions: by type and layout of their result.
     collectives: by kind, each instruction once.
     host: instructions that talk to the host, each once.
+    partitions: devices that the program is divided over.
   """
 
   kernels: int
@@ -45,6 +46,7 @@ class Launches:
   convolutions: dict[str, int]
   collectives: dict[str, int]
   host: int
+  partitions: int
 
 
 def read(text: str) -> Launches:
@@ -105,6 +107,7 @@ def read(text: str) -> Launches:
       )
     ),
     host=sum(kind in _HOST or any(f'"{h}' in rest for h in _HOST) for kind, rest in everything),
+    partitions=int((re.search(r"num_partitions=(\d+)", text.partition("\n")[0]) or [0, 1])[1]),
   )
 
 

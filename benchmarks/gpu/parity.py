@@ -167,7 +167,7 @@ def difference(name: str, precision: str) -> dict[str, Any]:
     got = _flat(cases()[name]())
   error = float(np.abs(got - expected).max() / np.abs(expected).max())
   return {
-    "error": error,
+    "largest_error": error,
     "tolerance": TOLERANCES[precision],
     "agrees": bool(error <= TOLERANCES[precision]),
   }

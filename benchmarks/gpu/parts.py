@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import gru, heads, peer, timing, toeplitz
-from benchmarks.gpu import parity, programs
+from benchmarks.gpu import cnn_programs, parity, programs
 from rcm_jax.anatomy import PAPER
 from rcm_jax.arrays import MAX_SLICES
 from rcm_jax.cnn import folded_inception, inception, train_step
@@ -23,6 +23,7 @@ from rcm_jax.runtime import devices
 NUM_STRATA = len(PAPER)
 
 Row = tuple[str, Callable[[], dict[str, Any]]]
+PATIENCE = 180.0  # seconds for one call of a peer; torch.compile takes about a minute
 TRAINED_SLICES = 10_409  # of the paper's 245 stacks, at its mean of 42.5 slices a stack
 
 
@@ -34,7 +35,7 @@ def _sizes(dry: bool) -> dict[str, Any]:
     }  # fmt: skip
   return {
     "members": (1, 8, 64, 128), "sweep": 120, "epochs": 200, "batches": (256, 64, 32),
-    "side": programs.SIDE, "width": 1.0, "cnn": (32, 128), "stack": MAX_SLICES,
+    "side": cnn_programs.SIDE, "width": 1.0, "cnn": (32, 128), "stack": MAX_SLICES,
     "gru": gru.CASES, "toeplitz": toeplitz.CASES,
   }  # fmt: skip
 
@@ -104,7 +105,7 @@ def _peer(module: str, function: str, *args: Any) -> Callable[[], None]:
   package = "torch"
   if not timing.peer(package):
     raise ModuleNotFoundError(f"{package} is not installed")
-  return peer.call(module, function, *args)
+  return peer.call(module, function, *args, patience=PATIENCE)
 
 
 def _network(sizes: dict[str, Any]) -> inception.InceptionV3:
@@ -160,7 +161,7 @@ def _toeplitz(sizes: dict[str, Any]) -> list[Row]:
 
 def _cnn(sizes: dict[str, Any]) -> list[Row]:
   def train(batch: int) -> dict[str, Any]:
-    spec = programs.cnn_spec(batch, groups=1, width=sizes["width"])
+    spec = cnn_programs.cnn_spec(batch, groups=1, width=sizes["width"])
     mesh = devices.device_mesh(1)
     built = train_step.build(spec, 100, mesh)
     state = [jax.device_put(built.start)]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-import dataclasses
 import functools
 from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,13 +12,9 @@ import numpy as np
 from benchmarks import gru as gru_benchmark
 from benchmarks import heads as heads_benchmark
 from benchmarks import toeplitz as toeplitz_benchmark
-from rcm_jax.anatomy import PAPER
+from benchmarks.gpu import cnn_programs, stack_programs
+from benchmarks.gpu.program import Program, lower, on
 from rcm_jax.arrays import MAX_SLICES
-from rcm_jax.cnn import folded_inception, inception, train_step
-from rcm_jax.cnn.augmentation import augmentation_of, views
-from rcm_jax.cnn.spec import CnnSpec
-from rcm_jax.configs import base
-from rcm_jax.decoding import intervals, strata
 from rcm_jax.heads.attention import AttentionSpec
 from rcm_jax.heads.head import HeadSpec
 from rcm_jax.heads.member_parallel import lower_run, over_members
@@ -31,13 +24,9 @@ from rcm_jax.ops import toeplitz
 from rcm_jax.ops.gru import bidirectional_gru
 from rcm_jax.runtime import devices
 
-NUM_STRATA = len(PAPER)
-
 STACKS, VALIDATION, BATCH, EPOCHS = 245, 61, 4, 20  # of the paper; epochs a call
 STEPS = -(-STACKS // BATCH)
-SIDE = 299
 MEMBERS = (1, 8, 64, 120)
-CNN_BATCHES = (32, 64, 128, 256)
 TOEPLITZ = AttentionSpec("toeplitz", 7)
 # What `HeadSpec` has besides, by kind of head.
 KINDS = {
@@ -46,35 +35,27 @@ KINDS = {
   "toeplitz, feedback": {"attention": TOEPLITZ, "feedback": "own"},
   "partial sequence": {"window": 3},
   "ordered": {"attention": TOEPLITZ, "likelihood": "boundaries"},
+  "class feedback": {"feedback": "own"},
   "global attention": {"attention": AttentionSpec("additive"), "decoder": "gru", "feedback": "own"},
+  "global attention by location": {
+    "attention": AttentionSpec("location"),
+    "decoder": "gru",
+    "feedback": "own",
+  },
   "LSTM": {"cell": "lstm"},
   "RNN": {"cell": "rnn"},
   "one direction": {"bidirectional": False},
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """One program.
-
-  Attributes:
-    name: what it is.
-    group: heads, ops, cnn or decoding.
-    devices: that it is for.
-    lower: called while tracing for them, with the sharding of arrays on the first one.
-    steps: of training that one call does.
-  """
-
-  name: str
-  group: str
-  devices: int
-  lower: Callable[[Any], jax.stages.Lowered]
-  steps: int = 1
-
-
 def programs() -> list[Program]:
   """Returns all of them."""
-  return [*_heads(), *_ops(), *_cnn(), *_decoding()]
+  return [
+    *_heads(),
+    *_ops(),
+    *cnn_programs.programs(),
+    *stack_programs.programs(head_spec(attention=TOEPLITZ, feedback="own")),
+  ]
 
 
 def _heads() -> list[Program]:
@@ -144,18 +125,8 @@ def _lower_head(more: dict[str, Any], count: int, place: Any) -> jax.stages.Lowe
   state = jax.eval_shape(over_members(training.init), who)
   split, whole = devices.split_leading(mesh), devices.replicated(mesh)
   epoch = np.zeros(count, np.int32)
-  of_members = _on((state, who, epoch), split)
-  return lower_run(training, mesh, *of_members, _on(training.data, whole))
-
-
-def _on(tree: Any, place: Any) -> Any:
-  """Describes arrays that lie there."""
-  describe = lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype, sharding=place)
-  return jax.tree.map(describe, tree)
-
-
-def _lower(function: Callable, place: Any, *args: Any) -> jax.stages.Lowered:
-  return jax.jit(function).lower(*_on(args, place))
+  of_members = on((state, who, epoch), split)
+  return lower_run(training, mesh, *of_members, on(training.data, whole))
 
 
 def _ops() -> list[Program]:
@@ -187,7 +158,7 @@ def _lower_gru(form: str, stacks: int, members: int, place: Any) -> jax.stages.L
   x = jax.ShapeDtypeStruct((stacks, MAX_SLICES, features), jnp.float32)
   mask = jax.ShapeDtypeStruct((stacks, MAX_SLICES), jnp.bool_)
   step = jax.vmap(jax.value_and_grad(loss), (0, None, None))
-  return _lower(step, place, params, x, mask)
+  return lower(step, place, params, x, mask)
 
 
 def _lower_toeplitz(
@@ -203,103 +174,4 @@ def _lower_toeplitz(
   h = jax.ShapeDtypeStruct((stacks, length, width), jnp.float32)
   weights = jax.ShapeDtypeStruct((2 * half + 1,), jnp.float32)
   mask = jax.ShapeDtypeStruct((stacks, length), jnp.bool_)
-  return _lower(both, place, h, weights, mask, h)
-
-
-def cnn_spec(batch: int, *, groups: int = 8, width: float = 1.0) -> CnnSpec:
-  """Returns the paper preset's CNN with another batch."""
-  config = base.get_config("paper")
-  return CnnSpec(
-    **{**config.cnn, "batch_size": batch, "norm_groups": groups, "width": width},
-    augmentation=augmentation_of(config.augmentation.to_dict()),
-  )
-
-
-def _cnn() -> list[Program]:
-  out = [
-    Program(
-      f"CNN step, {SIDE} px, batch {batch}",
-      "cnn",
-      1,
-      functools.partial(_lower_step, batch, 1 if batch > 32 else 8),
-    )
-    for batch in CNN_BATCHES
-  ]
-  out += [
-    Program(
-      f"CNN step, {SIDE} px, batch {batch}", "cnn", 8, functools.partial(_lower_step, batch, 8)
-    )
-    for batch in (32, 256)
-  ]
-  out += [
-    Program(f"CNN validation, {SIDE} px, batch 32", "cnn", 1, _lower_hits),
-    Program(f"extraction, {SIDE} px, batch 64", "cnn", 1, functools.partial(_lower_extract, 64)),
-    Program(f"extraction, {SIDE} px, batch 256", "cnn", 1, functools.partial(_lower_extract, 256)),
-    Program(f"extraction, {SIDE} px, batch 256", "cnn", 8, functools.partial(_lower_extract, 256)),
-    Program(f"augmentation, {SIDE} px, batch 32", "cnn", 1, _lower_views),
-  ]
-  return out
-
-
-def _lower_step(batch: int, groups: int, place: Any) -> jax.stages.Lowered:
-  del place
-  spec = cnn_spec(batch, groups=groups)
-  mesh = devices.device_mesh(spec.norm_groups)
-  programs = train_step.build(spec, 100, mesh)
-  split, whole = devices.split_leading(mesh), devices.replicated(mesh)
-  images = np.broadcast_to(np.uint8(0), (batch, SIDE, SIDE, 1))
-  rows = np.zeros(batch, np.int32)
-  number = np.zeros((), np.int32)
-  return programs.train.lower(
-    _on(programs.start, whole),
-    _on(number.astype(np.uint32), whole),
-    _on(number, whole),
-    *_on((rows, images, rows), split),
-  )
-
-
-def _lower_hits(place: Any) -> jax.stages.Lowered:
-  programs = train_step.build(cnn_spec(32), 100, devices.device_mesh(1))
-  images = np.broadcast_to(np.uint8(0), (32, SIDE, SIDE, 1))
-  return programs.hits.lower(*_on((programs.start, images, np.zeros(32, np.int32)), place))
-
-
-def _lower_extract(batch: int, place: Any) -> jax.stages.Lowered:
-  del place
-  mesh = devices.local_mesh()
-  network = inception.InceptionV3(NUM_STRATA, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-  params = folded_inception.fold(network, jnp.bfloat16)
-  images = np.broadcast_to(np.uint8(0), (batch, SIDE, SIDE, 1))
-  return jax.jit(folded_inception.compute_fn(network)).lower(
-    _on(params, devices.replicated(mesh)), _on(images, devices.split_leading(mesh))
-  )
-
-
-def _lower_views(place: Any) -> jax.stages.Lowered:
-  augmentation = cnn_spec(32).augmentation
-  images = np.broadcast_to(np.uint8(0), (32, SIDE, SIDE, 1))
-  make = lambda seed, x: views(jax.random.split(jax.random.key(seed), 32), x, augmentation)
-  return _lower(make, place, np.zeros((), np.uint32), images)
-
-
-def _decoding() -> list[Program]:
-  count, length = 198, MAX_SLICES
-  values = np.zeros((count, length, NUM_STRATA), np.float32)
-  mask, depth = np.ones((count, length), bool), np.zeros((count, length), np.float32)
-  likeliest = np.zeros((count, length), np.int32)
-  calibration = intervals.Calibration(1.0, (1.0, 1.0), 0.9)
-  of_stack = lambda p, d, m: intervals.boundary_intervals_um(p, d, m, calibration)
-  known: Sequence[tuple[str, Callable, tuple]] = [
-    ("median_then_max", strata.median_then_max, (likeliest, mask)),
-    ("monotone", strata.monotone, (values, mask)),
-    ("calibrated intervals", of_stack, (values, depth, mask)),
-  ]
-  return [
-    Program(
-      f"decoding: {name}; {count} stacks",
-      "decoding",
-      1,
-      lambda place, f=function, a=args: _lower(jax.vmap(f), place, *a),
-    )
-    for name, function, args in known
-  ]
+  return lower(both, place, h, weights, mask, h)

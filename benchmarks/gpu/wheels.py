@@ -1,10 +1,12 @@
 """Collects the wheels that a GPU machine without a package index lacks.
 
-python -m benchmarks.gpu.wheels --out=DIRECTORY --have=FREEZE [--python=3.12] [--most=60]
+python -m benchmarks.gpu.wheels --out=DIRECTORY --have=FREEZE [--all] [--python=3.12] [--most=60]
 
-FREEZE is what `pip freeze` prints there (jax, its CUDA plugin and PyTorch among it). What `ROOTS` need
-besides, directly or not, at the versions of requirements.txt, is downloaded; a package without a
-wheel is built. On the machine: pip install --no-index --no-deps DIRECTORY/*.whl
+FREEZE is what `pip freeze` prints there (jax, its CUDA plugin and PyTorch among it). What
+`python -m benchmarks.gpu` needs besides, directly or not, is downloaded at the versions of
+requirements.txt; with --all, what every command needs. A package without a wheel is built. Run it
+where requirements-cuda.txt is installed: that environment knows what asks for what. On the machine:
+pip install --no-index --no-deps DIRECTORY/*.whl
 """
 
 from __future__ import annotations
@@ -16,32 +18,17 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-ROOTS = (
-  "absl-py",
-  "array-record",
-  "etils",
-  "flatbuffers",
-  "flax",
-  "grain",
-  "importlib-resources",
-  "jaxtyping",
-  "ml-collections",
-  "optax",
-  "orbax-checkpoint",
-  "pydicom",
-  "rich",
-  "safetensors",
-  "tensorboardx",
-  "tensorflow-datasets",
-  "threadpoolctl",
-  "tifffile",
-)
+# Direct dependencies that `benchmarks.gpu` does not import: users' files, figures, two baselines.
+LATER = frozenset({"imagecodecs", "matplotlib", "scikit-learn"})
+# Asked for by packages that we use without what they need it for: TFDS reads Parquet by it, 55 MB.
+NEVER = frozenset({"pyarrow"})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     "--have", type=pathlib.Path, required=True, help="`pip freeze` of the machine"
   )
   parser.add_argument("--python", default="3.12", help="of the machine")
+  parser.add_argument("--all", action="store_true", help="for every command, not the first day's")
   parser.add_argument("--most", type=float, default=60.0, help="MB that may be carried")
   options = parser.parse_args(argv)
   try:
@@ -59,7 +47,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   except OSError as error:
     sys.exit(f"wheels: --have={options.have}: {error.strerror}; save `pip freeze` there")
   pinned = pins((ROOT / "requirements.txt").read_text(), options.python)
-  wanted = [f"{name}=={pinned[name]}" for name in sorted(needed(ROOTS, have)) if name in pinned]
+  wanted = [
+    f"{name}=={pinned[name]}"
+    for name in sorted(needed(roots(everything=options.all), have))
+    if name in pinned
+  ]
   options.out.mkdir(parents=True, exist_ok=True)
   for requirement in wanted:
     _get(requirement, options.out, options.python)
@@ -70,6 +62,13 @@ def main(argv: Sequence[str] | None = None) -> None:
   print(f"{total:8.2f} MB in {len(found)} wheels")
   if total > options.most:
     sys.exit(f"wheels: more than --most={options.most:g} MB")
+
+
+def roots(*, everything: bool) -> set[str]:
+  """Direct dependencies in pyproject.toml: all of them, or those of the first day's command."""
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  names = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
+  return names if everything else names - LATER
 
 
 def frozen(text: str) -> set[str]:
@@ -92,11 +91,11 @@ def pins(text: str, python: str) -> dict[str, str]:
 
 
 def needed(roots: Iterable[str], have: set[str]) -> set[str]:
-  """Roots and all that they ask for, as this environment knows it, but what is there."""
+  """Roots and all that they ask for, as this environment knows it, but what is there or `NEVER` used."""
   waiting, found = [canonicalize_name(name) for name in roots], set()
   while waiting:
     name = waiting.pop()
-    if name in found or name in have:
+    if name in found or name in have or name in NEVER:
       continue
     found.add(name)
     for text in metadata.requires(name) or ():

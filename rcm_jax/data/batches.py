@@ -61,8 +61,11 @@ def training_batches(
   stop: int,
   own: slice = slice(None),
   pick: Callable[[Slices, np.ndarray, int], np.ndarray] = with_context,
+  reading: grain.ReadOptions | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields batches number `start` to `stop` of `training_rows`, or of each the rows in `own`.
+
+  `reading` has the threads; by default one a core.
 
   Yields:
     uint8 slices [batch, height, width, context], or whatever else `pick` takes for rows and context;
@@ -74,7 +77,7 @@ def training_batches(
       split.labels[batch[own]].astype(np.int32),
     )
   )
-  yield from batches.to_iter_dataset(_reading())
+  yield from batches.to_iter_dataset(reading or _reading())
 
 
 def sequential_batches(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from rcm_jax.ops.backend import unroll
+from rcm_jax.ops.backend import backend, unroll
 from rcm_jax.ops.flat_dot import flat_dot
 from rcm_jax.ops.gru import check_recurrent
 
@@ -115,6 +115,13 @@ def bidirectional(
   Raises:
     ValueError: shapes disagree.
   """
+  if backend() != "cpu":  # one loop for both, which has half the kernels of two
+    turn = lambda steps: jnp.stack([steps, steps[::-1]])
+    run = lambda *args: layer(*args[:3], recurrent_mask=args[3])
+    states = jax.vmap(run, (0, 0, 0, None if recurrent_mask is None else 0))(
+      turn(x), params, turn(mask), recurrent_mask
+    )
+    return jnp.concatenate([states[0], states[1, ::-1]], axis=-1)
   halves = [
     layer(
       x,

@@ -53,7 +53,7 @@ def start(
     index: of this one.
     gpus: numbers of this machine's GPUs that this process takes, of those that it may see. None: of
       several, the one whose number is the process', counted over and over; processes are then
-      numbered machine by machine. (In a Slurm step each process takes one by Slurm's count.)
+      numbered machine by machine. (In a Slurm step it is the task's number on its machine.)
 
   Raises:
     UserError: some, but not all, of the three are given, or a GPU that this process cannot see.
@@ -66,7 +66,10 @@ def start(
       raise UserError("--coordinator, --processes and --process belong together; give all or none")
     _initialize(coordinator, processes, index, local_device_ids=_own_gpus(visible, index, gpus))
   elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-    _initialize()
+    # JAX by itself takes the GPU of the task's number, which is not there where Slurm shows each
+    # task one GPU only (--gpus-per-task).
+    task = int(os.environ.get("SLURM_LOCALID", "0"))
+    _initialize(local_device_ids=_own_gpus(visible, task, gpus))
   else:
     _use_second_core()
 
@@ -91,7 +94,7 @@ def _own_gpus(visible: Sequence[str], index: int, chosen: Sequence[int] | None) 
         "they are counted from 0, see nvidia-smi -L and CUDA_VISIBLE_DEVICES"
       )
     return list(chosen)
-  return [index % len(visible)] if len(visible) > 1 else None
+  return [index % len(visible)] if visible else None
 
 
 def repeat_results() -> None:
