@@ -10,6 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+import types
+
+import ml_collections
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
@@ -23,6 +26,13 @@ SMALL = {
 }
 PREEMPTED = 75
 _TIMES = ("train_seconds",)
+
+
+def small(method: types.ModuleType) -> ml_collections.ConfigDict:
+  """Returns a method's configuration for a small run."""
+  config = method.get_config()
+  config.update_from_flattened_dict(SMALL)
+  return config
 
 
 def command(workdir: Path, cache: Path, data: Path, *extra: str) -> list[str]:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 
 import decision_rule
-from main_runs import ROOT, SMALL, Runs, command, results
+from main_runs import ROOT, SMALL, Runs, command, results, small
 import numpy as np
 import pytest
 
@@ -25,22 +25,6 @@ from rcm_jax.run import pipeline
 from rcm_jax.runtime import devices
 from rcm_jax.runtime.stage_cache import SEAL
 from tfds_rcm.errors import UserError
-
-
-def small(method):
-  config = method.get_config()
-  config.update_from_flattened_dict(SMALL)
-  return config
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-  """One whole run, whose caches the other tests share."""
-  home = tmp_path_factory.mktemp("home")
-  config = small(toeplitz_d1)
-  config.data.data_dir = str(home / "data")
-  pipeline.run(config, home / "run", home / "cache")
-  return home
 
 
 def no_training(monkeypatch):

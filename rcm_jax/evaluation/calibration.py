@@ -215,7 +215,7 @@ def _bounds(predictions, calibration):
     ),
     np.float64,
   )
-  true, counted = jax.device_get(_true_depths(padded.labels, padded.depth_um, padded.mask))
+  true, counted = jax.device_get(true_depths(padded.labels, padded.depth_um, padded.mask))
   patients = np.array([p.patient_id for p in predictions])
   return [
     (interval[has, b, 0], interval[has, b, 2], true[has, b].astype(np.float64), patients[has])
@@ -230,7 +230,8 @@ def _mean_by_patient(values, patients):
 
 @jax.jit
 @jax.vmap
-def _true_depths(labels, depth_um, mask):
+def true_depths(labels, depth_um, mask):
+  """Depths in µm of the labels' boundaries, and whether each of them counts; of stacks side by side."""
   index = boundaries.boundary_indices(labels, mask)
   _, counted = boundaries.index_errors_um(index, index, depth_um, mask)
   return boundaries.boundary_depths_um(index, depth_um, mask), counted

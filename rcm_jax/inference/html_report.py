@@ -22,17 +22,17 @@ SHOWN_PIXELS = 512  # longest side of a slice in the report
 _JPEG_QUALITY = 82
 
 
-def render(result: Mapping[str, Any], slices: UInt8[np.ndarray, "T height width"]) -> str:
+def render(result: Mapping[str, Any], slices: UInt8[np.ndarray, "T height width"] | None) -> str:
   """Returns the report: slice viewer, strata, probabilities, intervals, attention, plan.
 
   Every text of `result` is escaped, since names come from files.
 
   Args:
     result: as `prediction.schema.json` has it.
-    slices: gray levels, shallow first, as many as `result` has.
+    slices: gray levels, shallow first, as many as `result` has; None without images.
   """
-  images = [_data_uri(image) for image in slices]
-  data = {"result": result, "images": images, "width": slices.shape[2]}
+  images = [] if slices is None else [_data_uri(image) for image in slices]
+  data = {"result": result, "images": images, "width": 0 if slices is None else slices.shape[2]}
   coverage = result["model"]["coverage"]
   parts = {
     "title": html.escape(result["stack"]["id"]),
