@@ -27,7 +27,7 @@ class LabelledStack:
     place: of its record in that split.
     stack_id: unique in the data set.
     patient_id: whose skin.
-    slices: gray levels, shallow first.
+    slices: gray levels, shallow first; none where they are not needed any more.
     labels: stratum of each slice.
     depth_um: of each slice.
     pixel_um: µm a pixel; None if unknown.
@@ -39,7 +39,7 @@ class LabelledStack:
   place: int
   stack_id: str
   patient_id: str
-  slices: UInt8[np.ndarray, "T height width"]
+  slices: UInt8[np.ndarray, "n height width"]
   labels: Int[np.ndarray, "T"]
   depth_um: Float[np.ndarray, "T"]
   pixel_um: float | None

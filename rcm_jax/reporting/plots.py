@@ -214,6 +214,31 @@ def reliability_diagram(
     axes.legend(loc="upper left")
 
 
+def by_count(
+  panels: Mapping[str, Mapping[str, Sequence[tuple[int, float, float, float]]]],
+  counted: str,
+  path: _Path,
+) -> None:
+  """Draws figures against a count, a panel each; a line of one point is drawn through all counts.
+
+  Args:
+    panels: label of the axis → name of a line → (count, value, ends of its interval, or NaN).
+    counted: what is counted.
+    path: of the PNG.
+  """
+  with _figure(path, 3.4 * len(panels), 3.0) as figure:
+    for axes, (label, lines) in zip(_row(figure, len(panels)), panels.items()):
+      for (name, points), color in zip(lines.items(), METHOD_COLORS):
+        count, value, low, high = np.array(points, float).T
+        if len(points) == 1:
+          axes.axhline(value[0], color=color, ls="--", label=name)
+          continue
+        reach = np.nan_to_num(np.maximum([value - low, high - value], 0))
+        axes.errorbar(count, value, reach, color=color, marker="o", ms=4, capsize=2, label=name)
+      axes.set(xlabel=counted, ylabel=label)
+    axes.legend()
+
+
 @contextlib.contextmanager
 def _figure(path, width, height):
   with mpl.rc_context(_STYLE):
