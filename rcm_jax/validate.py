@@ -33,7 +33,7 @@ from rcm_jax.reporting import reader_rows, study_report
 from rcm_jax.runtime import versions
 from rcm_jax.validation import groups, reading, report
 from rcm_jax.validation.command import add_arguments, named
-from rcm_jax.validation.figures import figures_of
+from rcm_jax.validation.figures import figures_of, measure
 from tfds_rcm.errors import UserError
 
 REPORTS = "reports"
@@ -75,6 +75,8 @@ def run(
   predictor.bundle.check_sees_images()
   model = predictor.bundle.description
   builder, filled = labelled.open_builder(source, data_dir, splits)
+  if (out / "config.json").exists():
+    raise UserError(f"--out={out}: is a run's work directory, whose results would go; name another")
   out.mkdir(parents=True, exist_ok=True)
   total = sum(builder.info.splits[s].num_examples for s in filled)
   with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
@@ -82,19 +84,24 @@ def run(
     stacks, left_out = reading.read(
       predictor, labelled.read(builder, filled), source, lambda: bar.advance(task)
     )
-  divisions = groups.divide(stacks, by)  # refuses an unknown column before anything is written
-  unseen = [s for s in stacks if s.seen is False]
+  measured = measure(stacks)
+  divisions = groups.divide(
+    stacks, measured, by
+  )  # refuses an unknown column before anything is written
+  (out / report.JSON).unlink(missing_ok=True)  # comes back last, when all is there
+  unseen = [i for i, s in enumerate(stacks) if s.seen is False]
   shown = groups.worst(stacks, worst)
   found = report.Validation(
     name=name or (f"{model.method}_ensemble" if len(model.seeds) > 1 else model.method),
     model=model,
     dataset=named(source, splits),
     stacks=stacks,
+    measured=measured,
     left_out=left_out,
-    whole=figures_of(stacks),
-    unseen=figures_of(unseen) if unseen else None,
+    whole=figures_of(measured),
+    unseen=figures_of(measured.take(unseen)) if unseen else None,
     divisions=divisions,
-    warned=groups.by_warning(stacks),
+    warned=groups.by_warning(stacks, measured),
     worst=shown,
     reports=_write_reports(out, builder, [stacks[i] for i in shown], model),
   )

@@ -256,7 +256,11 @@ def test_heads_train_from_a_file_of_features(home, monkeypatch, tmp_path):
   for row, other in zip(mine["rows"], usual["rows"], strict=True):
     assert (row["method"], row["seed"]) == (other["method"], other["seed"])
     assert row["accuracy"] == pytest.approx(other["accuracy"], abs=0.05)  # float16 features
-  assert not (tmp_path / "run/model").exists()
+  kept, model = bundle.load(home / "run").description, bundle.load(tmp_path / "run")
+  assert model.network is None
+  assert model.description.encoder == "inception_v3"
+  assert model.description.patients == kept.patients
+  assert model.description.training.dataset == kept.training.dataset
   whole = (tmp_path / "features/features.npz").read_bytes()
   (tmp_path / "half.npz").write_bytes(whole[: len(whole) // 2])
   for path, text in (("half.npz", "not a whole file"), ("none.npz", "no such file")):

@@ -19,10 +19,10 @@ from rcm_jax.arrays import STRATA
 from rcm_jax.data import labelled
 from rcm_jax.evaluation import finished_runs, results
 from rcm_jax.inference import bundle as bundle_lib
-from rcm_jax.inference import seen_patients
+from rcm_jax.inference import model_card, seen_patients
 from rcm_jax.inference.predictor import Predictor
 from rcm_jax.reporting import reader_rows
-from rcm_jax.validation import figures, groups, reading
+from rcm_jax.validation import figures, groups, reading, report
 from tests import studies
 from tests.main_runs import SMALL
 from tests.predict_test import SCHEMA
@@ -83,8 +83,12 @@ def content(folder):
 @pytest.fixture(scope="module")
 def validated(home, study):
   out, before = study / "out", content(home / "run/model")
+  agreement = {"schema": reader_rows._SCHEMA, "readers": ["ann", "bob"], "stacks": 9}
+  agreement["boundary_mae_um"] = {name: [3.0, 2.0, 4.0] for name in reader_rows._BOUNDARIES}
+  (study / "agreement.json").write_text(json.dumps(agreement | {"accuracy": [0.9, 0.8, 1.0]}))
   argv = [f"--checkpoint={home / 'run'}", "--source=rcm_clinical", f"--data_dir={study / 'data'}"]
-  assert validate.main([*argv, "--by=lesion,age", "--worst=2", f"--out={out}"]) == 0
+  argv += ["--by=lesion,age", "--worst=2", f"--readers={study / 'agreement.json'}"]
+  assert validate.main([*argv, f"--out={out}"]) == 0
   assert content(home / "run/model") == before  # nothing is learned
   return out, json.loads((out / "validation.json").read_text())
 
@@ -226,14 +230,15 @@ def test_the_test_split_gets_what_the_run_itself_predicted(home, on_phantom):
   assert json.loads((out / "test/results.json").read_text())["dataset"]["name"] == PHANTOM
 
 
-def test_a_model_that_does_not_tell_its_patients_says_so(home, study, tmp_path, capsys):
-  model = bundle_lib.load(home / "run")
-  silent = dataclasses.replace(model.description, patients=())
-  bundle_lib.save(tmp_path / "model", dataclasses.replace(model, description=silent))
-  argv = [f"--checkpoint={tmp_path}", "--source=rcm_clinical", f"--data_dir={study / 'data'}"]
-  assert validate.main([*argv, "--worst=0", f"--out={tmp_path / 'out'}"]) == 0
-  assert "cannot be checked" in capsys.readouterr().err
-  assert json.loads((tmp_path / "out/validation.json").read_text())["seen_patients"] is None
+def test_a_model_that_does_not_tell_its_patients_says_so(on_phantom):
+  _, whole, _ = on_phantom
+  silent = dataclasses.replace(whole.model, patients=())
+  assert reading._seen(silent, PHANTOM, whole.stacks[0].known.patient_id) is None
+  stacks = [dataclasses.replace(s, seen=None) for s in whole.stacks]
+  found = dataclasses.replace(whole, model=silent, stacks=stacks, unseen=None)
+  assert "cannot be checked" in report.notes(found)[0]
+  assert report.to_json(found)["seen_patients"] is None
+  assert f"{len(whole.seen_patients)} of " in report.notes(whole)[0]
 
 
 def test_a_shared_model_names_nobody(home, phantom):
@@ -265,10 +270,12 @@ def test_ids_are_compared_as_studies_compare_them():
     (["--source=rcm_clinic"], "--source: no dataset 'rcm_clinic'"),
     (["--readers=none.json"], "none.json: not the agreement"),
     (["--checkpoint=nowhere"], "nowhere: no model in it"),
+    (["--out={home}/run"], "is a run's work directory"),
   ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(home, study, tmp_path, capsys, extra, message):
   argv = [f"--checkpoint={home / 'run'}", "--source=rcm_clinical", f"--data_dir={study / 'data'}"]
+  extra = [text.format(home=home) for text in extra]
   assert validate.main([*argv, f"--out={tmp_path / 'out'}", *extra]) == 1
   [line] = capsys.readouterr().err.splitlines()
   assert line.startswith("error: ")
@@ -276,17 +283,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(home, study, tmp_path, capsys,
   assert not list((tmp_path / "out").glob("*"))
 
 
-def test_the_readers_are_the_ceiling(study, home, tmp_path):
-  agreement = {"schema": reader_rows._SCHEMA, "readers": ["a", "b"], "stacks": 9}
-  pair = {name: [5.0, 4.0, 6.0] for name in reader_rows._BOUNDARIES}
-  (tmp_path / "a.json").write_text(
-    json.dumps(agreement | {"accuracy": [0.9, 0.8, 1.0], "boundary_mae_um": pair})
-  )
-  validate.run(
-    home / "run", "rcm_clinical", tmp_path / "out", data_dir=str(study / "data"), worst=0,
-    readers=tmp_path / "a.json",
-  )  # fmt: skip
-  assert (tmp_path / "out/tables.md").read_text().count("readers between themselves") == 2
+def test_the_readers_are_the_ceiling(validated):
+  out, _ = validated
+  assert (out / "tables.md").read_text().count("readers between themselves") == 2
 
 
 def test_numbers_are_divided_into_quarters_and_too_many_words_refused(on_phantom):
@@ -297,17 +296,19 @@ def test_numbers_are_divided_into_quarters_and_too_many_words_refused(on_phantom
     )
     for k, s in enumerate(list(whole.stacks) * 5)
   ]
-  [division] = [d for d in groups.divide(stacks, ["age"]) if d.column == "age"]
+  measured = figures.measure(stacks)
+  found = groups.divide(stacks, measured, ["age"])
+  [division] = [d for d in found if d.column == "age"]
   assert [g.name for g in division.groups] == ["0 to 11", "12 to 22", "23 to 33", "34 to 44"]
   assert sum(g.figures.stacks for g in division.groups) == 45
   with pytest.raises(UserError, match="45 different values"):
-    groups.divide(stacks, ["id"])
+    groups.divide(stacks, measured, ["id"])
 
 
 def test_every_patient_weighs_the_same_in_coverage(on_phantom):
   _, whole, _ = on_phantom
   m = figures.measure(whole.stacks)
-  found = figures.figures_of(whole.stacks)
+  found = figures.figures_of(m)
   for b in range(2):
     share = []
     for patient in set(m.patient):
@@ -349,14 +350,17 @@ def test_recalibration_changes_temperature_and_intervals_alone(home, study, six)
     np.testing.assert_array_equal(mine, theirs)
 
 
-def test_a_recalibrated_model_knows_the_patients_that_it_was_fitted_on(study, six, tmp_path):
-  found = validate.run(
-    study / "new", "rcm_clinical", tmp_path, data_dir=str(study / "data"), worst=0
+def test_a_recalibrated_model_knows_the_patients_that_it_was_fitted_on(six):
+  known = [reading._seen(six.description, "rcm_clinical", f"q{k}") for k in range(10)]
+  assert known == [True] * 6 + [False] * 4
+
+
+def test_its_card_says_what_it_was_fitted_on(six):
+  card = model_card.markdown(six.description)
+  assert "fitted anew on 9 stacks of 6 patients of rcm_clinical, all splits" in card.replace(
+    "\n", " "
   )
-  assert found.seen_patients == [f"q{k}" for k in range(6)]
-  assert found.unseen is None
-  assert np.isfinite(found.whole.covered[0].value)
-  assert "recalibrated on rcm_clinical" in (tmp_path / "validation.md").read_text()
+  assert "None since temperature and intervals were fitted anew" in card
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,9 @@ class Measured:
     bounded: whether the model gave it an interval.
     inside: whether the labelled depth lies in it.
     width_um: of the interval; 0 where there is none.
-    raw: probabilities of all slices before calibration.
+    raw: probabilities before calibration, a stack each.
     calibrated: after it.
-    labels: of all slices.
+    labels: likewise.
   """
 
   patient: Sequence[str]
@@ -50,9 +50,20 @@ class Measured:
   bounded: Bool[np.ndarray, "N B"]
   inside: Bool[np.ndarray, "N B"]
   width_um: Float[np.ndarray, "N B"]
-  raw: Float[np.ndarray, "n C"]
-  calibrated: Float[np.ndarray, "n C"]
-  labels: Int[np.ndarray, "n"]
+  raw: Sequence[Float[np.ndarray, "... C"]]
+  calibrated: Sequence[Float[np.ndarray, "... C"]]
+  labels: Sequence[Int[np.ndarray, "..."]]
+
+  def take(self, rows: Sequence[int]) -> Measured:
+    """Returns some of the stacks."""
+    return Measured(
+      **{
+        field.name: values[list(rows)]
+        if isinstance(values := getattr(self, field.name), np.ndarray)
+        else [values[i] for i in rows]
+        for field in dataclasses.fields(self)
+      }
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,18 +142,18 @@ def measure(stacks: Sequence[ReadStack]) -> Measured:
     bounded=bounded,
     inside=bounded & (low <= true) & (true <= high),
     width_um=np.where(bounded, high - low, 0.0),
-    raw=np.concatenate([p.probabilities for p in predictions]),
-    calibrated=np.concatenate([i.probabilities for i in said]),
-    labels=np.concatenate([p.labels for p in predictions]),
+    raw=[p.probabilities for p in predictions],
+    calibrated=[i.probabilities for i in said],
+    labels=[p.labels for p in predictions],
   )
 
 
-def figures_of(stacks: Sequence[ReadStack]) -> Figures:
-  """Returns a group's figures; there must be one stack at least."""
-  m = measure(stacks)
+def figures_of(m: Measured) -> Figures:
+  """Returns the figures of a group of stacks; there must be one at least."""
+  labels = np.concatenate(m.labels)
   names, which = np.unique(m.patient, return_inverse=True)
   weights = bootstrap.draw(len(names))
-  error = reliability.expected_calibration_error
+  error = lambda by_stack: reliability.expected_calibration_error(np.concatenate(by_stack), labels)
 
   def ratio(part, whole, bounds):
     """Of sums over stacks, with an interval over patients."""
@@ -157,7 +168,7 @@ def figures_of(stacks: Sequence[ReadStack]) -> Figures:
 
   columns = range(m.counted.shape[1])
   return Figures(
-    stacks=len(stacks),
+    stacks=len(m.labels),
     patients=len(names),
     slices=int(m.slices.sum()),
     accuracy=ratio(m.right, m.slices, (0.0, 1.0)),
@@ -167,7 +178,7 @@ def figures_of(stacks: Sequence[ReadStack]) -> Figures:
       float(m.width_um[:, b].sum() / m.bounded[:, b].sum()) if m.bounded[:, b].any() else np.nan
       for b in columns
     ),
-    calibration_error=(error(m.calibrated, m.labels), error(m.raw, m.labels)),
+    calibration_error=(error(m.calibrated), error(m.raw)),
     boundary_n=tuple(m.counted.sum(0).tolist()),
   )
 

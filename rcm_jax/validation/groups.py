@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rcm_jax.validation import reading
-from rcm_jax.validation.figures import Figures, figures_of
+from rcm_jax.validation.figures import Figures, Measured, figures_of, measure
 from rcm_jax.validation.reading import ReadStack
 from tfds_rcm.errors import UserError, nearest
 
@@ -54,13 +54,14 @@ def value_of(stack: ReadStack, column: str) -> str:
   return stack.known.split if column == "split" else stack.known.columns.get(column, "")
 
 
-def divide(stacks: Sequence[ReadStack], by: Sequence[str]) -> list[Division]:
+def divide(stacks: Sequence[ReadStack], measured: Measured, by: Sequence[str]) -> list[Division]:
   """Divides stacks by the usual columns, by reader, and by others that are asked for.
 
   Readers' groups are measured by what each of them said; a stack may be in several.
 
   Args:
     stacks: all of them.
+    measured: the same.
     by: further columns.
 
   Raises:
@@ -81,17 +82,17 @@ def divide(stacks: Sequence[ReadStack], by: Sequence[str]) -> list[Division]:
       continue
     members = _by_value(stacks, column)
     if len(members) > 1 or column in by:
-      divisions.append(
-        Division(column, [Group(name, figures_of(own)) for name, own in members.items()])
-      )
+      found = [Group(name, figures_of(measured.take(rows))) for name, rows in members.items()]
+      divisions.append(Division(column, found))
   by_reader = [(reader, reading.relabelled(stacks, reader)) for reader in readers]
-  found = [Group(reader, figures_of(own)) for reader, own in by_reader if own]
+  found = [Group(reader, figures_of(measure(own))) for reader, own in by_reader if own]
   if found:
     divisions.append(Division(READER, found))
   return divisions
 
 
-def _by_value(stacks: Sequence[ReadStack], column: str) -> dict[str, list[ReadStack]]:
+def _by_value(stacks: Sequence[ReadStack], column: str) -> dict[str, list[int]]:
+  """Places of the stacks by what they have in a column."""
   values = [value_of(s, column) for s in stacks]
   numbers = _numbers(values)
   if numbers is not None:
@@ -103,9 +104,7 @@ def _by_value(stacks: Sequence[ReadStack], column: str) -> dict[str, list[ReadSt
     )
   ordered = list(dict.fromkeys(values)) if numbers is not None else []
   order = sorted(set(values), key=lambda v: (v == "", _first_number(v) if ordered else 0.0, v))
-  return {
-    value or UNKNOWN: [s for s, own in zip(stacks, values) if own == value] for value in order
-  }
+  return {value or UNKNOWN: [i for i, own in enumerate(values) if own == value] for value in order}
 
 
 def _first_number(text: str) -> float:
@@ -130,15 +129,15 @@ def _numbers(values: Sequence[str]) -> list[str] | None:
   return names
 
 
-def by_warning(stacks: Sequence[ReadStack]) -> list[Warned]:
+def by_warning(stacks: Sequence[ReadStack], measured: Measured) -> list[Warned]:
   """Compares stacks with each warning to those without it, the most frequent first; any comes last."""
   codes = [{w.code for w in s.said.warnings} for s in stacks]
   counts = {code: sum(code in own for own in codes) for code in sorted(set().union(*codes))}
   found = []
   for code in (*sorted(counts, key=lambda c: -counts[c]), ""):
     has = [bool(own) if not code else code in own for own in codes]
-    having, lacking = ([s for s, h in zip(stacks, has) if h is wanted] for wanted in (True, False))
-    figures = (figures_of(own) if own else None for own in (having, lacking))
+    having, lacking = ([i for i, h in enumerate(has) if h is wanted] for wanted in (True, False))
+    figures = (figures_of(measured.take(own)) if own else None for own in (having, lacking))
     found.append(Warned(code, len(having), *figures))
   return found
 

@@ -14,14 +14,13 @@ from urllib.parse import quote
 import numpy as np
 
 from rcm_jax.decoding import boundaries
-from rcm_jax.evaluation import predictions as predictions_lib
 from rcm_jax.inference.description import RESEARCH_USE, Description
 from rcm_jax.inference.interpretation import DISPLAY_NAMES
 from rcm_jax.inference.stack_warnings import falls_short
 from rcm_jax.reporting import plots, table_formats
 from rcm_jax.reporting.table_formats import Cell, Table
 from rcm_jax.runtime import files
-from rcm_jax.validation.figures import Estimate, Figures, measure
+from rcm_jax.validation.figures import Estimate, Figures, Measured
 from rcm_jax.validation.groups import READER, Division, Warned, value_of
 from rcm_jax.validation.reading import ReadStack
 
@@ -40,6 +39,7 @@ class Validation:
     model: what it is.
     dataset: that it was tried on.
     stacks: that were read.
+    measured: the same.
     left_out: a line for each stack that the model cannot read.
     whole: figures of all stacks.
     unseen: those of patients that the model has not learned from; None where there are none, or
@@ -54,6 +54,7 @@ class Validation:
   model: Description
   dataset: str
   stacks: Sequence[ReadStack]
+  measured: Measured
   left_out: Sequence[str]
   whole: Figures
   unseen: Figures | None
@@ -244,9 +245,12 @@ def _stack_line(found: Validation, i: int) -> dict[str, str]:
     "slices": str(len(s.known.labels)),
     "accuracy": f"{np.mean(s.known.labels == said.strata):.6g}",
   }
-  from_measure = figures_of_stack(s)
+  m = found.measured
   for b, name in enumerate(boundaries.BOUNDARIES):
-    error, low, high, inside = from_measure[b]
+    ends = np.asarray(said.boundary_um[b], np.float64)[[0, 2]]
+    low, high = (f"{x:.6g}" if np.isfinite(x) else "" for x in ends)
+    error = f"{m.error_um[i, b]:.6g}" if m.counted[i, b] else ""
+    inside = ("yes" if m.inside[i, b] else "no") if m.bounded[i, b] else ""
     line |= {
       f"{name}_error_um": error,
       f"{name}_low_um": low,
@@ -255,18 +259,6 @@ def _stack_line(found: Validation, i: int) -> dict[str, str]:
     }
   codes = dict.fromkeys(w.code for w in s.said.warnings)
   return line | {"warnings": " ".join(codes)}
-
-
-def figures_of_stack(s: ReadStack) -> list[tuple[str, str, str, str]]:
-  """By boundary: error, both ends of the interval, and whether it holds the label's depth."""
-  m = measure([s])
-  rows = []
-  for b, (low, _, high) in enumerate(np.asarray(s.said.interpretation.boundary_um, np.float64)):
-    error = f"{m.error_um[0, b]:.6g}" if m.counted[0, b] else ""
-    ends = [f"{x:.6g}" if np.isfinite(x) else "" for x in (low, high)]
-    inside = {True: "yes", False: "no"}[bool(m.inside[0, b])] if m.bounded[0, b] else ""
-    rows.append((error, *ends, inside))
-  return rows
 
 
 def _stacks_csv(found: Validation) -> str:
@@ -282,8 +274,8 @@ def _stacks_csv(found: Validation) -> str:
 
 
 def _draw(folder: pathlib.Path, found: Validation) -> None:
-  raw, labels = predictions_lib.slices_of([s.prediction("", "", False) for s in found.stacks])
-  shown = np.concatenate([s.said.interpretation.probabilities for s in found.stacks])
+  m = found.measured
+  raw, shown, labels = (np.concatenate(x) for x in (m.raw, m.calibrated, m.labels))
   plots.reliability_diagram(
     {"as shown": (shown, labels), "before calibration": (raw, labels)},
     folder / "calibration.png",
