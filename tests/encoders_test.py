@@ -17,14 +17,15 @@ import pytest
 from configs import full_sequence, hames, toeplitz_d1
 from rcm_jax import export, predict, validate
 from rcm_jax.arrays import STRATA
-from rcm_jax.data import feature_file
+from rcm_jax.data import feature_file, labelled
 from rcm_jax.inference import bundle as bundle_lib
 from rcm_jax.inference import model_card
 from rcm_jax.inference.predictor import Predictor, StreamingPredictor
 from rcm_jax.run import pipeline
-from tests.main_runs import ROOT, small
+from tests.main_runs import ROOT, SMALL, small
 from tests.predict_test import SCHEMA
 from tfds_rcm.errors import UserError
+from tfds_rcm.study.splits import SPLITS
 
 SIZE = 12  # features
 
@@ -56,8 +57,11 @@ def encoded(home, tmp_path_factory):
   """The file that the example makes of the phantom."""
   root = tmp_path_factory.mktemp("encoded")
   write_encoder(root / "tiny.onnx")
-  [folder] = [path.parent for path in (home / "data").rglob("dataset_info.json")]
-  argv, sys.argv = sys.argv, ["", str(root / "tiny.onnx"), str(folder), str(root / "features.npz")]
+  builder, _ = labelled.open_builder(SMALL["data.sources"][0], str(home / "data"), SPLITS)
+  argv, sys.argv = (
+    sys.argv,
+    ["", str(root / "tiny.onnx"), str(builder.data_dir), str(root / "features.npz")],
+  )
   try:
     runpy.run_path(str(ROOT / "examples/encode_stacks.py"))
   finally:

@@ -51,22 +51,11 @@ class Start(NamedTuple):
     return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], self.model.heads)
 
 
-def load(
-  config: ml_collections.ConfigDict,
-  splits: Mapping[str, slices_lib.Slices],
-  encoder: str | None = None,
-  say: Callable[[str], None] = lambda line: None,
-) -> Start | None:
+def load(config: ml_collections.ConfigDict) -> Start | None:
   """Returns what `config.init` names; None where it names nothing.
 
-  Args:
-    config: of the run.
-    splits: of the run's stacks.
-    encoder: what made the features, of a run on a file of them.
-    say: is told what is odd but allowed.
-
   Raises:
-    UserError: there is no such model, or the run cannot start from it.
+    UserError: there is no such model, or this kind of run starts from none.
   """
   if not config.init:
     return None
@@ -80,6 +69,34 @@ def load(
     raise UserError(f"{place}: config.cnn.pretrained is another start; leave one of both empty")
   directory = bundle_lib.find(pathlib.Path(config.init))
   model = bundle_lib.load(directory)
+  contents = {
+    str(path.relative_to(directory)): files.file_digest(path)
+    for path in sorted(directory.rglob("*"))
+    if path.is_file()
+  }
+  return Start(model, files.digest(contents), _told(model.description))
+
+
+def check(
+  start: Start,
+  config: ml_collections.ConfigDict,
+  splits: Mapping[str, slices_lib.Slices],
+  encoder: str | None = None,
+  say: Callable[[str], None] = lambda line: None,
+) -> None:
+  """Refuses a run on other slices or features than the model's, or with another CNN.
+
+  Args:
+    start: the model.
+    config: of the run.
+    splits: of the run's stacks.
+    encoder: what made the features, of a run on a file of them.
+    say: is told what is odd but allowed.
+
+  Raises:
+    UserError: something differs; says what to set.
+  """
+  place, model = f"config.init: {config.init}", start.model
   if encoder is None:
     _check_cnn(place, config, model.description, splits["train"].scale, say)
   elif model.network is None and model.description.encoder != encoder:
@@ -92,12 +109,6 @@ def load(
     say(
       f"{place}: {seeds} seeds start from {members} members; those beyond begin with the first again"
     )
-  contents = {
-    str(path.relative_to(directory)): files.file_digest(path)
-    for path in sorted(directory.rglob("*"))
-    if path.is_file()
-  }
-  return Start(model, files.digest(contents), _told(model.description))
 
 
 def _told(description: Description) -> str:

@@ -71,6 +71,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pat
 
 
 def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pathlib.Path) -> None:
+  start = initial.load(config)
   about = _claim(workdir, config)
   try:
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -94,7 +95,8 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
       encoder, num_features = None, inception.NUM_FEATURES
       source, tested, splits = _decode_all(config.data, workdir, cache_dir, writer)
       scale = splits["test"].scale
-    start = initial.load(config, splits, encoder, writer.console.print)
+    if start:
+      initial.check(start, config, splits, encoder, writer.console.print)
     this = stages.Run(
       config=config,
       workdir=workdir,
