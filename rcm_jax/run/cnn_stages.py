@@ -62,8 +62,10 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
     described["pretrained"] = files.file_digest(pathlib.Path(spec.pretrained))
   else:  # what follows only from it determines nothing
     del described["pretrained_input"]
+  if not spec.init:
+    del described["init"]
   if not spec.fine_tunes:
-    for name in ("init", "frozen_epochs", "body_rate"):
+    for name in ("frozen_epochs", "body_rate"):
       del described[name]
   described |= {
     "source": run.source,

@@ -87,7 +87,7 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
   try:
     if config.features.file:
       known, source = _from_file(config)
-      tested, encoder, num_features = source, known.method, known.num_features
+      encoder, num_features = known.method, known.num_features
       name, sources, splits, scale = known.dataset, known.sources, known.splits, known.scale
       tested = source
     else:
