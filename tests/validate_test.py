@@ -255,6 +255,9 @@ def test_ids_are_compared_as_studies_compare_them():
   assert see("rcm_dryad", "08")
   assert not see("rcm_clinical", "70")
   assert not see("rcm_phantom/demo", "8")
+  people = seen_patients.people(["rcm_phantom/demo+seed=3/2.0.0"], ["p001"])
+  assert list(people) == ["rcm_phantom, seed 3/p1"]
+  assert list(seen_patients.people(["rcm_phantom/of another"], ["1"]))  # whatever a file calls it
   mixed = ["rcm_clinical", "rcm_phantom/demo+seed=3"]
   people = list(seen_patients.people(mixed, ["rcm_clinical/8", "rcm_phantom/p001"]))
   assert people == ["/8", "rcm_phantom, seed 3/p1"]

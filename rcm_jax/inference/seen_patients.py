@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import hashlib
+import re
 
+from tfds_rcm.errors import UserError
 from tfds_rcm.rcm_phantom import spec
 from tfds_rcm.study import patients
 
@@ -52,9 +54,13 @@ def people(sources: Sequence[str], patient_ids: Iterable[str]) -> Iterator[str]:
 
 def _population(source: str) -> str:
   name, _, preset = source.partition("/")
-  return (
-    f"{name}, seed {spec.named(preset.partition(':')[0]).seed}" if name == "rcm_phantom" else ""
-  )
+  if name != "rcm_phantom":
+    return ""
+  plain = re.split("[:/]", preset)[0]  # without a version
+  try:
+    return f"{name}, seed {spec.named(plain).seed}"
+  except UserError:  # of a file that came from elsewhere
+    return source
 
 
 def hashes_of(known: Iterable[str]) -> PatientHashes:
