@@ -85,6 +85,9 @@ def jobs(args: argparse.Namespace) -> tuple[job_lib.Job, list[job_lib.Job]]:
 
 
 def _job(name: str, point: sweep.Point, args: argparse.Namespace) -> job_lib.Job:
+  fields = sweep.resolve(point)
+  if fields["head.attention"] == "toeplitz":  # of one half-width
+    point = point | {"head.half_widths": max(fields["head.half_widths"])}
   folded = sweep.fold([point | {"seeds": seed} for seed in range(args.seeds)])
   if folded[0].fields["pipeline"] != "head":
     raise UserError(f"--method={args.method}: leaves no model to adapt; take a sequence head")
