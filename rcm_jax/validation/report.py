@@ -152,7 +152,7 @@ def tables(found: Validation) -> list[Table]:
   rows = [["all", *_cells(found.whole)]]
   if found.unseen is not None and found.seen_patients:
     rows.append(["patients that the model has not learned from", *_cells(found.unseen)])
-  built = [_table("all", "As `rcm_jax.predict` shows the stacks", "stacks", rows)]
+  built = [_table("all", "As `rcm_jax.predict` shows the stacks", "group", rows)]
   for division in found.divisions:
     title, notes = f"By {division.column}", []
     if division.column == READER:
@@ -160,7 +160,8 @@ def tables(found: Validation) -> list[Table]:
     rows = [[group.name, *_cells(group.figures)] for group in division.groups]
     built.append(_table(f"by_{_slug(division.column)}", title, division.column, rows, notes))
   built.append(_warnings_table(found))
-  built.append(_worst_table(found))
+  if found.worst:
+    built.append(_worst_table(found))
   return built
 
 
@@ -276,10 +277,10 @@ def _stacks_csv(found: Validation) -> str:
 def _draw(folder: pathlib.Path, found: Validation) -> None:
   m = found.measured
   raw, shown, labels = (np.concatenate(x) for x in (m.raw, m.calibrated, m.labels))
-  plots.reliability_diagram(
-    {"as shown": (shown, labels), "before calibration": (raw, labels)},
-    folder / "calibration.png",
-  )
+  classified = {"as shown": (shown, labels)}
+  if found.model.calibration.temperature != 1:
+    classified["before calibration"] = raw, labels
+  plots.reliability_diagram(classified, folder / "calibration.png")
 
 
 def _markdown(found: Validation, built: Sequence[Table]) -> str:
