@@ -24,6 +24,10 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.pipeline = "head"  # head, views, end_to_end, cnn, hames, kaur or depth_prior
   config.seeds = (0, 1, 2)  # members of sequence heads; baselines run once each
 
+  # A model of ours (a run's work directory, or its folder model) that CNN and heads start from, seed by
+  # seed. The CNN is then fine-tuned as from a file of ImageNet weights.
+  config.init = config_dict.placeholder(str)
+
   # Of float32 products on a GPU: highest, high (3 × TF32) or default (TF32, 11 bits). The CNN's are bfloat16.
   config.precision = "highest"
 
@@ -46,7 +50,7 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   # Whether average pooling counts the zeros around the image; None: as the library of that file
   # does (torchvision does; Keras, TensorFlow and a new network do not). pytorch-fid's file: False.
   config.cnn.count_include_pad = config_dict.placeholder(bool)
-  # Only with such a file, for fine-tuning:
+  # Only with such a file, or with config.init, for fine-tuning:
   config.cnn.pretrained_input = "symmetric"  # its images: [−1, 1], or imagenet (mean, deviation)
   config.cnn.frozen_epochs = 1  # in which only the new layers learn
   config.cnn.body_rate = 0.1  # the other layers' share of the learning rate afterwards

@@ -4,8 +4,9 @@
     python -m rcm_jax.main --config=configs/toeplitz_d1.py --workdir=runs/from_features \
       --config.features.file=runs/features/features.npz
 
-The second command takes minutes at the paper's scale, and no images. What it leaves has no
-`model/`: reading new stacks needs the CNN, too.
+The second command takes minutes at the paper's scale, and no images. The model that it leaves reads
+files of features (`rcm_jax.predict --features`), not images. docs/encoders.md has the format, and how
+another network's features come into it.
 """
 
 from rcm_jax.configs import base

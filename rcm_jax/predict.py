@@ -3,7 +3,8 @@
     python -m rcm_jax.predict --checkpoint=runs/toeplitz_d1 --stack=FOLDER_OR_FILE --step_um=3 \
         --out=DIR
 
-A stack is anything that `tfds_rcm.stack_io` reads; `--stack` may be given many times. Each
+A stack is anything that `tfds_rcm.stack_io` reads; `--stack` may be given many times. A model whose
+heads read another encoder's features takes `--features=FILE.npz` (docs/encoders.md) instead. Each stack
 leaves NAME.json (`inference/prediction.schema.json`), NAME.csv and NAME.html, a report
 that needs no network. NAME tells the stack's path.
 """
@@ -26,6 +27,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from rcm_jax import anatomy
+from rcm_jax.data import feature_file
 from rcm_jax.inference import bundle as bundle_lib
 from rcm_jax.inference import stack_files
 from rcm_jax.inference.description import RESEARCH_USE
@@ -44,6 +46,7 @@ def run(
   pixel_um: float | None = None,
   value_range: stack_io.Range | None = None,
   channel: int | None = None,
+  features: Sequence[pathlib.Path] = (),
 ) -> list[str]:
   """Interprets stacks from disk and writes what was found; a bad one does not stop the others.
 
@@ -55,6 +58,7 @@ def run(
     pixel_um: side of a pixel in µm, likewise.
     value_range: stored values that become 0 and 255; each stack's own if None.
     channel: which of several channels is read, counted from 1.
+    features: files of features, whose stacks are read too.
 
   Returns:
     One line for each stack that could not be read.
@@ -98,6 +102,37 @@ def run(
       )
       report = stack_files.write(out, result, slices)
       console.print(f"{_summary(result)} → {stack_files.printable(report)}", markup=False)
+  for path in features:
+    faults += _read_features(predictor, path, out, console)
+  return faults
+
+
+def _read_features(predictor, path, out, console):
+  """Interprets the stacks of a file of features; returns a line for each that cannot be read."""
+  try:
+    encoder, stacks = feature_file.load_stacks(str(path))
+    wanted = predictor.bundle.description.encoder
+    if wanted not in (None, encoder):
+      raise UserError(f"--features: {path}: of {encoder}; this model reads those of {wanted}")
+  except UserError as error:
+    return [str(error)]
+  faults = []
+  for stack in stacks:
+    try:
+      prediction = predictor.predict_features(stack.features, stack.depth_um)
+    except UserError as error:
+      faults.append(f"--features: {path}: stack {stack.name}: {error}")
+      continue
+    result = stack_files.result_of(
+      prediction,
+      predictor.bundle.description,
+      stack_id=stack_files.unused_name(out, path, stack.name),
+      source=stack_files.source_of(path, stack.name),
+      slice_names=[f"{stack.name} {t}" for t in range(len(stack.depth_um))],
+      pixel_um=None,
+    )
+    report = stack_files.write(out, result, None)
+    console.print(f"{_summary(result)} → {stack_files.printable(report)}", markup=False)
   return faults
 
 
@@ -132,8 +167,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--stack",
     type=pathlib.Path,
     action="append",
-    required=True,
+    default=[],
     help="folder or file of one stack; may be given many times",
+  )
+  option(
+    "--features",
+    type=pathlib.Path,
+    action="append",
+    default=[],
+    help="file of features (docs/encoders.md), in place of stacks; may be given many times",
   )
   option("--step_um", type=float, help="µm between slices, where the files do not tell")
   option("--pixel_um", type=float, help="µm a pixel, where the files do not tell")
@@ -141,6 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   option("--channel", type=int, help="which of several channels, counted from 1")
   option("--out", type=pathlib.Path, required=True, help="folder for JSON, CSV and reports")
   args = parser.parse_args(argv)
+  if not args.stack and not args.features:
+    parser.error("give --stack or --features")
   try:
     faults = run(
       args.checkpoint,
@@ -150,6 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       pixel_um=args.pixel_um,
       value_range=args.value_range,
       channel=args.channel,
+      features=args.features,
     )
   except UserError as error:
     faults = [str(error)]

@@ -49,3 +49,17 @@ def jumping_clock(monkeypatch):
   """A wall clock that is set ahead by 300 days, back, and ahead by an hour, over and over."""
   real, jumps = time.time, itertools.cycle([0.0, 86400.0 * 300, -86400.0 * 300, 3600.0])
   monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+  """One whole small run (`run`, `cache` and `data`), trained once for all tests of a process."""
+  import main_runs
+
+  from rcm_jax.run import pipeline
+
+  home = tmp_path_factory.mktemp("home")
+  config = main_runs.small("toeplitz_d1")
+  config.data.data_dir = str(home / "data")
+  pipeline.run(config, home / "run", home / "cache")
+  return home

@@ -14,10 +14,10 @@ MAX_LINES = 400
 # The packages of rcm_jax from the top floor down: a room may open onto rooms of the floors below it.
 FLOORS = (
   {"cli"},
-  {"main", "predict", "evaluate", "export"},
+  {"main", "predict", "evaluate", "export", "validate", "recalibrate"},
   {"run"},
   {"configs"},
-  {"exporters"},
+  {"exporters", "validation"},
   {"baselines", "inference", "reporting"},
   {"cnn", "heads", "textures"},
   {"evaluation"},

@@ -10,6 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+import types
+
+import ml_collections
+
+from launch import sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
@@ -23,6 +28,13 @@ SMALL = {
 }
 PREEMPTED = 75
 _TIMES = ("train_seconds",)
+
+
+def small(method: types.ModuleType | str) -> ml_collections.ConfigDict:
+  """Returns the configuration of a method, or of a shipped name, for a small run."""
+  config = sweep.load(method) if isinstance(method, str) else method.get_config()
+  config.update_from_flattened_dict(SMALL)
+  return config
 
 
 def command(workdir: Path, cache: Path, data: Path, *extra: str) -> list[str]:

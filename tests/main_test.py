@@ -7,11 +7,10 @@ import signal
 import subprocess
 
 import decision_rule
-from main_runs import ROOT, SMALL, Runs, command, results
+from main_runs import ROOT, SMALL, Runs, command, results, small
 import numpy as np
 import pytest
 
-from launch import sweep
 from rcm_jax import anatomy
 from rcm_jax.cnn import extraction
 from rcm_jax.cnn import training as cnn_training
@@ -25,22 +24,6 @@ from rcm_jax.run import pipeline
 from rcm_jax.runtime import devices
 from rcm_jax.runtime.stage_cache import SEAL
 from tfds_rcm.errors import UserError
-
-
-def small(method):
-  config = sweep.load(method)
-  config.update_from_flattened_dict(SMALL)
-  return config
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-  """One whole run, whose caches the other tests share."""
-  home = tmp_path_factory.mktemp("home")
-  config = small("toeplitz_d1")
-  config.data.data_dir = str(home / "data")
-  pipeline.run(config, home / "run", home / "cache")
-  return home
 
 
 def no_training(monkeypatch):
@@ -273,7 +256,11 @@ def test_heads_train_from_a_file_of_features(home, monkeypatch, tmp_path):
   for row, other in zip(mine["rows"], usual["rows"], strict=True):
     assert (row["method"], row["seed"]) == (other["method"], other["seed"])
     assert row["accuracy"] == pytest.approx(other["accuracy"], abs=0.05)  # float16 features
-  assert not (tmp_path / "run/model").exists()
+  kept, model = bundle.load(home / "run").description, bundle.load(tmp_path / "run")
+  assert model.network is None
+  assert model.description.encoder == "inception_v3"
+  assert model.description.patients == kept.patients
+  assert model.description.training.dataset == kept.training.dataset
   whole = (tmp_path / "features/features.npz").read_bytes()
   (tmp_path / "half.npz").write_bytes(whole[: len(whole) // 2])
   for path, text in (("half.npz", "not a whole file"), ("none.npz", "no such file")):

@@ -211,16 +211,18 @@ GRAY = np.arange(200, dtype=np.uint8).reshape(2, 10, 10)
 
 @pytest.mark.parametrize("slices", [[b"one\0", b"two"], list(GRAY), [s.T for s in GRAY]])
 @pytest.mark.parametrize("pixel_um", [None, 0.5])
-def test_shards_hold_what_tfds_would_write(tmp_path, slices, pixel_um):
+@pytest.mark.parametrize("columns", [None, {}, {"läsion": 'nævus, "atypical"'}])
+def test_shards_hold_what_tfds_would_write(tmp_path, slices, pixel_um, columns):
   record = record_lib.stack_record(
     stack_id="s", patient_id="Ørsted", slices=slices, labels=[0, 3], depth_um=[0.0, 3.1],
-    site="arm" * 50, pixel_um=pixel_um,
+    site="arm" * 50, pixel_um=pixel_um, columns=columns, readings={"ann": (0, -1)},
   )  # fmt: skip
   path = tmp_path / "shard"
   shards.write_shard(path, [record] * 2)
   assert shards.is_whole_shard(path, 2)
   assert not shards.is_whole_shard(path, 3)
   [written, _] = array_record_module.ArrayRecordReader(str(path)).read_all()
-  by_tfds = record_lib.stack_features(png=isinstance(slices[0], bytes)).serialize_example(record)
+  features = record_lib.stack_features(png=isinstance(slices[0], bytes), about=columns is not None)
+  by_tfds = features.serialize_example(record)
   ordered = tf_example_pb2.Example.FromString(by_tfds).SerializeToString(deterministic=True)
   assert written == ordered

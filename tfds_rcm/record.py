@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import io
+import json
 import math
 from typing import Any
 
@@ -33,6 +34,8 @@ class Record:
     labels: indices into LABELS.
     depth_um: depth below the first contact with skin in µm, growing.
     pixel_um: µm a pixel, None if unknown (NaN on disk).
+    columns: what else the manifest says of the stack, by column; older data sets do not tell.
+    readings: indices into LABELS by reader, −1 where that one has none; likewise.
   """
 
   stack_id: str
@@ -42,14 +45,17 @@ class Record:
   labels: Int[np.ndarray, "T"]
   depth_um: Float[np.ndarray, "T"]
   pixel_um: float | None
+  columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  readings: Mapping[str, Int[np.ndarray, "T"]] = dataclasses.field(default_factory=dict)
 
 
-def stack_features(*, png: bool = True) -> tfds.features.FeaturesDict:
+def stack_features(*, png: bool = True, about: bool = False) -> tfds.features.FeaturesDict:
   """Returns the features of one stack.
 
   Args:
     png: slices as PNG files; else one volume of plain bytes, which takes the time of
       copying them, to write and to read.
+    about: whether records tell of the manifest's other columns and of each reader's labels.
   """
   if png:
     slices = tfds.features.Sequence(
@@ -57,6 +63,7 @@ def stack_features(*, png: bool = True) -> tfds.features.FeaturesDict:
     )
   else:
     slices = tfds.features.Tensor(shape=(None, None, None, 1), dtype=np.uint8, encoding="bytes")
+  more = {"about": tfds.features.Text()} if about else {}
   return tfds.features.FeaturesDict(
     {
       "stack_id": tfds.features.Text(),
@@ -66,6 +73,7 @@ def stack_features(*, png: bool = True) -> tfds.features.FeaturesDict:
       "labels": tfds.features.Sequence(tfds.features.ClassLabel(names=LABELS)),
       "depth_um": tfds.features.Sequence(tfds.features.Scalar(np.float32)),
       "pixel_um": tfds.features.Scalar(np.float32),
+      **more,
     }
   )
 
@@ -79,6 +87,8 @@ def stack_record(
   depth_um: Sequence[float],
   site: str = "",
   pixel_um: float | None = None,
+  columns: Mapping[str, str] | None = None,
+  readings: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Any]:
   """Makes the example that a builder yields for one stack.
 
@@ -91,6 +101,8 @@ def stack_record(
     depth_um: T depths in µm, growing.
     site: where on the body, empty if unknown.
     pixel_um: µm a pixel, None if unknown.
+    columns: see `Record`; None for a data set whose records do not tell.
+    readings: see `Record`.
 
   Raises:
     ValueError: no slices, lengths that differ, labels outside the classes, or
@@ -117,12 +129,20 @@ def stack_record(
     "labels": [int(label) for label in labels],
     "depth_um": [float(depth) for depth in depth_um],
     "pixel_um": math.nan if pixel_um is None else float(pixel_um),
+    **({} if columns is None else {"about": _about(columns, readings or {})}),
   }
+
+
+def _about(columns: Mapping[str, str], readings: Mapping[str, Sequence[int]]) -> str:
+  said = {reader: [int(label) for label in labels] for reader, labels in readings.items()}
+  return json.dumps({"columns": dict(columns), "readings": said}, ensure_ascii=False)
 
 
 def read_record(example: Mapping[str, Any]) -> Record:
   """Returns an element of `builder.as_data_source(split)` as a Record."""
   pixel_um = float(example["pixel_um"])
+  about = json.loads(_text(example["about"])) if "about" in example else {}
+  readings = about.get("readings", {})
   return Record(
     stack_id=_text(example["stack_id"]),
     patient_id=_text(example["patient_id"]),
@@ -131,6 +151,8 @@ def read_record(example: Mapping[str, Any]) -> Record:
     labels=np.asarray(example["labels"], np.int32),
     depth_um=np.asarray(example["depth_um"], np.float32),
     pixel_um=None if math.isnan(pixel_um) else pixel_um,
+    columns=about.get("columns", {}),
+    readings={reader: np.asarray(labels, np.int32) for reader, labels in readings.items()},
   )
 
 

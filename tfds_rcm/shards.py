@@ -61,7 +61,9 @@ def serialize(record: Mapping[str, Any]) -> bytes:
 def _columns(record: Mapping[str, Any]) -> dict[str, _Chunks]:
   """The serialized Feature of each column, in pieces."""
   columns = {
-    name: _bytes_list([[record[name].encode()]]) for name in ("stack_id", "patient_id", "site")
+    name: _bytes_list([[record[name].encode()]])
+    for name in ("stack_id", "patient_id", "site", "about")
+    if name in record
   }
   columns["labels"] = _ints(record["labels"])
   for name, floats in (("depth_um", record["depth_um"]), ("pixel_um", [record["pixel_um"]])):

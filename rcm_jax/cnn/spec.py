@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 from flax import nnx
 import jax
@@ -36,12 +37,14 @@ class CnnSpec:
       batch statistics, as is usual in fine-tuning: a new network's head would spoil them at
       first, and torchvision's scales are folded into the kernels with them.
     pretrained_input: what its images were like, see `pretrained.load`.
-    frozen_epochs: epochs in which only the new layers learn, if pretrained.
-    body_rate: the convolutions' share of the learning rate afterwards, if pretrained; it rises
-      over one epoch.
+    frozen_epochs: epochs in which only the layers behind the convolutions learn, if these are not new.
+    body_rate: the convolutions' share of the learning rate afterwards, likewise; it rises over one
+      epoch.
     augmentation: ranges of the random views.
     seed: of initialisation, order and views.
     num_strata: that are told apart; the paper's are 3.
+    init: names the model of ours whose weights training starts from, or None; its schedule is that of
+      a file of ImageNet weights.
     count_include_pad: whether average pooling counts the zeros around the image; where weights are
       loaded, as the network does that they come from, see `pretrained.load`.
   """
@@ -62,6 +65,12 @@ class CnnSpec:
   seed: int
   count_include_pad: bool = False
   num_strata: int = 3
+  init: str | None = None
+
+  @property
+  def fine_tunes(self) -> bool:
+    """Whether training starts from weights that the convolutions learned before."""
+    return bool(self.pretrained or self.init)
 
   def build(self) -> inception.InceptionV3:
     """Returns the network, freshly initialised; bfloat16 on an accelerator, float32 on a CPU."""
@@ -81,13 +90,19 @@ def _compute_dtype() -> jnp.dtype:
   return jnp.dtype(jnp.float32 if backend() == "cpu" else jnp.bfloat16)
 
 
-def start(spec: CnnSpec) -> inception.InceptionV3:
+def start(spec: CnnSpec, state: tuple[Any, Any] | None = None) -> inception.InceptionV3:
   """Returns the network that training begins with.
+
+  Args:
+    spec: the network and its training.
+    state: parameters and running statistics of a network like it, if `spec.init` names one.
 
   Raises:
     UserError: the file of weights cannot be read or does not fit.
   """
   model = untrained(spec)
+  if state is not None:
+    nnx.update(model, *state)
   if spec.pretrained:
     pretrained_lib.load(
       model,
@@ -101,7 +116,7 @@ def start(spec: CnnSpec) -> inception.InceptionV3:
 def untrained(spec: CnnSpec) -> inception.InceptionV3:
   """Returns the network of `start`, in the same modes, without the file's weights."""
   model = spec.build()
-  if spec.pretrained:
+  if spec.fine_tunes:
     for block in model.named_blocks().values():
       block.eval()
   return model
@@ -113,7 +128,7 @@ def make_optimizer(spec: CnnSpec, epoch_steps: int) -> optax.GradientTransformat
   adam = optax.adam(
     optax.warmup_cosine_decay_schedule(0.0, spec.learning_rate, min(epoch_steps, steps // 2), steps)
   )
-  if not spec.pretrained:
+  if not spec.fine_tunes:
     return adam
   share = optax.linear_schedule(0.0, spec.body_rate, epoch_steps, spec.frozen_epochs * epoch_steps)
 

@@ -44,13 +44,21 @@ class Programs(NamedTuple):
   hits: Callable[..., jax.Array]
 
 
-def build(spec: CnnSpec, epoch_steps: int, mesh: Mesh) -> Programs:
+def build(
+  spec: CnnSpec, epoch_steps: int, mesh: Mesh, state: tuple[Any, Any] | None = None
+) -> Programs:
   """Builds the programs for the devices of a mesh, whose number divides `spec.norm_groups`.
 
   A batch consists of `spec.norm_groups` groups. Each is normalised by its own statistics and has
   its own dropout, on whichever device it lies, so that the number of devices changes rounding only.
+
+  Args:
+    spec: the network and its training.
+    epoch_steps: steps an epoch.
+    mesh: of the devices.
+    state: see `spec.start`.
   """
-  _, params, stats, _ = nnx.split(start(spec), nnx.Param, nnx.BatchStat, ...)
+  _, params, stats, _ = nnx.split(start(spec, state), nnx.Param, nnx.BatchStat, ...)
   optimizer = make_optimizer(spec, epoch_steps)
   functions = _functions(dataclasses.replace(spec, seed=0), epoch_steps, mesh)
   return Programs(Learned(params, stats, optimizer.init(params)), *functions)

@@ -93,6 +93,7 @@ def train(
   scalars: Scalars = lambda step, values: None,
   resumed: Callable[[int], None] = lambda step: None,
   about: Mapping[str, Any] | None = None,
+  state: tuple[Any, Any] | None = None,
 ) -> None:
   """Trains on "train" and keeps the snapshot that is best on "validation".
 
@@ -107,6 +108,7 @@ def train(
     scalars: called with each epoch's metrics.
     resumed: called with the first epoch of which something will be trained.
     about: what checkpoints carry besides `spec`.
+    state: parameters and running statistics to start from, if `spec.init` names a model.
 
   Raises:
     UserError: the loss is no longer finite; the state before that step is kept.
@@ -119,7 +121,7 @@ def train(
   mesh = devices.device_mesh(spec.norm_groups)
   own = devices.own_rows(spec.batch_size)
   epoch_steps = -(-len(data) // spec.batch_size)
-  programs = train_step.build(spec, epoch_steps, mesh)
+  programs = train_step.build(spec, epoch_steps, mesh, state)
   held = hold(data, mesh) if _is_worth_holding(data) else None
   task = _Task(spec, data, splits["validation"], programs, mesh, held, own, epoch_steps)
   learned = devices.put(programs.start, devices.replicated(mesh))

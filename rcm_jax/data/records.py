@@ -28,22 +28,34 @@ _MODULES = {
 }
 
 
-def open_builder(source: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+def open_builder(
+  source: str,
+  data_dir: str | None,
+  *,
+  needed: Sequence[str] = SPLITS,
+  option: str = "config.data.sources",
+) -> tfds.core.DatasetBuilder:
   """Returns the prepared TFDS builder of `source`, such as "rcm_phantom/demo".
 
+  Args:
+    source: name of the builder, and behind a slash its configuration.
+    data_dir: where TFDS keeps data sets; its default if None.
+    needed: splits that must have stacks.
+    option: that named the source, for messages.
+
   Raises:
-    UserError: no such builder, or not prepared below `data_dir`.
+    UserError: no such builder, not prepared below `data_dir`, or a split has no stacks.
   """
   name, _, preset = source.partition("/")
   if name not in _MODULES:
-    raise UserError(f"config.data.sources: no dataset '{name}'; known are {', '.join(_MODULES)}")
+    raise UserError(f"{option}: no dataset '{name}'; known are {', '.join(_MODULES)}")
   importlib.import_module(_MODULES[name])
   try:
     builder = tfds.builder(
       name, config=preset or None, data_dir=data_dir, file_format="array_record"
     )
   except ValueError as error:
-    raise UserError(f"config.data.sources: '{source}': {str(error).splitlines()[0]}") from error
+    raise UserError(f"{option}: '{source}': {str(error).splitlines()[0]}") from error
   if not builder.info.splits:
     option = f" --preset={preset}" if preset else ""
     option = option if name == "rcm_phantom" else " --source=STUDY"
@@ -53,13 +65,14 @@ def open_builder(source: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     )
   empty = [
     split
-    for split in SPLITS
+    for split in needed
     if split not in builder.info.splits or not builder.info.splits[split].num_examples
   ]
   if empty:
+    every = f"every one of {', '.join(needed)}" if len(needed) > 1 else "it"
     raise UserError(
-      f"{builder.data_dir}: split '{empty[0]}' of '{source}' has no stacks; every one of "
-      f"{', '.join(SPLITS)} needs some: divide the stacks anew and prepare the dataset again"
+      f"{builder.data_dir}: split '{empty[0]}' of '{source}' has no stacks; {every} needs some: "
+      "divide the stacks anew and prepare the dataset again"
     )
   return builder
 
@@ -77,7 +90,7 @@ def fingerprint(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
   }
 
 
-class _Records:
+class Records:
   """TFDS records in random access; a record that cannot be decoded names itself."""
 
   def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
@@ -98,7 +111,12 @@ class _Records:
       ) from error
 
 
-def _decode_record(example: dict[str, Any], strata: anatomy.Strata) -> dict[str, Any]:
+def decode_record(example: dict[str, Any], strata: anatomy.Strata) -> dict[str, Any]:
+  """Returns a record's fields, checked; labels are strata of the task.
+
+  Raises:
+    UserError: it is incomplete.
+  """
   record = read_record(example)
   name = f"stack '{record.stack_id}'"
   slices = [image[..., 0] for image in record.slices]
@@ -118,12 +136,23 @@ def _decode_record(example: dict[str, Any], strata: anatomy.Strata) -> dict[str,
   return {
     "stack_id": record.stack_id,
     "patient_id": record.patient_id,
-    # What the task does not tell apart counts as its first stratum.
-    "labels": np.maximum(record.labels - (len(LABELS) - len(strata)), 0).astype(np.int8),
+    "site": record.site,
+    "columns": record.columns,
+    "readings": {name: _strata(labels, strata) for name, labels in record.readings.items()},
+    "labels": _strata(record.labels, strata),
     "depth_um": record.depth_um,
     "pixel_um": record.pixel_um,
     "images": slices,
   }
+
+
+def _strata(labels: np.ndarray, strata: anatomy.Strata) -> np.ndarray:
+  """Strata of labels on disk, −1 where there is none.
+
+  What the task does not tell apart counts as its first stratum.
+  """
+  more = len(LABELS) - len(strata)
+  return np.where(labels < 0, -1, np.maximum(labels - more, 0)).astype(np.int8)
 
 
 def _bring_to_scale(
@@ -202,8 +231,8 @@ def decode(
     a_side = train_tiles if split == "train" else 1
     with (directory / f"{split}.u8").open("wb") as file:
       for builder in builders:
-        records = grain.MapDataset.source(_Records(builder, split)).map(
-          lambda example: _decode_record(example, strata)
+        records = grain.MapDataset.source(Records(builder, split)).map(
+          lambda example: decode_record(example, strata)
         )
         first = len(columns["labels"])
         records = records.map(

@@ -27,12 +27,14 @@ class FinishedRuns:
     predictions: method → seed → stacks of all splits that the runs kept.
     maps: (method, seed, stack) → attention map.
     taps: (method, seed) → Toeplitz weights, shallow to deep.
+    temperature_of: method → temperature of posterior medians, of models that brought their own.
   """
 
   dataset: str
   predictions: dict[str, dict[int, list[predictions_lib.StackPrediction]]]
   maps: dict[tuple[str, int, str], Float[np.ndarray, "n n"]]
   taps: dict[tuple[str, int], Float[np.ndarray, "K"]]
+  temperature_of: dict[str, float] = dataclasses.field(default_factory=dict)
 
   @property
   def strata(self) -> anatomy.Strata:
@@ -108,5 +110,8 @@ def _add_run(datasets, folder):
   for (method, seed), stacks in runs.items():
     if any(p.split == "test" for p in stacks):
       found.predictions.setdefault(method, {})[seed] = stacks
+  for row in results["rows"]:
+    if row.get("boundary_temperature") is not None:
+      found.temperature_of[row["method"]] = float(row["boundary_temperature"])
   found.maps.update(maps)
   found.taps.update(taps)

@@ -23,6 +23,7 @@ PREDICTIONS = "predictions.csv"
 def summarize(
   predictions: Sequence[predictions_lib.StackPrediction],
   train_seconds: Mapping[tuple[str, int], float] | None = None,
+  temperature_of: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
   """Sums up the test split, one row a method and seed, in the form of results.json.
 
@@ -34,13 +35,20 @@ def summarize(
   Args:
     predictions: of any methods and seeds.
     train_seconds: (method, seed) → training time.
+    temperature_of: method → temperature of posterior medians, where the method has one of its own.
   """
   runs: dict[tuple[str, int], dict[str, list]] = {}
   for p in predictions:
     runs.setdefault((p.method, p.seed), {}).setdefault(p.split, []).append(p)
   seconds = train_seconds or {}
   return [
-    _row(key, splits["test"], splits.get("validation", []), seconds.get(key))
+    _row(
+      key,
+      splits["test"],
+      splits.get("validation", []),
+      seconds.get(key),
+      (temperature_of or {}).get(key[0]),
+    )
     for key, splits in runs.items()
     if "test" in splits
   ]
@@ -53,6 +61,8 @@ def write_run(
   *,
   versions: Mapping[str, str],
   train_seconds: Mapping[tuple[str, int], float] | None = None,
+  temperature_of: Mapping[str, float] | None = None,
+  about: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
   """Writes predictions.csv, then results.json, whose presence says that the run is complete.
 
@@ -62,6 +72,8 @@ def write_run(
     predictions: of all splits that should be kept.
     versions: package → version.
     train_seconds: (method, seed) → training time.
+    temperature_of: see `summarize`.
+    about: what else results.json says, by name.
 
   Returns:
     The rows of results.json.
@@ -70,8 +82,8 @@ def write_run(
     UserError: a prediction is malformed or a file cannot be written.
   """
   workdir = pathlib.Path(workdir)
-  rows = summarize(predictions, train_seconds)
-  results = {"dataset": dict(dataset), "versions": dict(versions), "rows": rows}
+  rows = summarize(predictions, train_seconds, temperature_of)
+  results = {"dataset": dict(dataset), "versions": dict(versions), **(about or {}), "rows": rows}
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / RESULTS).unlink(missing_ok=True)
@@ -89,17 +101,21 @@ def write_run(
 def score(
   test: Sequence[predictions_lib.StackPrediction],
   validation: Sequence[predictions_lib.StackPrediction],
+  own: float | None = None,
 ) -> scores_lib.StackScores:
-  """Scores a run's test stacks; posterior medians at the temperature of its validation stacks."""
-  if not validation:
-    return scores_lib.score(test)
+  """Scores a run's test stacks.
+
+  Posterior medians are at the temperature that is its own, else of its validation stacks, else 1.
+  """
+  if own is not None or not validation:
+    return scores_lib.score(test, 1.0 if own is None else own)
   return scores_lib.score(test, temperature.fit_boundary_temperature(validation))
 
 
-def _row(key, predictions, validation, train_seconds):
+def _row(key, predictions, validation, train_seconds, own_temperature):
   method, seed = key
   strata = predictions[0].strata
-  scores = score(predictions, validation)
+  scores = score(predictions, validation, own_temperature)
   measures = estimates.measure(scores)
   inconsistent = measures.inconsistent.astype(int)  # by labelling and kind, the total last
   decoding = {}
@@ -128,6 +144,7 @@ def _row(key, predictions, validation, train_seconds):
     "boundary_n": _counts(strata.boundaries, scores.counted),
     "train_seconds": train_seconds,
     "decoding": decoding,
+    **({} if own_temperature is None else {"boundary_temperature": own_temperature}),
   }
 
 

@@ -39,9 +39,10 @@ def export(bundle: bundle_lib.Bundle, format_name: str, directory: pathlib.Path)
   """Writes one format and the model card, both or none; returns the model's path.
 
   Raises:
-    UserError: the format needs a package that is not installed.
+    UserError: the format needs a package that is not installed, or the model has no CNN.
     OSError: the directory cannot be written.
   """
+  bundle.check_sees_images()
   function, name = FORMATS[format_name]
   content = {name: function(bundle), CARD: model_card.markdown(bundle.description).encode()}
   directory.mkdir(parents=True, exist_ok=True)

@@ -46,6 +46,7 @@ class Training(NamedTuple):
 
   Attributes:
     init: member → state.
+    begin: parameters → state.
     program: (state, member, first epoch, data) → (state, curves [epochs a call, 2]: training
       loss and validation accuracy).
     splits: whether two devices train one member faster than one does, see `member_parallel.compile_split`.
@@ -53,6 +54,7 @@ class Training(NamedTuple):
   """
 
   init: Callable[[Member], Any]
+  begin: Callable[[Any], Any]
   program: Callable[[Any, Member, Any, Any], tuple[Any, Any]]
   splits: bool
   data: Any
@@ -113,7 +115,9 @@ def make_train(
     return loss(spec, params, member, data.values[rows], truth, draws, l1_reduction, shortest_crop)
 
   def init(member: Member) -> _State:
-    params = nnx.state(Head(spec, nnx.Rngs(params=jax.random.key(member.seed))), nnx.Param)
+    return begin(nnx.state(Head(spec, nnx.Rngs(params=jax.random.key(member.seed))), nnx.Param))
+
+  def begin(params: Any) -> _State:
     average = averaging.init(params)
     return _State(params, adam.init(params), average, params, jnp.float32(-jnp.inf))
 
@@ -167,4 +171,4 @@ def make_train(
   # Measured: other cells and decoders exchange too much.
   splits = spec.bidirectional and spec.cell == "gru" and spec.decoder == "dense"
   splits = splits and spec.attention.kind in ("none", "toeplitz")
-  return Training(init, program, splits, all_data)
+  return Training(init, begin, program, splits, all_data)

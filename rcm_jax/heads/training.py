@@ -59,6 +59,7 @@ def train(
   scalars: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
   resumed: Callable[[int], None] = lambda step: None,
   about: Mapping[str, Any] | None = None,
+  start: Any = None,
 ) -> None:
   """Trains all members and keeps each one's best snapshot.
 
@@ -79,6 +80,7 @@ def train(
     scalars: called with each epoch's metrics, mean over members.
     resumed: called with the first epoch that will be trained.
     about: what checkpoints carry besides `spec`.
+    start: parameters that members start from, leading axis M; None for those of their seeds.
 
   Raises:
     UserError: a member's loss is no longer finite; the state before that call is kept.
@@ -102,7 +104,11 @@ def train(
   spread, whole = _spread(len(members))
   stacked = spread(jax.tree.map(lambda *x: np.stack(x), *members))
   mesh = devices.local_mesh()
-  initial = jax.jit(devices.split_work(over_members(training.init), mesh))(stacked)
+  if start is None:
+    initial = jax.jit(devices.split_work(over_members(training.init), mesh))(stacked)
+  else:
+    begin = over_members(lambda params: training.begin(params))
+    initial = jax.jit(devices.split_work(begin, mesh))(spread(start))
   everyone = lambda epoch: spread(np.full(len(members), epoch, np.int32))
   run = compile_run(training, initial, stacked, everyone(0))
 

@@ -46,7 +46,7 @@ class Bundle:
 
   Attributes:
     description: what it is.
-    network: the CNN, in evaluation mode.
+    network: the CNN, in evaluation mode; None where heads read another encoder's features.
     heads: parameters of the sequence heads on the CNN's features, leading axis M.
     encoders: of what else there is to see of a slice, in the order of `description.textures`.
     view_heads: parameters of further heads, in the order of `description.views`.
@@ -54,7 +54,7 @@ class Bundle:
   """
 
   description: Description
-  network: inception.InceptionV3
+  network: inception.InceptionV3 | None
   heads: Any
   encoders: tuple[texture_encoder.Encoder, ...] = ()
   view_heads: tuple[Any, ...] = ()
@@ -73,6 +73,18 @@ class Bundle:
   def _sizes(self) -> list[int]:
     description = self.description
     return [description.head.num_features, *(spec.components for spec in description.textures)]
+
+  def check_sees_images(self) -> None:
+    """Refuses a model without a CNN.
+
+    Raises:
+      UserError: it is one.
+    """
+    if self.network is None:
+      raise UserError(
+        f"this model has no CNN: it reads features that {self.description.encoder} made, in a file; "
+        "python -m rcm_jax.predict takes one by --features"
+      )
 
   @functools.cached_property
   def see(self) -> Callable[[UInt8[Any, "B height width context"]], Float[Array, "B F"]]:
@@ -110,6 +122,7 @@ class Bundle:
     Raises:
       UserError: slices of another size.
     """
+    self.check_sees_images()
     if slices.shape[1:] != self.description.image_shape:
       raise UserError(
         f"slices of {slices.shape[1]} x {slices.shape[2]} pixels; this model sees "
@@ -223,14 +236,34 @@ def save(directory: pathlib.Path, bundle: Bundle) -> None:
   part = directory.with_name(f".{directory.name}.part")
   shutil.rmtree(part, ignore_errors=True)
   part.mkdir(parents=True)
-  params, stats = nnx.state(bundle.network, nnx.Param, nnx.BatchStat)
-  checkpoints.save_tree(part / WEIGHTS, weight_tree({"params": params, "stats": stats}, bundle))
+  checkpoints.save_tree(part / WEIGHTS, weight_tree(_cnn_tree(bundle.network), bundle))
   (part / DESCRIPTION).write_text(bundle.description.to_json(), encoding="utf-8")
   if bundle.familiar is not None:
     np.savez(part / FAMILIAR, **bundle.familiar._asdict())
   stage_cache.seal(part)
   shutil.rmtree(directory, ignore_errors=True)
   part.rename(directory)
+
+
+def find(directory: pathlib.Path) -> pathlib.Path:
+  """Returns the bundle that a path names: itself, or the bundle `model` in a run's work directory.
+
+  Raises:
+    UserError: there is none.
+  """
+  if not (directory / DESCRIPTION).exists():
+    if not (directory / "model" / DESCRIPTION).exists():
+      if (directory / "results.json").exists():
+        raise UserError(
+          f"{directory}: this run left no model; only those of sequence heads do (config.pipeline "
+          "head, views or end_to_end)"
+        )
+      raise UserError(
+        f"{directory}: no model in it ({DESCRIPTION}); give a run's work directory, or its "
+        "folder `model`"
+      )
+    directory = directory / "model"
+  return directory
 
 
 def load(directory: str | os.PathLike[str]) -> Bundle:
@@ -242,19 +275,7 @@ def load(directory: str | os.PathLike[str]) -> Bundle:
   Raises:
     UserError: there is no bundle, or it is damaged or of another format.
   """
-  directory = pathlib.Path(directory)
-  if not (directory / DESCRIPTION).exists():
-    if not (directory / "model" / DESCRIPTION).exists():
-      if (directory / "results.json").exists():
-        raise UserError(
-          f"{directory}: this run left no model; only those of a head on a CNN do (config.pipeline head, "
-          "views or end_to_end, without config.features.file)"
-        )
-      raise UserError(
-        f"{directory}: no model in it ({DESCRIPTION}); give a run's work directory, or its "
-        "folder `model`"
-      )
-    directory = directory / "model"
+  directory = find(pathlib.Path(directory))
   if not stage_cache.is_sealed(directory):
     raise UserError(
       f"{directory}: files of the model are missing or damaged; copy the whole folder again, or "
@@ -265,14 +286,14 @@ def load(directory: str | os.PathLike[str]) -> Bundle:
   except ValueError as error:
     raise UserError(f"{directory / DESCRIPTION}: {error}; run the training again") from error
   # Shapes alone: nothing is made of a size that the weights do not have.
-  network = nnx.eval_shape(lambda: build_network(description))
-  params, stats = nnx.state(network, nnx.Param, nnx.BatchStat)
+  has_cnn = description.cnn is not None
+  network = nnx.eval_shape(lambda: build_network(description)) if has_cnn else None
   members = len(description.seeds)
   shapes = lambda spec: jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), _empty(spec)[1]
   )
   like = _tree(
-    {"params": params, "stats": stats},
+    _cnn_tree(network),
     shapes(description.head),
     [texture_encoder.shapes(spec) for spec in description.textures],
     [shapes(head_spec(description, view)) for view in description.views],
@@ -284,9 +305,10 @@ def load(directory: str | os.PathLike[str]) -> Bundle:
     raise UserError(
       f"{directory / WEIGHTS}: does not fit {DESCRIPTION} ({reason}); run the training again"
     ) from error
-  network = build_network(description)
-  nnx.update(network, tree["cnn"]["params"], tree["cnn"]["stats"])
-  network.eval()
+  network = build_network(description) if has_cnn else None
+  if network is not None:
+    nnx.update(network, tree["cnn"]["params"], tree["cnn"]["stats"])
+    network.eval()
   encoders = tuple(
     texture_encoder.Encoder(**tree[name]) for name in _numbered("texture", description.textures)
   )
@@ -322,16 +344,26 @@ def _numbered(name: str, things: Sequence[Any]) -> list[str]:
 
 
 def _tree(
-  cnn: Any, heads: Any, encoders: Sequence[texture_encoder.Encoder], view_heads: Sequence[Any]
+  cnn: Any | None,
+  heads: Any,
+  encoders: Sequence[texture_encoder.Encoder],
+  view_heads: Sequence[Any],
 ) -> dict[str, Any]:
   """What is kept of a bundle besides its description."""
   kept = [encoder._asdict() for encoder in encoders]
   return {
-    "cnn": cnn,
+    **({} if cnn is None else {"cnn": cnn}),
     "heads": heads,
     **dict(zip(_numbered("texture", encoders), kept, strict=True)),
     **dict(zip(_numbered("view", view_heads), view_heads, strict=True)),
   }
+
+
+def _cnn_tree(network: inception.InceptionV3 | None) -> dict[str, Any] | None:
+  if network is None:
+    return None
+  params, stats = nnx.state(network, nnx.Param, nnx.BatchStat)
+  return {"params": params, "stats": stats}
 
 
 def weight_tree(cnn: Any, bundle: Bundle) -> dict[str, Any]:

@@ -26,12 +26,13 @@ def describe(
   splits: Mapping[str, Any],
   *,
   dataset: str,
-  cnn: dict[str, Any],
+  cnn: dict[str, Any] | None,
   head: HeadSpec,
   seeds: tuple[int, ...],
   half_widths: tuple[int, ...],
   textures: tuple[TextureSpec, ...] = (),
   views: tuple[tuple[int, ...], ...] = (),
+  **more: Any,
 ) -> Description:
   """Calibrates an ensemble on its validation stacks and scores it on its test stacks.
 
@@ -39,19 +40,20 @@ def describe(
     predictions: of all members, on validation and test stacks.
     splits: `data.slices.Slices` by split.
     dataset: names of the sources.
-    cnn: the fields of the `CnnSpec`.
+    cnn: the fields of the `CnnSpec`; None without images.
     head: architecture of the sequence heads.
     seeds: of the members.
     half_widths: D of each member.
     textures: see `Description`.
     views: see `Description`.
+    **more: what else the `Description` says.
   """
   ensemble = calibration_lib.ensemble(predictions)
   validation, test = ([p for p in ensemble if p.split == split] for split in ("validation", "test"))
   calibration, wide_um = calibration_of(validation)
   return Description(
     method=predictions[0].method,
-    image_shape=splits["train"].slices.shape[1:],
+    image_shape=None if cnn is None else splits["train"].slices.shape[1:],
     field_um=splits["train"].field_um,
     cnn=cnn,
     head=head,
@@ -63,6 +65,7 @@ def describe(
     textures=textures,
     views=views,
     strata=predictions[0].strata,
+    **more,
   )
 
 
@@ -80,10 +83,11 @@ def training_of(
   gray, steps, first = [], [], []
   for stack in range(len(train.stack_id)):
     rows = train.rows(stack)
-    gray += [gray_levels(image) for image in train.slices[rows]]
+    gray += [gray_levels(image) for image in train.slices[rows] if image.size]
     steps.append(np.diff(train.depth_um[rows]))
     first.append(float(train.depth_um[rows][0]))
   steps = np.concatenate(steps)
+  gray = gray or [(0.0, 0.0), (255.0, 255.0)]  # without images, nothing is too dark or bright
   low, high = np.percentile(gray, [0.5, 99.5], axis=0)
   return Training(
     dataset=dataset,

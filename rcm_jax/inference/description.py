@@ -17,6 +17,7 @@ from rcm_jax.heads.attention import AttentionSpec
 from rcm_jax.heads.head import HeadSpec, current_fields
 from rcm_jax.inference import json_fields
 from rcm_jax.inference.json_fields import flag, listed, mapped, number, optional, text, whole
+from rcm_jax.inference.seen_patients import PatientHashes
 from rcm_jax.textures.encoder import TextureSpec
 
 FORMAT = 1
@@ -27,6 +28,7 @@ _MOST_UNITS = 1 << 16
 _MOST_MEMBERS = 1 << 10
 _MOST_UM = 1e6
 _MOST_STRATA = 16
+_MOST_PATIENTS = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,23 @@ class Training:
   first_um: tuple[float, float] = (0.0, 0.0)
 
 
+@dataclasses.dataclass(frozen=True)
+class Recalibrated:
+  """What temperature and intervals were fitted on after training.
+
+  Attributes:
+    dataset: name of the source, and its splits.
+    stacks: how many.
+    patients: how many.
+    slices: how many.
+  """
+
+  dataset: str
+  stacks: int
+  patients: int
+  slices: int
+
+
 def gray_levels(image: np.ndarray) -> tuple[float, float]:
   """Returns mean and standard deviation of a slice's gray levels, from every fourth pixel."""
   sample = image[::2, ::2]
@@ -69,8 +88,9 @@ class Description:
 
   Attributes:
     method: name of the method, as in the tables.
-    image_shape: height and width of the slices that the CNN sees.
-    cnn: the fields of its `CnnSpec`; "context" and "width" determine the network.
+    image_shape: height and width of the slices that the CNN sees; None without a CNN.
+    cnn: the fields of its `CnnSpec`; "context" and "width" determine the network. None for heads
+      that read the features of another encoder.
     head: architecture of the sequence heads.
     seeds: of the members.
     half_widths: D of each member.
@@ -82,11 +102,16 @@ class Description:
     field_um: side in µm of the square that a slice shows; None where training did not know.
     strata: that it tells apart.
     version: of this package when the bundle was written.
+    encoder: what made the features that heads without a CNN read.
+    initial: what training started from, in words; empty if from nothing of ours.
+    recalibrated: what was fitted after training; None where all is of the training's own splits.
+    patients: that were learned from, in this training and in those that it goes back to; models of
+      version 0.1.0 do not say.
   """
 
   method: str
-  image_shape: tuple[int, int]
-  cnn: dict[str, Any]
+  image_shape: tuple[int, int] | None
+  cnn: dict[str, Any] | None
   head: HeadSpec
   seeds: tuple[int, ...]
   half_widths: tuple[int, ...]
@@ -98,11 +123,15 @@ class Description:
   field_um: float | int | None = None
   strata: anatomy.Strata = anatomy.PAPER
   version: str = __version__
+  encoder: str | None = None
+  initial: str = ""
+  recalibrated: Recalibrated | None = None
+  patients: tuple[PatientHashes, ...] = ()
 
   @property
   def scale(self) -> Scale:
-    """What the model sees of a slice."""
-    return Scale(min(self.image_shape), self.field_um)
+    """What the model sees of a slice; 0 pixels without a CNN."""
+    return Scale(min(self.image_shape) if self.image_shape else 0, self.field_um)
 
   @property
   def measured_coverage(self) -> tuple[float | None, ...]:
@@ -146,7 +175,11 @@ class Description:
 def _check_parts(description: Description) -> None:
   """Checks what one field says against another."""
   head, textures = description.head, len(description.textures)
-  if head.num_features != inception.NUM_FEATURES:
+  if (description.cnn is None) != (description.image_shape is None):
+    raise ValueError("cnn and image_shape: only a model without a CNN has neither")
+  if description.cnn is None and description.textures:
+    raise ValueError("textures: only a model with a CNN has some")
+  if description.cnn is not None and head.num_features != inception.NUM_FEATURES:
     raise ValueError(f"head.num_features: the CNN gives {inception.NUM_FEATURES}")
   if len(description.half_widths) != len(description.seeds):
     raise ValueError("half_widths and seeds are not as many as each other")
@@ -232,7 +265,17 @@ def _cnn(place: str, value: Any) -> dict[str, Any]:
 
 _positive = number(1e-6, 1e6)
 _um = number(-_MOST_UM, _MOST_UM)
-_counts = mapped(whole(0, 1 << 40))
+_count = whole(0, 1 << 40)
+_counts = mapped(_count)
+
+
+def _hex(place: str, value: Any) -> str:
+  digits = text(place, value)
+  if len(digits) % 2 or not set(digits) <= set("0123456789abcdef"):
+    raise ValueError(f"{place}: '{digits[:40]}' is not pairs of hexadecimal digits")
+  return digits
+
+
 _CALIBRATION = _record(
   Calibration,
   {
@@ -269,13 +312,18 @@ _TEXTURE = _record(
     "seed": whole(0, 1 << 62),
   },
 )
+_RECALIBRATED = _record(
+  Recalibrated,
+  {"dataset": text, "stacks": _count, "patients": _count, "slices": _count},
+)
+_PATIENTS = _record(PatientHashes, {"salt": _hex, "hashes": listed(_hex, 0, _MOST_PATIENTS)})
 _DESCRIPTION = json_fields.fields(
   {
     "format": whole(FORMAT, FORMAT),
     "strata": listed(text, 1, _MOST_STRATA),
     "method": text,
-    "image_shape": listed(whole(inception.MIN_SIZE, _MOST_PIXELS), 2, 2),
-    "cnn": _cnn,
+    "image_shape": optional(listed(whole(inception.MIN_SIZE, _MOST_PIXELS), 2, 2)),
+    "cnn": optional(_cnn),
     "head": _head,
     "seeds": listed(whole(-(1 << 62), 1 << 62), 1, _MOST_MEMBERS),
     "half_widths": listed(whole(0, _MOST_UNITS), 1, _MOST_MEMBERS),
@@ -286,6 +334,11 @@ _DESCRIPTION = json_fields.fields(
     "views": listed(listed(whole(0, 63), 1, 64), 0, 64),
     "field_um": optional(number(1, 1e5)),
     "version": text,
+    "encoder": optional(text),
+    "initial": text,
+    "recalibrated": optional(_RECALIBRATED),
+    "patients": listed(_PATIENTS, 0, 1 << 10),
   },
-  frozenset({"textures", "views", "version", "field_um"}),
+  frozenset({"textures", "views", "version", "field_um", "encoder", "initial"})
+  | {"recalibrated", "patients"},
 )

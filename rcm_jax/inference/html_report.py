@@ -22,21 +22,21 @@ SHOWN_PIXELS = 512  # longest side of a slice in the report
 _JPEG_QUALITY = 82
 
 
-def render(result: Mapping[str, Any], slices: UInt8[np.ndarray, "T height width"]) -> str:
+def render(result: Mapping[str, Any], slices: UInt8[np.ndarray, "T height width"] | None) -> str:
   """Returns the report: slice viewer, strata, probabilities, intervals, attention, plan.
 
   Every text of `result` is escaped, since names come from files.
 
   Args:
     result: as `prediction.schema.json` has it.
-    slices: gray levels, shallow first, as many as `result` has.
+    slices: gray levels, shallow first, as many as `result` has; None without images.
   """
-  images = [_data_uri(image) for image in slices]
+  images = [] if slices is None else [_data_uri(image) for image in slices]
   strata = anatomy.of_names(result["model"]["strata"])
   data = {
     "result": result,
     "images": images,
-    "width": slices.shape[2],
+    "width": 0 if slices is None else slices.shape[2],
     "titles": strata.titles,
   }
   coverage = result["model"]["coverage"]

@@ -17,7 +17,6 @@ def markdown(card: Description) -> str:
     f"| {name.replace('_', ' ').replace(' um', ' (µm)')} | {'–' if x is None else f'{x:.4g}'} |"
     for name, x in card.figures.items()
   )
-  height, width = card.image_shape
   views = ""
   if card.views:
     listed = "".join(
@@ -33,14 +32,14 @@ def markdown(card: Description) -> str:
 
 Tells {_listed(card)} apart in a stack of reflectance
 confocal microscopy slices, and where one ends and the next begins. An ensemble of
-{len(card.seeds)} sequence heads ({card.head.cell}, {card.head.attention.kind} attention) on one
-Inception-V3 of width {card.cnn["width"]:g}, after Bozkurt et al. 2021.
-
+{len(card.seeds)} sequence heads ({card.head.cell}, {card.head.attention.kind} attention) on
+{_encoder(card)}, after Bozkurt et al. 2021.
+{_history(card)}
 {views}Written by rcm_jax {card.version}.
 
 ## Input and output
 
-8-bit gray slices, shallow first, {height} x {width} pixels {_field(card)},
+{_input(card)},
 and their depths in µm. Out come, by
 slice, the probabilities of {", ".join(card.strata.names)} (temperature {calibration.temperature:.3g})
 and the stratum; by boundary, the depth of the first slice below it and an interval
@@ -62,9 +61,7 @@ Distance between slices {training.step_um[0]:g} to {training.step_um[2]:g} µm (
 
 ## Figures on the test split
 
-| figure | value |
-|---|---|
-{figures}
+{_figures(card, figures)}
 
 Accuracies and coverages are fractions. `accuracy` and the boundaries' errors are those of what
 `rcm_jax.predict` shows. Boundaries are scored where the labels have them.
@@ -85,6 +82,40 @@ def _listed(card: Description) -> str:
   return f"{', '.join(first)} and {last}"
 
 
+def _encoder(card: Description) -> str:
+  if card.cnn is None:
+    return f"features that {card.encoder} made, {card.head.num_features} a slice"
+  return f"one Inception-V3 of width {card.cnn['width']:g}"
+
+
+def _input(card: Description) -> str:
+  if card.image_shape is None:
+    return f"{card.head.num_features} features a slice, shallow first, made by {card.encoder}"
+  height, width = card.image_shape
+  return f"8-bit gray slices, shallow first, {height} x {width} pixels {_field(card)}"
+
+
+def _history(card: Description) -> str:
+  lines = ""
+  if card.initial:
+    lines += f"\nTraining started from {card.initial}.\n"
+  if fitted := card.recalibrated:
+    lines += (
+      f"\nTemperature and intervals were fitted anew on {fitted.stacks} stacks of {fitted.patients} "
+      f"patients of {fitted.dataset}.\n"
+    )
+  return lines
+
+
+def _figures(card: Description, figures: str) -> str:
+  if not card.figures:
+    return (
+      "None since temperature and intervals were fitted anew; `python -m rcm_jax.validate` measures\n"
+      "them on other stacks."
+    )
+  return f"| figure | value |\n|---|---|\n{figures}"
+
+
 def _field(card: Description) -> str:
   if card.field_um is None:
     return "of a size that nobody told"
@@ -98,6 +129,8 @@ def _intervals(card: Description) -> str:
     "meant to cover the true boundary, in a random stack of a random\npatient, with a probability of"
     f" {card.calibration.coverage:.0%}"
   )
+  if all(covered is None for covered in card.measured_coverage):
+    return f"{promised}\n(not measured on other stacks yet)"
   measured = ", ".join(
     f"{title} {'–' if covered is None else f'{covered:.0%}'}"
     for title, covered in zip(

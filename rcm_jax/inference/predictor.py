@@ -45,6 +45,7 @@ class Prediction:
     warnings: what to mind.
     attention: mean attention map of the members and tiles; None without attention.
     tiles: of the field that were seen, each by itself.
+    averaged: probabilities before calibration, mean of members and tiles.
   """
 
   depth_um: Float[np.ndarray, "T"]
@@ -55,6 +56,7 @@ class Prediction:
   warnings: list[StackWarning]
   attention: Float[np.ndarray, "T T"] | None
   tiles: int = 1
+  averaged: Float[np.ndarray, "T C"] | None = None
 
 
 class Predictor:
@@ -81,12 +83,14 @@ class Predictor:
         by_tile
       )
       thickness = intervals.thickness_intervals_um(whole, depth_um, mask, calibration)
-      slices = bundle.slice_probabilities(features[len(features) // 2])
-      upright = monotone_model.order_log_odds(jnp.log(jnp.maximum(slices, 1e-30)) / _ALIKE, mask)
+      slices, upright = None, jnp.inf
+      if bundle.network is not None:
+        slices = bundle.slice_probabilities(features[len(features) // 2])
+        upright = monotone_model.order_log_odds(jnp.log(jnp.maximum(slices, 1e-30)) / _ALIKE, mask)
       attention = None
       if self._has_attention:
         attention = jax.lax.map(lambda tile: bundle.attention(tile, mask), features).mean(0)
-      return found, of_tiles.boundary_um[..., 1], thickness, upright, slices, attention
+      return found, whole, of_tiles.boundary_um[..., 1], thickness, upright, slices, attention
 
     self._interpret = jax.jit(interpret)
 
@@ -141,6 +145,7 @@ class Predictor:
     """
     if pixel_um is not None:
       lengths.check_pixel_um("pixel_um", pixel_um)
+    self.bundle.check_sees_images()
     gray = given_arrays.gray_slices(slices, value_range)
     depths = given_arrays.depths_um(depth_um, len(gray))
     length = self.bundle.padded_length(len(gray))  # refuses before the long work
@@ -160,6 +165,31 @@ class Predictor:
     found = self.conclude(features, depths, levels, length, appearance.describe(centre))
     noted = scale_warnings(gray.shape[1:], pixel_um, self.bundle.description.scale)
     return dataclasses.replace(found, warnings=[*noted, *found.warnings], tiles=tiles)
+
+  def predict_features(self, features: Any, depth_um: Any) -> Prediction:
+    """Interprets one stack from what an encoder of its own gave, without images.
+
+    Args:
+      features: of each slice, [T, F], shallow first.
+      depth_um: depth of each slice in µm, [T].
+
+    Raises:
+      UserError: not the features that the heads read, too many slices, or depths that are not one
+        rising number a slice.
+    """
+    wanted = self.bundle.num_features
+    values = np.asarray(features, np.float32)
+    if values.ndim != 2 or values.shape[1] != wanted or not len(values):
+      raise UserError(
+        f"features of shape {values.shape}; this model reads [slices, {wanted}], those of "
+        f"{self.bundle.description.encoder or 'its own CNN'}"
+      )
+    bad = np.flatnonzero(~np.isfinite(values).all(1))
+    if bad.size:
+      raise UserError(f"features of slice {bad[0]} hold NaN or infinity; encode the stack again")
+    depths = given_arrays.depths_um(depth_um, len(values))
+    unseen = np.full((len(values), 2), np.nan)
+    return self.conclude(values[None], depths, unseen, self.bundle.padded_length(len(values)))
 
   def _tiles_a_side(self, shape: tuple[int, int], pixel_um: float | int | None) -> int:
     wanted = self.bundle.description.field_um
@@ -189,7 +219,7 @@ class Predictor:
     more = length - count
     padded = np.pad(features, ((0, 0), (0, more), (0, 0)))
     depths = np.pad(depth_um.astype(np.float32), (0, more))
-    found, of_tiles, thickness, upright, slices, attention = jax.device_get(
+    found, whole, of_tiles, thickness, upright, slices, attention = jax.device_get(
       self._interpret(padded, depths, np.arange(length) < count)
     )
     found = found._replace(
@@ -222,6 +252,7 @@ class Predictor:
       interpretation.depth_plan(named, depth_um, found.strata, strata),
       warnings,
       attention[:count, :count] if self._has_attention else None,
+      averaged=whole[:count],
     )
 
 
@@ -251,6 +282,7 @@ class StreamingPredictor:
   ):
     if pixel_um is not None:
       lengths.check_pixel_um("pixel_um", pixel_um)
+    predictor.bundle.check_sees_images()
     self._predictor = predictor
     self._value_range, self._pixel_um = value_range, pixel_um
     bundle = predictor.bundle

@@ -73,7 +73,7 @@ def result_of(
       "tiles": prediction.tiles,
     },
     "model": {
-      "image_size": description.scale.image_size,
+      "image_size": description.scale.image_size or None,
       "field_um": description.scale.field_um,
       "strata": list(strata.names),
       "method": description.method,
@@ -111,14 +111,16 @@ def result_of(
 
 
 def write(
-  directory: pathlib.Path, result: dict[str, Any], slices: UInt8[np.ndarray, "T height width"]
+  directory: pathlib.Path,
+  result: dict[str, Any],
+  slices: UInt8[np.ndarray, "T height width"] | None,
 ) -> pathlib.Path:
   """Writes a stack's JSON, CSV and report, all or none; returns the report's path.
 
   Args:
     directory: of all stacks. Files of this stack from an earlier call are replaced.
     result: of `result_of`.
-    slices: what the report shows.
+    slices: what the report shows; None where the stack was read from features.
 
   Raises:
     OSError: they cannot be written.
@@ -147,12 +149,13 @@ def write(
   return paths["html"]
 
 
-def unused_name(directory: pathlib.Path, path: pathlib.Path) -> str:
+def unused_name(directory: pathlib.Path, path: pathlib.Path, within: str = "") -> str:
   """Names a stack's files after its path, so that they replace no other stack's.
 
   Args:
     directory: that they are written to.
     path: of the stack, as it was given.
+    within: name of the stack, where the file at `path` holds many.
 
   Returns:
     A name that is safe in any file system; of the same stack, the same one again.
@@ -161,12 +164,14 @@ def unused_name(directory: pathlib.Path, path: pathlib.Path) -> str:
   parts = parts or [os.path.basename(os.path.abspath(path))]
   if not path.is_dir():
     parts[-1] = pathlib.PurePath(parts[-1]).stem
+  parts += [within] if within else []
   words = [re.sub(r"[^\w.-]+", "_", printable(part)).strip("._-") for part in parts]
   name = "-".join(word for word in words if word) or "stack"
-  digits = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:8]
+  source = source_of(path, within)
+  digits = hashlib.sha256(os.fsencode(os.path.abspath(path)) + within.encode()).hexdigest()[:8]
   if len(name.encode()) > _MOST_BYTES:  # the end tells more
     name = f"{name.encode()[-_MOST_BYTES:].decode(errors='ignore').strip('._-')}-{digits}"
-  if _is_others(directory, name, path):
+  if _is_others(directory, name, source):
     name = f"{name}-{digits}"
   return name
 
@@ -175,7 +180,7 @@ def _paths(directory: pathlib.Path, name: str) -> dict[str, pathlib.Path]:
   return {suffix: directory / f"{name}.{suffix}" for suffix in SUFFIXES}
 
 
-def _is_others(directory: pathlib.Path, name: str, path: pathlib.Path) -> bool:
+def _is_others(directory: pathlib.Path, name: str, wanted: str) -> bool:
   """Whether files of this name are there and do not say that they are of this stack."""
   paths = _paths(directory, name)
   if not any(os.path.lexists(p) for p in paths.values()):
@@ -184,12 +189,12 @@ def _is_others(directory: pathlib.Path, name: str, path: pathlib.Path) -> bool:
     source = json.loads(paths["json"].read_text(encoding="utf-8"))["stack"]["source"]
   except (OSError, ValueError, KeyError, TypeError, RecursionError):
     return True
-  return source != source_of(path)
+  return source != wanted
 
 
-def source_of(path: pathlib.Path) -> str:
-  """Returns a stack's whole path, printable."""
-  return printable(os.path.abspath(path))
+def source_of(path: pathlib.Path, within: str = "") -> str:
+  """Returns a stack's whole path, printable, and its name in a file of many."""
+  return printable(os.path.abspath(path)) + (f", stack {within}" if within else "")
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -222,15 +222,42 @@ def reliability_diagram(
   with _figure(path, 4.4, 4.4) as figure:
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#999999", lw=0.9, ls="--")
+    lowest = []
     for (name, (probabilities, labels)), color in zip(classified.items(), METHOD_COLORS):
       confidence, accuracy, _ = reliability.reliability(probabilities, labels)
       error = reliability.expected_calibration_error(probabilities, labels)
       label = f"{name} (ECE {100 * error:.1f} %)"
       axes.plot(confidence, accuracy, "o-", ms=4, color=color, label=label)
+      lowest.append(accuracy.min())
     low = 1 / min((p.shape[1] for p, _ in classified.values()), default=2)
-    axes.set(xlim=(low, 1.01), ylim=(low, 1.01), aspect="equal")
+    axes.set(xlim=(low, 1.01), ylim=(min(low, *lowest) - 0.01, 1.01), aspect="equal")
     axes.set(xlabel="Confidence", ylabel="Accuracy")
     axes.legend(loc="upper left")
+
+
+def by_count(
+  panels: Mapping[str, Mapping[str, Sequence[tuple[int, float, float, float]]]],
+  counted: str,
+  path: _Path,
+) -> None:
+  """Draws figures against a count, a panel each; a line's only point at 0 is drawn through all counts.
+
+  Args:
+    panels: label of the axis → name of a line → (count, value, ends of its interval, or NaN).
+    counted: what is counted.
+    path: of the PNG.
+  """
+  with _figure(path, 3.4 * len(panels), 3.0) as figure:
+    for axes, (label, lines) in zip(_row(figure, len(panels)), panels.items()):
+      for (name, points), color in zip(lines.items(), METHOD_COLORS):
+        count, value, low, high = np.array(points, float).T
+        if count.tolist() == [0]:
+          axes.axhline(value[0], color=color, ls="--", label=name)
+          continue
+        reach = np.nan_to_num(np.maximum([value - low, high - value], 0))
+        axes.errorbar(count, value, reach, color=color, marker="o", ms=4, capsize=2, label=name)
+      axes.set(xlabel=counted, ylabel=label)
+    axes.legend()
 
 
 @contextlib.contextmanager

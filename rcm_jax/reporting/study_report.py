@@ -130,7 +130,7 @@ def estimate_methods(runs: finished_runs.FinishedRuns) -> list[paper_tables.Meth
 def _score_methods(runs):
   return {
     method: [
-      results.score(test, validation)
+      results.score(test, validation, runs.temperature_of.get(method))
       for test, validation in zip(
         runs.of_split(method, "test"), runs.of_split(method, "validation")
       )

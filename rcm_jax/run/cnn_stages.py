@@ -24,12 +24,21 @@ from rcm_jax.runtime.metric_writer import Advance
 
 
 class Classifier(NamedTuple):
-  """A trained CNN, and where it and its features lie; of a file of features, only these."""
+  """A trained CNN, and where it and its features lie; of a file of features, only these.
+
+  Attributes:
+    spec: of the CNN.
+    model_dir: where the CNN lies.
+    features_dir: where features of training and validation lie.
+    test_dir: where those of the test split lie.
+    encoder: what made the features of a file.
+  """
 
   spec: cnn_spec.CnnSpec | None
   model_dir: pathlib.Path | None
   features_dir: pathlib.Path
   test_dir: pathlib.Path
+  encoder: str | None = None
 
   def load(self, split: str, kind: str) -> np.ndarray:
     """Returns one row a slice of a split; `kind` is features or probabilities."""
@@ -43,9 +52,10 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
   if config.features.file:
     return _read_features(run)
   spec = cnn_spec.CnnSpec(
-    **{**config.cnn, "seed": seed, "count_include_pad": _counts_padding(config.cnn)},
+    **{**config.cnn, "seed": seed, "count_include_pad": _counts_padding(run)},
     augmentation=augmentation_of(config.augmentation.to_dict()),
     num_strata=len(run.strata),
+    init=run.start.key if run.start else None,
   )
   described = dataclasses.asdict(spec)
   del described["num_strata"]  # that of `source`
@@ -54,7 +64,11 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
   if spec.pretrained:
     described["pretrained"] = files.file_digest(pathlib.Path(spec.pretrained))
   else:  # what follows only from it determines nothing
-    for name in ("pretrained_input", "frozen_epochs", "body_rate"):
+    del described["pretrained_input"]
+  if not spec.init:
+    del described["init"]
+  if not spec.fine_tunes:
+    for name in ("frozen_epochs", "body_rate"):
       del described[name]
   described |= {
     "source": run.source,
@@ -66,7 +80,12 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
     "train_cnn",
     described,
     lambda directory, advance: cnn_training.train(
-      spec, run.splits, directory, advance=advance, **stages.hooks(run, "train_cnn")
+      spec,
+      run.splits,
+      directory,
+      advance=advance,
+      state=run.start.network_state() if run.start else None,
+      **stages.hooks(run, "train_cnn"),
     ),
     everywhere=True,
   )
@@ -89,7 +108,10 @@ def _row(config: ml_collections.ConfigDict) -> str:
   return "inception_v3_photometry" if other_gray_levels else "inception_v3"
 
 
-def _counts_padding(wanted: ml_collections.ConfigDict) -> bool:
+def _counts_padding(run: stages.Run) -> bool:
+  wanted = run.config.cnn
+  if run.start:
+    return run.start.model.description.cnn.get("count_include_pad", False)
   if wanted.count_include_pad is not None:
     return wanted.count_include_pad
   return bool(wanted.pretrained) and pretrained.counts_padding(wanted.pretrained)
@@ -117,7 +139,9 @@ def _read_features(run: stages.Run) -> tuple[Classifier, stages.Result]:
       np.save(directory / f"{name}_{kind}.npy", values)
 
   folder = stages.stage(run.cache_dir, run.writer, "features", {"source": run.source}, unpack)
-  classifier = Classifier(None, None, folder, folder)
+  classifier = Classifier(None, None, folder, folder, known.method)
+  if ("test", "probabilities") not in known.values:
+    return classifier, stages.Result()
   return classifier, _result(run, classifier, known.method, known.seed, 1)
 
 

@@ -49,18 +49,25 @@ def row_name(config: ml_collections.ConfigDict, member: Member, name: str | None
   return name
 
 
-def spec(config: ml_collections.ConfigDict, splits: Mapping[str, Slices]) -> HeadSpec:
+def spec(
+  config: ml_collections.ConfigDict, splits: Mapping[str, Slices], num_features: int = NUM_FEATURES
+) -> HeadSpec:
   """Returns the architecture that `config.head` describes for these stacks, by split.
+
+  Args:
+    config: of the run.
+    splits: its stacks.
+    num_features: of a slice.
 
   Raises:
     UserError: there is no such architecture, or a share is none.
   """
   head = config.head
   longest = max(int(splits[name].lengths.max()) for name in ("train", "validation"))
-  if head.pca_components is not None and not 1 <= head.pca_components <= NUM_FEATURES:
+  if head.pca_components is not None and not 1 <= head.pca_components <= num_features:
     raise UserError(
-      f"config.head.pca_components: {head.pca_components} is outside 1 to {NUM_FEATURES}, the number of the "
-      "CNN's features"
+      f"config.head.pca_components: {head.pca_components} is outside 1 to {num_features}, the number of "
+      "a slice's features"
     )
   for name in ("input_dropout", "ema_decay"):
     if not 0 <= head[name] < 1:
@@ -74,7 +81,7 @@ def spec(config: ml_collections.ConfigDict, splits: Mapping[str, Slices]) -> Hea
       f"{nearest(head.l1_reduction, known)}"
     )
   return HeadSpec(
-    num_features=head.pca_components or NUM_FEATURES,
+    num_features=head.pca_components or num_features,
     hidden=head.hidden,
     cell=head.cell,
     bidirectional=head.bidirectional,

@@ -19,7 +19,7 @@ from rcm_jax.heads.head import HeadSpec
 from rcm_jax.heads.objective import Member
 from rcm_jax.ops.backend import numerics
 from rcm_jax.reporting import plots
-from rcm_jax.run import end_to_end, head_config, stages
+from rcm_jax.run import end_to_end, head_config, initial, stages
 from rcm_jax.run.cnn_stages import classify_slices, extract_features
 from rcm_jax.run.keep_model import OnTextures, keep_model
 from rcm_jax.runtime import devices
@@ -33,15 +33,22 @@ MAPPED_STACKS = 4  # test stacks whose attention maps are kept
 def train_head(run: stages.Run) -> stages.Result:
   """Trains heads on the CNN's features."""
   # First, so that a head that cannot be is told before the CNN trains.
-  spec, members = head_config.spec(run.config, run.splits), head_config.members(run.config)
+  spec, members = _architecture(run)
   classifier, single = classify_slices(run, run.config.cnn.seed)
   features, of_features = _features_for(spec, _load_features(run, classifier.load))
   trained = _train_heads(run, spec, members, classifier.features_dir.name, features)
   result = single + _classify_stacks(run, trained, features, run.config.name)
   _show_heads(run, trained, features["test"].cut(spec.max_slices))
-  if classifier.spec is not None:
-    keep_model(run, classifier, trained, result.predictions, of_features)
+  keep_model(run, classifier, trained, result.predictions, of_features)
   return result
+
+
+def _architecture(run: stages.Run) -> tuple[HeadSpec, list[Member]]:
+  """Heads and members of the configuration, which fit the model that they start from."""
+  spec = head_config.spec(run.config, run.splits, run.num_features)
+  if run.start:
+    initial.check_heads(run.start, run.config, spec)
+  return spec, head_config.members(run.config)
 
 
 def _features_for(
@@ -118,7 +125,7 @@ def train_end_to_end(run: stages.Run) -> stages.Result:
       "config.head.pca_components empty"
     )
   # First, so that a head that cannot be is told before the CNN trains.
-  spec, members = head_config.spec(config, run.splits), head_config.members(config)
+  spec, members = _architecture(run)
   two_stage, single = classify_slices(run, config.cnn.seed)
   features = _load_features(run, two_stage.load)
   before = _train_heads(run, spec, members, two_stage.features_dir.name, features)
@@ -189,9 +196,11 @@ def _train_heads(
       "shortest_crop",
     )
   }
+  start = run.start.head_params(members) if run.start else None
   described = {
     **dataclasses.asdict(spec),
     "members": [member._asdict() for member in members],
+    **({"init": run.start.key} if run.start else {}),
     **recipe,
     "features": source,
     "backend": numerics(),
@@ -211,6 +220,7 @@ def _train_heads(
       directory,
       **recipe,
       advance=advance,
+      start=start,
       **stages.hooks(run, "train_heads"),
     ),
     everywhere=True,

@@ -14,7 +14,14 @@ from rcm_jax.data import pca
 from rcm_jax.evaluation.predictions import StackPrediction
 from rcm_jax.heads import fold_pca
 from rcm_jax.heads import training as head_training
-from rcm_jax.inference import altered, appearance, bundle, describe, familiarity
+from rcm_jax.inference import (
+  altered,
+  appearance,
+  bundle,
+  describe,
+  familiarity,
+  seen_patients,
+)
 from rcm_jax.run import head_config, stages
 from rcm_jax.run.cnn_stages import Classifier
 from rcm_jax.textures import encoder as texture_encoder
@@ -56,15 +63,20 @@ def keep_model(
   description = describe.describe(
     [p for p in predictions if p.method == method],
     run.splits,
-    dataset=stages.dataset_name(run.config.data),
-    cnn=dataclasses.asdict(classifier.spec),
+    dataset=run.dataset,
+    cnn=None if classifier.spec is None else dataclasses.asdict(classifier.spec),
     head=head,
     half_widths=tuple(int(trained.members[i].half_width) for i in rows),
     seeds=tuple(int(trained.members[i].seed) for i in rows),
     textures=tuple(on_textures.specs),
     views=tuple(on_textures.views),
+    encoder=classifier.encoder,
+    initial=run.start.told if run.start else "",
+    patients=_patients(run),
   )
-  network = extraction.load(classifier.spec, classifier.model_dir)
+  network = None
+  if classifier.spec is not None:
+    network = extraction.load(classifier.spec, classifier.model_dir)
   on_views = tuple(map(chosen, on_textures.heads))
   model = bundle.Bundle(
     description,
@@ -77,9 +89,17 @@ def keep_model(
   bundle.save(run.workdir / "model", model)
 
 
+def _patients(run: stages.Run) -> tuple[seen_patients.PatientHashes, ...]:
+  """Whose stacks were learned from, in this run and in those that it goes back to."""
+  known = [*run.splits["train"].patient_id, *run.splits["validation"].patient_id]
+  ours = seen_patients.hashes_of(seen_patients.people(run.sources, known))
+  return (ours, *(run.start.model.description.patients if run.start else ()))
+
+
 def _familiar(run: stages.Run, classifier: Classifier) -> familiarity.Familiar | None:
-  """Learns what stacks of the run look like; None with too few of them to say."""
-  if min(len(run.splits[name].stack_id) for name in ("train", "validation")) < 2:
+  """Learns what stacks of the run look like; None without images, or with too few stacks to say."""
+  few = min(len(run.splits[name].stack_id) for name in ("train", "validation")) < 2
+  if classifier.spec is None or few:
     return None
 
   def images(name: str, stack: int) -> np.ndarray:

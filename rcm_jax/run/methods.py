@@ -28,9 +28,10 @@ def _features(run: stages.Run) -> stages.Result:
       run.workdir / feature_file.NAME,
       run.splits,
       classifier.load,
-      dataset=stages.dataset_name(run.config.data),
+      dataset=run.dataset,
       method=run.config.name,
       seed=run.config.cnn.seed,
+      sources=run.sources,
     )
   return result
 

@@ -7,12 +7,10 @@ sources → decode → train_cnn → extract → train_heads → evaluate
 from __future__ import annotations
 
 from collections.abc import Sequence
-import importlib.metadata
 import json
 import pathlib
 import shutil
 import subprocess
-import sys
 import tempfile
 from typing import Any
 
@@ -22,30 +20,19 @@ import ml_collections
 import numpy as np
 
 from rcm_jax import anatomy
+from rcm_jax.cnn import inception
 from rcm_jax.data import feature_file, records
 from rcm_jax.data import scale as scale_lib
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.evaluation import results
 from rcm_jax.reporting import console_table, plots
-from rcm_jax.run import methods, renamed, stages
-from rcm_jax.runtime import devices, files, stage_cache
+from rcm_jax.run import initial, methods, renamed, stages
+from rcm_jax.runtime import devices, files, stage_cache, versions
 from rcm_jax.runtime.metric_writer import Writer
 from tfds_rcm import prepare
 from tfds_rcm.errors import UserError, nearest
 
 PRECISIONS = ("highest", "high", "default")  # of float32 products on a GPU
-_PACKAGES = (
-  "jax",
-  "jaxlib",
-  "flax",
-  "optax",
-  "orbax-checkpoint",
-  "numpy",
-  "grain",
-  "tensorflow-datasets",
-  "ml-collections",
-)
-
 # What runs did before there was a choice. (None need not be listed.)
 _LATER_KEYS = {
   "data.strata": 3,
@@ -92,6 +79,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pat
 
 
 def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pathlib.Path) -> None:
+  start = initial.load(config)
   about = _claim(workdir, config)
   try:
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -106,14 +94,32 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
   writer = Writer(workdir)
   try:
     if config.features.file:
-      name, source, splits, scale = _from_file(config)
+      known, source = _from_file(config)
+      encoder, num_features = known.method, known.num_features
+      name, sources, splits, scale = known.dataset, known.sources, known.splits, known.scale
       tested = source
     else:
-      name = stages.dataset_name(config.data)
+      name, sources = stages.dataset_name(config.data), tuple(config.data.sources)
+      encoder, num_features = None, inception.NUM_FEATURES
       source, tested, splits = _decode_all(config.data, workdir, cache_dir, writer)
       scale = splits["test"].scale
       _note_corneum(splits, writer)
-    this = stages.Run(config, workdir, cache_dir, writer, source, tested, splits, about)
+    if start:
+      initial.check(start, config, splits, encoder, writer.console.print)
+    this = stages.Run(
+      config=config,
+      workdir=workdir,
+      cache_dir=cache_dir,
+      writer=writer,
+      source=source,
+      tested=tested,
+      splits=splits,
+      about=about,
+      dataset=name,
+      sources=sources,
+      start=start,
+      num_features=num_features,
+    )
     result = methods.METHODS[config.pipeline](this)
   finally:
     writer.close()
@@ -128,7 +134,11 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
     "strata": splits["train"].strata.names,
   }
   rows = results.write_run(
-    workdir, dataset, result.predictions, versions=_versions(), train_seconds=result.seconds
+    workdir,
+    dataset,
+    result.predictions,
+    versions=versions.installed(),
+    train_seconds=result.seconds,
   )
   plots.boundary_error_histograms(result.predictions, workdir / "figures/boundary_errors.png")
   plots.strata_ribbon(result.predictions, workdir / "figures/strata.png")
@@ -139,8 +149,8 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
 
 def _from_file(
   config: ml_collections.ConfigDict,
-) -> tuple[str, str, dict[str, slices_lib.Slices], scale_lib.Scale]:
-  """Returns the dataset's name, a name for its content, its splits and scale, from a file of features."""
+) -> tuple[feature_file.FeatureFile, str]:
+  """Returns what a file of features holds, and a name for its content."""
   path = config.features.file
   if config.pipeline != "head":
     raise UserError(
@@ -158,8 +168,7 @@ def _from_file(
       f"config.features.file: {path}: its labels tell {len(strata)} strata apart, not "
       f"{config.data.strata}; set config.data.strata={len(strata)}"
     )
-  source = f"features-{files.file_digest(pathlib.Path(path))[:12]}"
-  return known.dataset, source, known.splits, known.scale
+  return known, f"features-{files.file_digest(pathlib.Path(path))[:12]}"
 
 
 def _decode_all(
@@ -269,7 +278,7 @@ def _claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str
       raise UserError(
         f"{workdir}: holds a run with config.{key} = {old}, not {new}; choose another --workdir"
       )
-  written = {"config": mine, "versions": _versions(), "git_revision": _git_revision()}
+  written = {"config": mine, "versions": versions.installed(), "git_revision": _git_revision()}
   files.write_text(path, json.dumps(written, indent=2))
   return written
 
@@ -293,11 +302,6 @@ def _differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, A
       found |= _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
     return found
   return {} if old == new else {prefix: (old, new)}
-
-
-def _versions() -> dict[str, str]:
-  versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-  return {"python": sys.version.split()[0], **versions}
 
 
 def _git_revision() -> str | None:

@@ -11,8 +11,10 @@ import ml_collections
 import numpy as np
 
 from rcm_jax import __version__, anatomy
+from rcm_jax.cnn import inception
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.evaluation.predictions import StackPrediction
+from rcm_jax.run import initial
 from rcm_jax.runtime import metric_writer as writer_lib
 from rcm_jax.runtime import stage_cache
 
@@ -32,6 +34,10 @@ class Run:
     tested: names the data of the test split.
     splits: the decoded slices.
     about: configuration, versions and git revision, which checkpoints carry.
+    dataset: what figures on the test split are measured on.
+    sources: data sets of training and validation.
+    start: what training starts from; None for nothing of ours.
+    num_features: of a slice.
   """
 
   config: ml_collections.ConfigDict
@@ -42,6 +48,10 @@ class Run:
   tested: str
   splits: Mapping[str, slices_lib.Slices]
   about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  dataset: str = ""
+  sources: tuple[str, ...] = ()
+  start: initial.Start | None = None
+  num_features: int = inception.NUM_FEATURES
 
   @property
   def strata(self) -> anatomy.Strata:

@@ -46,7 +46,7 @@ class Method:
     return self.run(run)
 
 
-ON_CNN = ("data.", "cnn.", "augmentation.", "features.")  # what determines a CNN's features
+ON_CNN = ("data.", "cnn.", "augmentation.", "features.", "init")  # what determines a CNN's features
 
 
 def of_nothing(fields: Mapping[str, Any]) -> Work:

@@ -161,8 +161,7 @@ def merge_readings(
   readings = sorted(readings, key=lambda r: order.get(r.reader, len(order)))
   warnings, votes = [], []
   for reading in readings:
-    read = _slice_labels if reading.per_slice else _transition_labels
-    labels = read(reading, names, depth_um, rules)
+    labels = labels_of(reading, names, depth_um, rules)
     told = np.flatnonzero(labels >= 0)
     backwards = told[:-1][np.diff(labels[told]) < 0]
     if reading.per_slice and len(backwards):
@@ -180,6 +179,14 @@ def merge_readings(
     more = f" and {len(unlabelled) - 5} more" if len(unlabelled) > 5 else ""
     raise UserError(f"{place}: slices {shown}{more} have no label; label them or move them away")
   return Merged(merged, read_again, disagreements, tuple(warnings))
+
+
+def labels_of(
+  reading: Reading, names: Sequence[str], depth_um: Float[np.ndarray, " T"], rules: Rules
+) -> Int[np.ndarray, " T"]:
+  """Returns what one reader said of each slice, −1 where nothing; see `merge_readings`."""
+  read = _slice_labels if reading.per_slice else _transition_labels
+  return read(reading, names, depth_um, rules)
 
 
 def _majority(votes: Int[np.ndarray, "R T"]) -> tuple[Int[np.ndarray, " T"], int]:

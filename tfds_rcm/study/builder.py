@@ -118,7 +118,9 @@ class ManifestBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
   def _info(self) -> tfds.core.DatasetInfo:
     # A prepared dataset's own features.json tells how its slices are stored.
-    described = record_lib.stack_features(png=self._plan.options.compress) if self._plan else None
+    described = None
+    if self._plan:
+      described = record_lib.stack_features(png=self._plan.options.compress, about=True)
     return record_lib.LocalInfo(
       builder=self,
       description=self.DESCRIPTION,

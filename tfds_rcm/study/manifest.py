@@ -55,6 +55,7 @@ class Entry:
     place: file and row, for messages.
     readings: what readers said.
     adjudicated: what a reader decided who had seen the others' labels; it stands.
+    columns: source, and what the manifest says in columns that nobody reads, where it does.
   """
 
   stack_id: str
@@ -67,6 +68,7 @@ class Entry:
   place: str
   readings: tuple[Reading, ...]
   adjudicated: Reading | None = None
+  columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -138,6 +140,8 @@ def read_manifest(
     if warnings is not None:
       warnings.extend(read.warnings)
   readings = said.readings
+  unread = {column_name(header) for header in table.unknown} - {*MANIFEST_COLUMNS}
+  other = ("source", *sorted(unread))
   entries, first_by = [], {}
   for row in table.rows:
     found = names.find(root, row.raw["path"])
@@ -152,8 +156,9 @@ def read_manifest(
         of_stack = readings.get(row["stack_id"], ())
         if of_stack or not in_folder:
           entry = _entry(row, found, of_stack, labels)
+          told = {name: row[name] for name in other if row[name]}
           decided = said.adjudicated.get(row["stack_id"])
-          entries.append(dataclasses.replace(entry, adjudicated=decided))
+          entries.append(dataclasses.replace(entry, adjudicated=decided, columns=told))
   if warnings is not None and in_folder:
     warnings.extend(left_out(table, said))
   if in_folder and not entries and not problems:

@@ -25,7 +25,7 @@ from tfds_rcm.study import patients
 from tfds_rcm.study import splits as splits_lib
 
 # Part of the staged shards' names: to be raised when what is stored changes.
-_FORMAT = 4
+_FORMAT = 5
 # Protocol buffers hold no more than 2 GiB. A record's other fields are small.
 MAX_PIXELS = 2**31 - 2**20
 
@@ -75,6 +75,7 @@ class Examined:
     depth_um: depth of each slice in µm.
     pixel_um: side of a pixel in µm, None if unknown.
     labels: index into labels.STRATA of each slice.
+    by_reader: the same of each named reader, −1 where there is none.
     read_again: slices that two or more readers labelled.
     disagreements: those on which readers differ.
     deep: whether stored values have more than 8 bit, and are scaled.
@@ -90,6 +91,7 @@ class Examined:
   disagreements: int
   deep: bool
   warnings: tuple[str, ...]
+  by_reader: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
   @property
   def field_um(self) -> float | None:
@@ -162,7 +164,8 @@ class Job:
     files = sorted(entry.path.iterdir()) if entry.path.is_dir() else [entry.path]
     stamps = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
     how = (_FORMAT, self.options.value_range, self.options.channel, self.options.compress)
-    return staging.fingerprint(how, described, stack.labels, stamps)
+    told = (sorted(entry.columns.items()), sorted(stack.by_reader.items()))
+    return staging.fingerprint(how, described, stack.labels, told, stamps)
 
 
 def make_record(job: Job) -> dict[str, Any]:
@@ -182,6 +185,8 @@ def make_record(job: Job) -> dict[str, Any]:
     "labels": list(job.stack.labels),
     "depth_um": list(job.stack.depth_um),
     "pixel_um": job.stack.pixel_um,
+    "columns": dict(entry.columns),
+    "readings": job.stack.by_reader,
   }
 
 
@@ -322,6 +327,14 @@ def _examine(entry: manifest_lib.Entry, *, options: Options, decode: bool) -> Ex
       merged = labels_lib.merge_readings(
         entry.place, readings, reader.names, reader.depth_um, options.rules
       )
+      named = [reading for reading in (*entry.readings, entry.adjudicated) if reading]
+      by_reader = {
+        reading.reader: tuple(
+          labels_lib.labels_of(reading, reader.names, reader.depth_um, options.rules).tolist()
+        )
+        for reading in named
+        if reading.reader
+      }
       return Examined(
         entry=entry,
         shape=reader.shape,
@@ -332,6 +345,7 @@ def _examine(entry: manifest_lib.Entry, *, options: Options, decode: bool) -> Ex
         disagreements=merged.disagreements,
         deep=reader.deep,
         warnings=(*(f"{entry.place}: {line}" for line in reader.warnings), *merged.warnings),
+        by_reader=by_reader,
       )
   except labels_lib.UnknownLabel:
     return ""  # `make_plan` tells those of all stacks at once

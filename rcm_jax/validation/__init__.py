@@ -1,0 +1,1 @@
+"""A finished model on labelled stacks that it has never seen."""
