@@ -167,7 +167,7 @@ def test_slices_on_disk_and_in_other_batches_are_as_good(model, data, tmp_path):
 
 
 def test_network_has_three_dense_layers():
-  net = kaur.HistogramNet(7, 5, rngs=kaur.nnx.Rngs(0))
+  net = kaur.HistogramNet(7, 5, 3, rngs=kaur.nnx.Rngs(0))
   shapes = [x.shape for x in jax.tree.leaves(kaur.nnx.state(net)) if x.ndim == 2]
   assert sorted(shapes) == [(5, 3), (5, 5), (7, 5)]
 
