@@ -35,7 +35,7 @@ LESIONS = ("nevus", "melanoma", "")
 @pytest.fixture(scope="module")
 def phantom(home):
   builder, filled = labelled.open_builder(PHANTOM, str(home / "data"), labelled.parse_splits("all"))
-  return list(labelled.read(builder, filled))
+  return list(labelled.read(builder, filled, PAPER))
 
 
 def seen_by_ann(stack):
@@ -100,7 +100,7 @@ def lines(path):
 
 def test_records_keep_columns_and_each_readers_labels(study, phantom):
   builder, filled = labelled.open_builder("rcm_clinical", str(study / "data"), ("test",))
-  found = {stack.stack_id: stack for stack in labelled.read(builder, filled)}
+  found = {stack.stack_id: stack for stack in labelled.read(builder, filled, PAPER)}
   for k, stack in enumerate(phantom):
     mine = found[f"s{k}"]
     lesion = {"lesion": LESIONS[k % 3]} if LESIONS[k % 3] else {}
@@ -109,7 +109,7 @@ def test_records_keep_columns_and_each_readers_labels(study, phantom):
     np.testing.assert_array_equal(mine.readings["ann"], ann)
     np.testing.assert_array_equal(mine.readings["bob"][1:], ann[:-1])
     np.testing.assert_array_equal(mine.labels, ann)  # ties go to ann
-    np.testing.assert_array_equal(mine.slices, labelled.read_again(builder, mine).slices)
+    np.testing.assert_array_equal(mine.slices, labelled.read_again(builder, mine, PAPER).slices)
 
 
 def test_figures_are_those_of_what_predict_shows(home, study, validated):
@@ -117,7 +117,7 @@ def test_figures_are_those_of_what_predict_shows(home, study, validated):
   said = Predictor(bundle_lib.load(home / "run"))
   builder, filled = labelled.open_builder("rcm_clinical", str(study / "data"), ("test",))
   right, count, error, inside = 0, 0, [], []
-  for stack in labelled.read(builder, filled):
+  for stack in labelled.read(builder, filled, PAPER):
     prediction = said.predict(stack.slices, stack.depth_um, pixel_um=stack.pixel_um)
     right += (prediction.interpretation.strata == stack.labels).sum()
     count += len(stack.labels)
