@@ -186,7 +186,10 @@ def at(row, value):
     ({"depth_um": lambda d: d[:-1]}, "depth_um has shape .*a row a slice"),
     ({"depth_um": at(5, -9.0)}, "depth_um of row 5 .*order slices shallow to deep"),
     ({"stack": at(3, "odd")}, "stack of row 4 is that of row 0 again"),
-    ({"label": at(2, "subcutis")}, "label of row 2 is 'subcutis'; expected stratum_corneum, epidermis"),
+    (
+      {"label": at(2, "subcutis")},
+      "label of row 2 is 'subcutis'; expected stratum_corneum, epidermis",
+    ),
     ({"split": at(0, "tran")}, "split of row 1 is 'train', that of its stack"),
     ({"split": lambda s: np.where(s == "train", "tran", s)}, "did you mean 'train'"),
     ({"patient": at(1, "odd")}, "patient of row 1 is 'odd'"),
