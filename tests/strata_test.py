@@ -114,9 +114,11 @@ def test_a_dataset_in_which_nobody_labelled_the_corneum_is_refused(tmp_path):
 
 def test_a_file_of_features_keeps_its_strata(tmp_path):
   splits = decode(tmp_path, records(labels=np.array([0, 1, 2])))
-  about = {"dataset": "d", "method": "m", "seed": 0}
+  about = {"dataset": "d", "method": "m", "seed": 0, "sources": ("d",)}
   path = tmp_path / "features.npz"
-  feature_file.save(path, splits, lambda split, kind: np.zeros((len(splits[split]), 4)), **about)
+  feature_file.save(
+    path, splits, lambda split, kind: np.full((len(splits[split]), 4), 0.25), **about
+  )
   assert feature_file.load(str(path)).splits["train"].strata == WITH_CORNEUM
 
 

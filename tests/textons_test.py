@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rcm_jax.anatomy import PAPER
 from rcm_jax.textures import textons
 from tfds_rcm.errors import UserError
 
@@ -201,10 +203,11 @@ def test_models_survive_the_disk_and_leave_nothing_half_written(tmp_path):
 
 def test_check_split_names_what_is_wrong():
   slices = np.zeros((3, 10, 12), np.uint8)
-  textons.check_split("training", slices, np.array([0, 1, 2]), min_side=10)
+  check = functools.partial(textons.check_split, strata=PAPER.names)
+  check("training", slices, np.array([0, 1, 2]), min_side=10)
   with pytest.raises(UserError, match="training: 3 slices but 2 labels"):
-    textons.check_split("training", slices, np.array([0, 1]), min_side=10)
+    check("training", slices, np.array([0, 1]), min_side=10)
   with pytest.raises(UserError, match="no slice is labelled dermis"):
-    textons.check_split("validation", slices, np.array([0, 1, 1]), min_side=10)
+    check("validation", slices, np.array([0, 1, 1]), min_side=10)
   with pytest.raises(UserError, match="10 x 12 pixels; expected at least 14"):
-    textons.check_split("training", slices, np.array([0, 1, 2]), min_side=14)
+    check("training", slices, np.array([0, 1, 2]), min_side=14)

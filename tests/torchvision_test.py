@@ -127,7 +127,7 @@ def _distance(got, expected) -> float:
 def test_pooling_follows_where_the_weights_come_from(file, wanted, counts):
   config = base.get_config()
   config.cnn.pretrained, config.cnn.count_include_pad = file, wanted
-  assert cnn_stages._counts_padding(config.cnn) is counts
+  assert cnn_stages._counts_padding(config.cnn, None) is counts
 
 
 def test_a_bundle_keeps_its_pooling_and_an_older_one_has_kerass(tmp_path):

@@ -18,7 +18,7 @@ from rcm_jax.cnn.augmentation import augmentation_of
 from rcm_jax.data import feature_file
 from rcm_jax.ops.backend import numerics
 from rcm_jax.reporting import plots
-from rcm_jax.run import stages
+from rcm_jax.run import initial, stages
 from rcm_jax.runtime import devices, files, resumable
 from rcm_jax.runtime.metric_writer import Advance
 
@@ -52,7 +52,7 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
   if config.features.file:
     return _read_features(run)
   spec = cnn_spec.CnnSpec(
-    **{**config.cnn, "seed": seed, "count_include_pad": _counts_padding(run)},
+    **{**config.cnn, "seed": seed, "count_include_pad": _counts_padding(config.cnn, run.start)},
     augmentation=augmentation_of(config.augmentation.to_dict()),
     num_strata=len(run.strata),
     init=run.start.key if run.start else None,
@@ -108,10 +108,9 @@ def _row(config: ml_collections.ConfigDict) -> str:
   return "inception_v3_photometry" if other_gray_levels else "inception_v3"
 
 
-def _counts_padding(run: stages.Run) -> bool:
-  wanted = run.config.cnn
-  if run.start:
-    return run.start.model.description.cnn.get("count_include_pad", False)
+def _counts_padding(wanted: ml_collections.ConfigDict, start: initial.Start | None) -> bool:
+  if start:
+    return start.model.description.cnn.get("count_include_pad", False)
   if wanted.count_include_pad is not None:
     return wanted.count_include_pad
   return bool(wanted.pretrained) and pretrained.counts_padding(wanted.pretrained)
