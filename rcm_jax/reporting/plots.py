@@ -257,7 +257,8 @@ def by_count(
         reach = np.nan_to_num(np.maximum([value - low, high - value], 0))
         axes.errorbar(count, value, reach, color=color, marker="o", ms=4, capsize=2, label=name)
       axes.set(xlabel=counted, ylabel=label)
-    axes.legend()
+    known = axes.get_legend_handles_labels()
+    figure.legend(*known, loc="outside upper center", ncols=len(known[1]))
 
 
 @contextlib.contextmanager
