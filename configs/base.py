@@ -82,6 +82,9 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.features = ml_collections.ConfigDict()
   config.features.batch_size = 64
   config.features.dtype = "float32"  # or float16
+  # Features of training and validation that need more than this as float32, in 10⁹ bytes, stay on disk and are
+  # read while heads train on them. Results are the same but for rounding.
+  config.features.memory_gb = 8.0
   config.features.file = config_dict.placeholder(str)  # of configs/features.py, instead of images
 
   config.head = ml_collections.ConfigDict()

@@ -49,6 +49,11 @@ class Features:
   def __len__(self) -> int:
     return self.values.shape[0]
 
+  @property
+  def num_features(self) -> int:
+    """F of a slice."""
+    return self.values.shape[-1]
+
   def cut(self, length: int | None) -> Features:
     """Leaves out what lies below the first `length` slices; None leaves out nothing."""
     first = {

@@ -19,6 +19,7 @@ COMMANDS = {
   "train": ("rcm_jax.main", "train and evaluate one configuration"),
   "evaluate": ("rcm_jax.evaluate", "make tables of any number of runs"),
   "predict": ("rcm_jax.predict", "read stacks with a trained model"),
+  "predict-study": ("rcm_jax.predict_study", "read all stacks of a study, on many machines"),
   "validate": ("rcm_jax.validate", "hold a trained model against a labelled dataset"),
   "recalibrate": ("rcm_jax.recalibrate", "fit a trained model's probabilities to another clinic"),
   "export": ("rcm_jax.export", "write a trained model for other programs"),

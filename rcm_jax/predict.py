@@ -18,7 +18,6 @@ if __name__ == "__main__":  # before what takes seconds to import
 
 import argparse
 from collections.abc import Sequence
-import dataclasses
 import os
 import pathlib
 import sys
@@ -31,8 +30,8 @@ from rcm_jax.data import feature_file
 from rcm_jax.inference import bundle as bundle_lib
 from rcm_jax.inference import stack_files
 from rcm_jax.inference.description import RESEARCH_USE
+from rcm_jax.inference.from_disk import read_stack
 from rcm_jax.inference.predictor import Predictor
-from rcm_jax.inference.stack_warnings import StackWarning
 from tfds_rcm import stack_io
 from tfds_rcm.errors import UserError
 
@@ -77,29 +76,21 @@ def run(
       task = bar.add_task(stack_files.printable(path.name), total=None)
       advance = lambda done, total, task=task: bar.update(task, completed=done, total=total)
       try:
-        with stack_io.open_stack(
-          path, step_um=step_um, pixel_um=pixel_um, value_range=value_range, channel=channel
-        ) as reader:
-          slices = reader.read_all()
-          prediction = predictor.predict(slices, reader.depth_um, advance, pixel_um=reader.pixel_um)
-      except (UserError, OSError) as error:
-        text = str(error)
-        if isinstance(error, OSError):
-          text = f"cannot be read ({error.strerror or error}); mend the file or its rights"
-        text, place = str(UserError(text)), str(UserError(str(path)))
-        faults.append(text if place in text else f"{place}: {text}")
+        result, slices = read_stack(
+          predictor,
+          path,
+          advance,
+          stack_id=stack_files.unused_name(out, path),
+          step_um=step_um,
+          pixel_um=pixel_um,
+          value_range=value_range,
+          channel=channel,
+        )
+      except UserError as error:
+        faults.append(str(error))
         continue
       finally:
         bar.remove_task(task)
-      of_files = [StackWarning("file", stack_files.printable(text)) for text in reader.warnings]
-      result = stack_files.result_of(
-        dataclasses.replace(prediction, warnings=[*of_files, *prediction.warnings]),
-        predictor.bundle.description,
-        stack_id=stack_files.unused_name(out, path),
-        source=stack_files.source_of(path),
-        slice_names=[stack_files.printable(pathlib.Path(name).name) for name in reader.names],
-        pixel_um=reader.pixel_um,
-      )
       report = stack_files.write(out, result, slices)
       console.print(f"{_summary(result)} → {stack_files.printable(report)}", markup=False)
   for path in features:

@@ -156,6 +156,32 @@ def test_extraction_equals_the_network_slice_by_slice(trained, tmp_path):
     precision.assert_close(probabilities, expected, factor=layers, scale=size)
 
 
+def test_an_extraction_that_was_stopped_goes_on(trained, tmp_path):
+  directory, _ = trained
+  recipe = {"batch_size": 4, "dtype": "float32"}
+  whole, parts, seen = tmp_path / "whole", tmp_path / "parts", []
+  for folder in (whole, parts):
+    folder.mkdir()
+  extraction.extract(SPEC, directory, SPLITS, whole, **recipe)
+  stop_at = len(SPLITS["train"]) + 4  # in the second split
+
+  def stop(done, total):
+    if done == stop_at:
+      preemption.request()
+
+  with pytest.raises(preemption.Preempted) as stopped:
+    extraction.extract(SPEC, directory, SPLITS, parts, advance=stop, **recipe)
+  preemption.clear()
+  assert f"after {stop_at} of" in stopped.value.where
+  note = lambda done, total: seen.append(done)
+  extraction.extract(SPEC, directory, SPLITS, parts, advance=note, **recipe)
+  assert seen[0] == stop_at + 4
+  names = {path.name for path in whole.iterdir()}
+  assert names == {path.name for path in parts.iterdir()}
+  for name in names:
+    assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
+
+
 def test_seeds_share_one_program_and_learn_differently():
   numbers = np.arange(SPEC.batch_size, dtype=np.int32)
   data = SPLITS["train"]

@@ -14,7 +14,7 @@ MAX_LINES = 400
 # The packages of rcm_jax from the top floor down: a room may open onto rooms of the floors below it.
 FLOORS = (
   {"cli"},
-  {"main", "predict", "evaluate", "export", "validate", "recalibrate"},
+  {"main", "predict", "predict_study", "evaluate", "export", "validate", "recalibrate"},
   {"run"},
   {"configs"},
   {"exporters", "validation"},

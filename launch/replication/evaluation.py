@@ -32,6 +32,7 @@ PARTS = ("whole_stacks", "ours", "regularised", "classifiers")
 # What the ordered heads are regularised by, for rows of Table 1.
 REGULARISED = ("toeplitz_d1", "full_sequence", "global_attention")
 _REGULARISATION = ("pca_components", "input_dropout", "ema_decay", "epochs")
+_NO_DIFFERENCE = ("data.", "features.memory_gb")  # to what a row is
 _CLASSIFIERS = ("iv3_context", "hames", "kaur")
 
 PAIRS = (
@@ -97,7 +98,7 @@ def spend(out: Path, seed: int, jobs: Sequence[job_lib.Job]) -> None:
   changed = dict(used)
   for job in jobs:
     row = f"{seed}/{job.fields['name']}"
-    fields = {name: value for name, value in job.fields.items() if not name.startswith("data.")}
+    fields = {k: v for k, v in job.fields.items() if not k.startswith(_NO_DIFFERENCE)}
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
     known = used.get(row, {})
     if known.get("configuration", digest) != digest:

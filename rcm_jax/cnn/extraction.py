@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+import json
 import pathlib
 
 from flax import nnx
@@ -14,7 +15,10 @@ from rcm_jax.cnn import folded_inception, inception
 from rcm_jax.cnn.spec import Advance, CnnSpec, _compute_dtype
 from rcm_jax.data.batches import sequential_batches
 from rcm_jax.data.slices import Slices
-from rcm_jax.runtime import checkpoints, devices
+from rcm_jax.runtime import checkpoints, devices, files, preemption
+
+_WRITTEN = "_written.json"
+_KEEP_EVERY = 20_000  # slices, between two notes of how far the arrays are filled
 
 
 def load(spec: CnnSpec, directory: pathlib.Path) -> inception.InceptionV3:
@@ -39,6 +43,8 @@ def extract(
 ) -> None:
   """Writes each slice's 256 features and class probabilities, split by split.
 
+  What an interrupted extraction has written is not computed again.
+
   Args:
     spec: the network.
     model_directory: where `train` left it.
@@ -47,6 +53,9 @@ def extract(
     batch_size: slices at once.
     dtype: "float32" or "float16", of the stored features.
     advance: called with the slices done and the slices in all.
+
+  Raises:
+    preemption.Preempted: the process was asked to stop, and what was computed is on disk.
   """
   mesh = devices.local_mesh()
   everyone = len(devices.devices())
@@ -56,22 +65,63 @@ def extract(
   total = sum(len(split) for split in splits.values())
   done = 0
 
-  def seen(split):
+  def seen(split, start):
     """Features and probabilities of each batch, on the devices; computed while the host goes on."""
     for images, rows in sequential_batches(
-      split, batch_size=batch_size, context=spec.context, own=own
+      split, batch_size=batch_size, context=spec.context, own=own, start=start
     ):
       values, logits = see(jax.device_put(images, devices.split_leading(mesh)))
       yield (values, jax.nn.softmax(logits.astype(jnp.float32))), len(rows)
 
-  for name, split in splits.items():
-    features, probabilities = [], []
-    for shares, count in devices.ahead(seen(split)):
-      values, classes = (devices.gather(np.asarray(share))[:count] for share in shares)
-      features.append(values.astype(dtype))
-      probabilities.append(classes)
-      done += count
-      advance(done, total)
-    if devices.is_first():
-      np.save(directory / f"{name}_features.npy", np.concatenate(features))
-      np.save(directory / f"{name}_probabilities.npy", np.concatenate(probabilities))
+  with preemption.at_safe_points():
+    for name, split in splits.items():
+      rows = _Rows(directory, name, len(split), spec, dtype)
+      done += rows.written
+      for shares, count in devices.ahead(seen(split, rows.written)):
+        rows.add(*(devices.gather(np.asarray(share))[:count] for share in shares))
+        done += count
+        advance(done, total)
+        if devices.any_process(preemption.asked()):
+          rows.keep()
+          raise preemption.Preempted(f"in extract, after {done} of {total} slices")
+      rows.keep()
+  if devices.is_first():  # only now: what is left of a split that was done must be found again, too
+    for name in splits:
+      (directory / f"{name}{_WRITTEN}").unlink()
+
+
+class _Rows:
+  """A split's arrays on disk, filled from the first row on, and how far."""
+
+  def __init__(self, directory: pathlib.Path, split: str, count: int, spec: CnnSpec, dtype: str):
+    self._note = directory / f"{split}{_WRITTEN}"
+    known = self._note.exists()
+    self.written = json.loads(self._note.read_text()) if known else 0
+    self.written = int(devices.told_by_first(np.array(self.written)))
+    self._kept, self._arrays = self.written, []
+    if not devices.is_first():
+      return
+    for kind, width, of in (
+      ("features", inception.NUM_FEATURES, dtype),
+      ("probabilities", spec.num_strata, "float32"),
+    ):
+      path, shape = directory / f"{split}_{kind}.npy", (count, width)
+      mode = "r+" if known else "w+"
+      self._arrays.append(np.lib.format.open_memmap(path, mode, np.dtype(of), shape))
+
+  def add(self, *values: np.ndarray) -> None:
+    """Writes the next rows of each array."""
+    after = self.written + len(values[0])
+    for array, rows in zip(self._arrays, values):
+      array[self.written : after] = rows
+    self.written = after
+    if after - self._kept >= _KEEP_EVERY:
+      self.keep()
+
+  def keep(self) -> None:
+    """Sees to it that what was written will be found again."""
+    for array in self._arrays:
+      array.flush()
+    if self._arrays:
+      files.write_text(self._note, json.dumps(self.written))
+    self._kept = self.written

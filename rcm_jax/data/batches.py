@@ -81,9 +81,9 @@ def training_batches(
 
 
 def sequential_batches(
-  split: Slices, *, batch_size: int, context: int, own: slice = slice(None)
+  split: Slices, *, batch_size: int, context: int, own: slice = slice(None), start: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields all slices in order; the last batch is filled up by repeating its last row.
+  """Yields all slices from row `start` on; the last batch is filled up by repeating its last row.
 
   Yields:
     uint8 slices [batch, height, width, context], or those in `own` of the batch alone, and the
@@ -91,10 +91,10 @@ def sequential_batches(
   """
   count = len(split)
 
-  def batch(start: int) -> tuple[np.ndarray, np.ndarray]:
-    rows = np.arange(start, min(start + batch_size, count))
+  def batch(first: int) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.arange(first, min(first + batch_size, count))
     filled = np.pad(rows, (0, batch_size - len(rows)), mode="edge")
     return with_context(split, filled[own], context), rows
 
-  starts = grain.MapDataset.range(0, count, batch_size)
-  yield from starts.map(batch).to_iter_dataset(_reading())
+  firsts = grain.MapDataset.range(start, count, batch_size)
+  yield from firsts.map(batch).to_iter_dataset(_reading())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 from typing import NamedTuple
 
@@ -32,12 +32,32 @@ class Components(NamedTuple):
 
 def learn(values: Float[np.ndarray, "n W"], count: int) -> Components:
   """Returns the first `count` components of rows; zero where fewer directions vary."""
-  variances, directions = np.linalg.eigh(np.cov(values, rowvar=False, dtype=np.float64))
+  return _leading(values.mean(0), np.cov(values, rowvar=False, dtype=np.float64), count)
+
+
+def learn_in_blocks(blocks: Iterable[np.ndarray], count: int) -> Components:
+  """Returns what `learn` does of rows that come block by block, [n, W] each, but for rounding."""
+  total, sums, products, origin = 0, 0.0, 0.0, None
+  for block in blocks:
+    origin = block[:1].astype(np.float64) if origin is None else origin
+    rows = block - origin  # near the mean, so that the products do not cancel
+    total += len(rows)
+    sums = sums + rows.sum(0)
+    products = products + rows.T @ rows
+  mean = sums / total
+  covariance = (products - total * np.outer(mean, mean)) / (total - 1)
+  return _leading((mean + origin[0]).astype(np.float32), covariance, count)
+
+
+def _leading(
+  mean: Float[np.ndarray, " W"], covariance: Float[np.ndarray, "W W"], count: int
+) -> Components:
+  variances, directions = np.linalg.eigh(covariance)
   kept = slice(None, -count - 1, -1)  # eigenvalues rise
   # What does not vary here would be blown up where it does.
   varies = variances[kept] > _LEAST_SHARE * variances[-1]
   scale = np.sqrt(np.where(varies, variances[kept], np.inf))
-  return Components(values.mean(0), (directions[:, kept] / scale).astype(np.float32))
+  return Components(mean, (directions[:, kept] / scale).astype(np.float32))
 
 
 def of_splits(

@@ -105,3 +105,24 @@ def compile_split(
   return lambda state, member, epoch: program(
     jax.device_put(state, placed), on_both(member), on_both(epoch), data
   )
+
+
+def spread_members(count: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+  """Returns how rows of members get onto this process' devices, and back to whole arrays.
+
+  The last member stands in where devices would have nothing to do, and is then left out again.
+  """
+  more = -count % len(devices.devices())
+  split = devices.split_leading(devices.local_mesh())
+  own = devices.own_rows(count + more)
+
+  def place(rows):
+    filled = np.pad(np.asarray(rows), [(0, more)] + [(0, 0)] * (rows.ndim - 1), mode="edge")
+    return jax.device_put(filled[own], split)
+
+  def whole(rows):
+    if not more and jax.process_count() == 1:
+      return rows
+    return devices.gather(np.asarray(rows))[:count]
+
+  return lambda tree: jax.tree.map(place, tree), lambda tree: jax.tree.map(whole, tree)

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from rcm_jax.arrays import ArrayLike, Features
 from rcm_jax.decoding import monotone_model
@@ -171,19 +171,38 @@ def loss(
   return of_data + member.l1 * recurrent_penalty(params, l1_reduction), of_data
 
 
-def accuracy(spec: HeadSpec, params: Any, member: Member, features: Features) -> Float[Array, ""]:
-  """Returns the share of slices that one member classifies right."""
+def correct(
+  spec: HeadSpec, params: Any, member: Member, features: Features
+) -> tuple[Int[Array, ""], Int[Array, ""]]:
+  """Returns how many slices one member classifies right, and how many there are."""
   model = nnx.merge(graph_of(spec), params)
+  mask = jnp.asarray(features.mask)
   logits = jax.vmap(lambda x, m: model(x, m, half_width=member.half_width))(
-    jnp.asarray(features.values), jnp.asarray(features.mask)
+    jnp.asarray(features.values), mask
   )
   strata = strata_lib.strata_of(jax.nn.softmax(logits), ordered=spec.ordered)
-  correct = (strata == features.labels) & features.mask
-  return correct.sum() / features.mask.sum()
+  right = (strata == features.labels) & mask
+  return right.sum(), mask.sum()
 
 
-def fit_and_fold_temperature(
-  spec: HeadSpec, params: Any, member: Member, features: Features, truth: losses.Targets
+def accuracy(spec: HeadSpec, params: Any, member: Member, features: Features) -> Float[Array, ""]:
+  """Returns the share of slices that one member classifies right."""
+  right, count = correct(spec, params, member, features)
+  return right / count
+
+
+def unary_scores(
+  spec: HeadSpec, params: Any, member: Member, features: Features
+) -> Float[Array, "N T C"]:
+  """Returns an ordered head's scores of stacks, as `fit_temperature` needs them."""
+  model = nnx.merge(graph_of(spec), params)
+  return jax.vmap(lambda x, m: model.unary_scores(x, m, half_width=member.half_width))(
+    jnp.asarray(features.values), jnp.asarray(features.mask)
+  )
+
+
+def fit_temperature(
+  spec: HeadSpec, params: Any, scores: Float[ArrayLike, "N T C"], truth: losses.Targets
 ) -> tuple[Any, Float[Array, ""]]:
   """Divides an ordered head's unary scores by what makes the boundaries of these stacks most probable.
 
@@ -194,17 +213,12 @@ def fit_and_fold_temperature(
   Args:
     spec: an ordered head's; with class feedback, its scores are left as they are.
     params: the member's.
-    member: its hyperparameters.
-    features: of stacks that were not trained on.
+    scores: of stacks that were not trained on.
     truth: about the same stacks.
 
   Returns:
     Parameters, and the boundaries' mean log-likelihood with them, by stack.
   """
-  model = nnx.merge(graph_of(spec), params)
-  scores = jax.vmap(lambda x, m: model.unary_scores(x, m, half_width=member.half_width))(
-    jnp.asarray(features.values), truth.mask
-  )
   temperatures = jnp.array(TEMPERATURES if spec.feedback == "none" else (1.0,))
   of_stacks = jax.vmap(monotone_model.log_likelihood)
   tried = jax.vmap(lambda t: of_stacks(scores / t, truth.mask, truth.boundaries).mean())(

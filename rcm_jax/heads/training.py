@@ -7,7 +7,7 @@ to the host once every few epochs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import json
@@ -22,8 +22,9 @@ from jaxtyping import Float
 import numpy as np
 
 from rcm_jax.arrays import Features
+from rcm_jax.data.stored import StoredStacks
 from rcm_jax.heads.head import Head, HeadSpec
-from rcm_jax.heads.member_parallel import compile_run, over_members
+from rcm_jax.heads.member_parallel import compile_run, over_members, spread_members
 from rcm_jax.heads.objective import L1Reduction, Member, graph_of
 from rcm_jax.heads.train_epochs import make_train
 from rcm_jax.ops.toeplitz import toeplitz_weights
@@ -34,12 +35,61 @@ from tfds_rcm.errors import UserError
 EPOCHS_PER_CALL = 20  # between two visits of the host: progress, checkpoint, a look for NaN
 
 
-class _Progress(NamedTuple):
-  """What is saved: the members' state, [M, …], and their curves [M, epochs, 2] so far."""
+class Progress(NamedTuple):
+  """What is saved.
+
+  Attributes:
+    state: the members', [M, …].
+    curves: loss and validation accuracy so far, [M, epochs, 2].
+    seconds: that training took so far.
+  """
 
   state: Any
   curves: np.ndarray
   seconds: np.ndarray
+
+
+def report(
+  curves: np.ndarray,
+  epochs: Iterable[int],
+  members: Sequence[Member],
+  session: resumable.Session,
+  scalars: Callable[[int, Mapping[str, float]], None],
+) -> None:
+  """Tells the curves of epochs that have ended.
+
+  Raises:
+    UserError: a member's loss is no longer finite.
+  """
+  for epoch in epochs:
+    bad = np.flatnonzero(~np.isfinite(curves[:, epoch, 0]))
+    if bad.size:
+      raise UserError(
+        f"training loss of head member {members[bad[0]]} is not finite in epoch "
+        f"{epoch}; {session.kept()}; lower config.head.learning_rates"
+      )
+  for epoch in epochs:
+    loss, accuracy = curves[:, epoch].mean(0).tolist()
+    scalars(epoch, {"loss": loss, "validation_accuracy": accuracy})
+
+
+def finish(
+  directory: pathlib.Path,
+  members: Sequence[Member],
+  progress: Progress,
+  whole: Callable[[Any], Any],
+) -> None:
+  """Leaves members' best snapshots and their history in the directory of the stage."""
+  resumable.finish(
+    directory,
+    {"heads": whole(progress.state.best_params)},
+    lambda: {
+      "members": [dict(zip(Member._fields, map(float, m), strict=True)) for m in members],
+      "loss": progress.curves[..., 0].tolist(),
+      "validation_accuracy": progress.curves[..., 1].tolist(),
+      "seconds": float(progress.seconds) / len(members),
+    },
+  )
 
 
 def train(
@@ -72,10 +122,10 @@ def train(
       `history.json`. An interrupted training goes on after its last finished call.
     epochs: passes over the training stacks.
     batch_size: stacks a step.
-    input_dropout: see `make_train`.
-    ema_decay: see `make_train`.
+    input_dropout: see `epoch.Recipe`.
+    ema_decay: see `epoch.Recipe`.
     l1_reduction: see `objective.recurrent_penalty`.
-    shortest_crop: see `make_train`.
+    shortest_crop: see `epoch.Recipe`.
     advance: called with the epochs done and the epochs in all.
     scalars: called with each epoch's metrics, mean over members.
     resumed: called with the first epoch that will be trained.
@@ -101,7 +151,7 @@ def train(
     l1_reduction=l1_reduction,
     shortest_crop=shortest_crop,
   )
-  spread, whole = _spread(len(members))
+  spread, whole = spread_members(len(members))
   stacked = spread(jax.tree.map(lambda *x: np.stack(x), *members))
   mesh = devices.local_mesh()
   if start is None:
@@ -118,23 +168,14 @@ def train(
     after = epoch + per_call
     curves = np.array(progress.curves)
     curves[:, epoch:after] = whole(now)
-    bad = np.argwhere(~np.isfinite(curves[:, epoch:after, 0]))
-    if bad.size:
-      member, when = bad[0]
-      raise UserError(
-        f"training loss of head member {members[member]} is not finite in epoch "
-        f"{epoch + when}; {session.kept()}; lower config.head.learning_rates"
-      )
-    for i in range(epoch, after):
-      loss, accuracy = curves[:, i].mean(0).tolist()
-      scalars(i, {"loss": loss, "validation_accuracy": accuracy})
+    report(curves, range(epoch, after), members, session, scalars)
     advance(after, epochs)
     seconds = np.asarray(progress.seconds + time.perf_counter() - started, np.float32)
-    return after, _Progress(state, curves, seconds)
+    return after, Progress(state, curves, seconds)
 
   curves = np.full((len(members), epochs, 2), np.nan, np.float32)
   rows = lambda leaf: np.zeros((len(members), *leaf.shape[1:]), leaf.dtype)
-  begin = _Progress(initial, curves, np.zeros((), np.float32))
+  begin = Progress(initial, curves, np.zeros((), np.float32))
   progress = resumable.run(
     leg,
     directory,
@@ -148,37 +189,7 @@ def train(
     to_tree=lambda progress: progress._replace(state=whole(progress.state)),
     from_tree=lambda tree: tree._replace(state=spread(tree.state)),
   )
-  resumable.finish(
-    directory,
-    {"heads": whole(progress.state.best_params)},
-    lambda: {
-      "members": [dict(zip(Member._fields, map(float, m), strict=True)) for m in members],
-      "loss": progress.curves[..., 0].tolist(),
-      "validation_accuracy": progress.curves[..., 1].tolist(),
-      "seconds": float(progress.seconds) / len(members),
-    },
-  )
-
-
-def _spread(count: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-  """Returns how rows of members get onto this process' devices, and back to whole arrays.
-
-  The last member stands in where devices would have nothing to do, and is then left out again.
-  """
-  more = -count % len(devices.devices())
-  split = devices.split_leading(devices.local_mesh())
-  own = devices.own_rows(count + more)
-
-  def place(rows):
-    filled = np.pad(np.asarray(rows), [(0, more)] + [(0, 0)] * (rows.ndim - 1), mode="edge")
-    return jax.device_put(filled[own], split)
-
-  def whole(rows):
-    if not more and jax.process_count() == 1:
-      return rows
-    return devices.gather(np.asarray(rows))[:count]
-
-  return lambda tree: jax.tree.map(place, tree), lambda tree: jax.tree.map(whole, tree)
+  finish(directory, members, progress, whole)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +210,7 @@ class Trained:
   history: dict[str, Any]
   directory: pathlib.Path
 
-  def probabilities(self, features: Features) -> Float[np.ndarray, "M N T C"]:
+  def probabilities(self, features: Features | StoredStacks) -> Float[np.ndarray, "M N T C"]:
     """Classifies stacks, on padding too, where the values mean nothing."""
     return self._of_members(_probabilities, features)
 
@@ -217,7 +228,10 @@ class Trained:
     """Attention map of every stack, by member (Figure 4)."""
     return self._of_members(_attention_weights, features)
 
-  def _of_members(self, compiled: Callable, features: Features) -> np.ndarray:
+  def _of_members(self, compiled: Callable, features: Features | StoredStacks) -> np.ndarray:
+    if isinstance(features, StoredStacks):
+      parts = [self._of_members(compiled, block) for block in features.blocks()]
+      return np.concatenate(parts, axis=1)[:, : len(features)]
     half_widths = jnp.array([m.half_width for m in self.members])
     function = compiled(self.spec)
     return np.asarray(function(self.params, half_widths, features.values, features.mask))

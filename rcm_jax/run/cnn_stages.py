@@ -41,9 +41,9 @@ class Classifier(NamedTuple):
   encoder: str | None = None
 
   def load(self, split: str, kind: str) -> np.ndarray:
-    """Returns one row a slice of a split; `kind` is features or probabilities."""
+    """Returns one row a slice of a split; `kind` is features, which stay on disk, or probabilities."""
     folder = self.test_dir if split == "test" else self.features_dir
-    return stages.load_rows(folder / f"{split}_{kind}.npy")
+    return stages.load_rows(folder / f"{split}_{kind}.npy", mapped=kind == "features")
 
 
 def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Result]:

@@ -44,7 +44,7 @@ class Tuning:
     head_rate: the same for the heads.
     micro_batch: slices that the CNN sees at once.
     remat: whether the backward pass computes the CNN's activations again instead of keeping them.
-    input_dropout: see `heads.train_epochs.make_train`.
+    input_dropout: see `heads.epoch.Recipe`.
     augmentation: ranges of the random views; None shows the slices as they are.
     seed: of order, views and dropout.
   """

@@ -11,16 +11,17 @@ import numpy as np
 
 from rcm_jax.arrays import Features
 from rcm_jax.cnn import extraction
-from rcm_jax.data import pca
+from rcm_jax.data import pca, stored
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.evaluation import attention_file
+from rcm_jax.heads import streaming
 from rcm_jax.heads import training as head_training
 from rcm_jax.heads.head import HeadSpec
 from rcm_jax.heads.objective import Member
 from rcm_jax.ops.backend import numerics
 from rcm_jax.reporting import plots
 from rcm_jax.run import end_to_end, head_config, initial, stages
-from rcm_jax.run.cnn_stages import classify_slices, extract_features
+from rcm_jax.run.cnn_stages import Classifier, classify_slices, extract_features
 from rcm_jax.run.keep_model import OnTextures, keep_model
 from rcm_jax.runtime import devices
 from rcm_jax.textures import encoder as texture_encoder
@@ -28,6 +29,7 @@ from rcm_jax.textures import learning as texture_learning
 from tfds_rcm.errors import UserError
 
 MAPPED_STACKS = 4  # test stacks whose attention maps are kept
+BySplit = dict[str, Features] | dict[str, stored.StoredStacks]
 
 
 def train_head(run: stages.Run) -> stages.Result:
@@ -35,7 +37,8 @@ def train_head(run: stages.Run) -> stages.Result:
   # First, so that a head that cannot be is told before the CNN trains.
   spec, members = _architecture(run)
   classifier, single = classify_slices(run, run.config.cnn.seed)
-  features, of_features = _features_for(spec, _load_features(run, classifier.load))
+  of_cnn = _features_on_disk(run, classifier) or _load_features(run, classifier.load)
+  features, of_features = _features_for(spec, of_cnn)
   trained = _train_heads(run, spec, members, classifier.features_dir.name, features)
   result = single + _classify_stacks(run, trained, features, run.config.name)
   _show_heads(run, trained, features["test"].cut(spec.max_slices))
@@ -51,12 +54,12 @@ def _architecture(run: stages.Run) -> tuple[HeadSpec, list[Member]]:
   return spec, head_config.members(run.config)
 
 
-def _features_for(
-  spec: HeadSpec, features: dict[str, Features]
-) -> tuple[dict[str, Features], pca.Components | None]:
+def _features_for(spec: HeadSpec, features: BySplit) -> tuple[BySplit, pca.Components | None]:
   """Returns what heads see of the CNN's features, and the map to it if it is another."""
-  if spec.num_features == features["train"].values.shape[-1]:
+  if spec.num_features == features["train"].num_features:
     return features, None
+  if isinstance(features["train"], stored.StoredStacks):
+    return stored.with_components(features, spec.num_features)
   of_features, seen = pca.of_splits(features, spec.num_features)
   return seen, of_features
 
@@ -169,6 +172,24 @@ def train_end_to_end(run: stages.Run) -> stages.Result:
   return result
 
 
+def _features_on_disk(
+  run: stages.Run, classifier: Classifier
+) -> dict[str, stored.StoredStacks] | None:
+  """Returns all splits' features where those that heads are trained on are too many for the memory."""
+  bytes_of = lambda split: len(split.stack_id) * int(split.lengths.max()) * run.num_features * 4
+  needed = sum(bytes_of(run.splits[name]) for name in ("train", "validation")) / 1e9
+  if needed <= run.config.features.memory_gb:
+    return None
+  run.writer.console.print(
+    f"features need {needed:.1f} GB, more than config.features.memory_gb = "
+    f"{run.config.features.memory_gb:g}: heads read them from disk"
+  )
+  return {
+    name: stored.StoredStacks(split, classifier.load(name, "features"), int(split.lengths.max()))
+    for name, split in run.splits.items()
+  }
+
+
 def _load_features(run: stages.Run, load: Callable[[str, str], np.ndarray]) -> dict[str, Features]:
   return {
     name: slices_lib.features_of(split, load(name, "features"))
@@ -181,7 +202,7 @@ def _train_heads(
   spec: HeadSpec,
   members: Sequence[Member],
   source: str,
-  features: dict[str, Features],
+  features: BySplit,
 ) -> head_training.Trained:
   """Trains heads on features that come from the stages `source`."""
   config = run.config
@@ -207,12 +228,14 @@ def _train_heads(
   }
   del described["num_strata"]  # that of the features
   train, validation = (features[name].cut(spec.max_slices) for name in ("train", "validation"))
+  streams = isinstance(train, stored.StoredStacks)
+  trainer = streaming.train if streams else head_training.train
   directory = stages.stage(
     run.cache_dir,
     run.writer,
     "train_heads",
     described,
-    lambda directory, advance: head_training.train(
+    lambda directory, advance: trainer(
       spec,
       members,
       train,
@@ -229,7 +252,7 @@ def _train_heads(
 
 
 def _classify_stacks(
-  run: stages.Run, trained: head_training.Trained, features: dict[str, Features], name: str
+  run: stages.Run, trained: head_training.Trained, features: BySplit, name: str
 ) -> stages.Result:
   """Predicts every evaluated stack with every member; `name` is of the members' rows."""
   seen = _seen(trained, features)
@@ -239,7 +262,7 @@ def _classify_stacks(
   )
 
 
-def _seen(trained: head_training.Trained, features: dict[str, Features]) -> dict[str, Features]:
+def _seen(trained: head_training.Trained, features: BySplit) -> BySplit:
   """What the heads can see of the evaluated stacks."""
   return {split: features[split].cut(trained.spec.limit) for split in stages.EVALUATED}
 
@@ -247,7 +270,7 @@ def _seen(trained: head_training.Trained, features: dict[str, Features]) -> dict
 def _stacks_of_members(
   run: stages.Run,
   trained: head_training.Trained,
-  features: dict[str, Features],
+  features: BySplit,
   probabilities: dict[str, np.ndarray],
   name: str,
   *,

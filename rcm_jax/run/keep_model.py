@@ -27,6 +27,7 @@ from rcm_jax.run.cnn_stages import Classifier
 from rcm_jax.textures import encoder as texture_encoder
 
 MOST_ALTERED = 80  # training stacks that show what other scales and more noise look like
+MOST_SEEN = 4000  # of a split, that show what stacks look like
 
 
 class OnTextures(NamedTuple):
@@ -106,23 +107,25 @@ def _familiar(run: stages.Run, classifier: Classifier) -> familiarity.Familiar |
     split = run.splits[name]
     return np.asarray(split.slices[split.rows(stack)])
 
+  def some(name: str, most: int) -> list[int]:
+    count = len(run.splits[name].stack_id)
+    return np.unique(np.linspace(0, count - 1, most).astype(int)).tolist()
+
   def stacks(name):
     split = run.splits[name]
     features, probabilities = (
       classifier.load(name, kind) for kind in ("features", "probabilities")
     )
-    for stack in range(len(split.stack_id)):
+    for stack in some(name, MOST_SEEN):
       rows = split.rows(stack)
       described = appearance.describe(images(name, stack))
       of_cnn = features[rows].astype(np.float32)
       yield familiarity.Seen(described, of_cnn, probabilities[rows]), split.labels[rows]
 
-  count = len(run.splits["train"].stack_id)
-  chosen = np.unique(np.linspace(0, count - 1, MOST_ALTERED).astype(int)).tolist()
   changed = {
     kind: [
       appearance.texture(altered.alter(images("train", stack), kind, number))
-      for number, stack in enumerate(chosen)
+      for number, stack in enumerate(some("train", MOST_ALTERED))
     ]
     for kind in altered.KINDS
   }

@@ -165,6 +165,6 @@ def cut_up(split: slices_lib.Slices, rows: np.ndarray) -> list[np.ndarray]:
   return [rows[split.rows(stack)] for stack in range(len(split.stack_id))]
 
 
-def load_rows(path: pathlib.Path) -> np.ndarray:
-  """Reads an array that a stage has written, one row a slice."""
-  return np.load(path, allow_pickle=False)
+def load_rows(path: pathlib.Path, *, mapped: bool = False) -> np.ndarray:
+  """Reads an array that a stage has written, one row a slice, or leaves it on disk until it is used."""
+  return np.load(path, allow_pickle=False, mmap_mode="r" if mapped else None)

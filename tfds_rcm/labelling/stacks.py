@@ -69,7 +69,7 @@ def find(
     if value is not None and not (math.isfinite(value) and value > 0):
       raise UserError(f"--{name}={value}: expected a number of µm above 0")
   if any(source.rglob(manifest_lib.MANIFEST)):
-    return _listed(manifest_lib.find_manifest(source), step_um, pixel_um)
+    return listed(manifest_lib.find_manifest(source), step_um, pixel_um)
   found = [
     StudyStack(name, "", path, step_um, pixel_um) for name, path in find_stacks(source).items()
   ]
@@ -83,9 +83,10 @@ def find(
   return found
 
 
-def _listed(
-  manifest: pathlib.Path, step_um: float | None, pixel_um: float | None
+def listed(
+  manifest: pathlib.Path, step_um: float | None = None, pixel_um: float | None = None
 ) -> list[StudyStack]:
+  """The rows of a manifest; see `find`."""
   stacks: dict[str, StudyStack] = {}
   for row in read_table(manifest, required=("stack_id", "patient_id", "path")).rows:
     if row["stack_id"] in stacks:
