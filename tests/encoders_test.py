@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import pathlib
 import runpy
@@ -94,6 +95,7 @@ def test_heads_on_it_leave_a_model_that_reads_such_files(encoded, trained, tmp_p
   assert model.description.head.num_features == SIZE
   card = model_card.markdown(model.description)
   assert f"features that tiny made, {SIZE} a slice" in card
+  assert "It sees features and no images" in card
   arguments = [f"--checkpoint={trained}", f"--features={encoded}", f"--out={tmp_path}"]
   assert predict.main(arguments) == 0
   assert capsys.readouterr().err.count("→") == 9
@@ -137,6 +139,16 @@ def test_a_model_without_a_cnn_says_what_it_reads(encoded, trained, home, tmp_pa
   other = [f"--checkpoint={home / 'run'}", f"--features={encoded}", f"--out={tmp_path / 'other'}"]
   assert predict.main(other) == 1
   assert "this model reads [slices, 256]" in capsys.readouterr().err
+
+
+def test_a_stack_is_judged_by_its_features_alone(encoded, trained):
+  model = bundle_lib.load(trained)
+  assert len(model.familiar.centre) == SIZE
+  strict = dataclasses.replace(model, familiar=model.familiar._replace(limit=np.full(5, -99.0)))
+  stack = feature_file.load_stacks(str(encoded))[1][0]
+  found = Predictor(strict).predict_features(stack.features, stack.depth_um)
+  [message] = [w.message for w in found.warnings if w.code == "unfamiliar"]
+  assert "single slices look unlike those of training" in message
 
 
 def test_heads_start_from_a_model_on_the_same_features(encoded, trained, tmp_path):

@@ -102,6 +102,44 @@ CHANGES = {
 }
 
 
+def alone(given: Given) -> familiarity.Seen:
+  return familiarity.Seen(None, given.features, None)
+
+
+@pytest.fixture(scope="module")
+def known_features() -> familiarity.Familiar:
+  """What is familiar to a model that reads an encoder's features."""
+  return familiarity.learn(
+    ((alone(given), strata) for given, strata in map(stack, range(20))),
+    (alone(stack(seed)[0]) for seed in range(100, 160)),
+    {},
+  )
+
+
+@pytest.mark.parametrize(
+  ("change", "reason"),
+  [
+    (lambda x: x, None),
+    (lambda x: 3 * x, "appearance"),
+    (lambda x: x[:, ::-1], "appearance"),
+    (lambda x: np.repeat(x[10:11], len(x), 0), "continuity"),
+    (lambda x: x[::-1], "order"),
+  ],
+)
+def test_features_alone_tell_how_stacks_look_and_follow_each_other(known_features, change, reason):
+  found = [
+    familiarity.look(known_features, alone(given._replace(features=change(given.features))))
+    for given, _ in map(stack, range(200, 240))
+  ]
+  assert {q for one in found for q in one.unfamiliar} <= {"appearance", "continuity", "order"}
+  if reason is None:
+    assert np.mean([bool(one.unfamiliar) for one in found]) <= 0.05
+  else:
+    assert np.mean([reason in one.unfamiliar for one in found]) >= 0.9
+  one = alone(stack(200)[0]._replace(features=stack(200)[0].features[:1]))
+  assert np.isfinite(familiarity.look(known_features, one).deviations).all()
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_is_unlike_training_is_told_with_its_reason(known, name):
   change, reasons = CHANGES[name]

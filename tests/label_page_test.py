@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import collections
-import csv
-import json
-import os
 import pathlib
 import signal
-import subprocess
-import sys
+import time
 
 import numpy as np
 from PIL import Image
@@ -17,42 +12,25 @@ import pytest
 
 from tests import browser, studies
 from tests.label_journal_test import prediction
+from tests.label_window import (
+  SAVED,
+  Server,
+  at,
+  events,
+  go_to,
+  label_by_dragging,
+  label_by_keys,
+  labels_of,
+  now,
+  ready,
+)
 from tfds_rcm.rcm_phantom import anatomy, annotators, render, spec
 from tfds_rcm.study.annotations import STRATA
 
 pytestmark = pytest.mark.skipif(
   browser.PATH is None, reason="Chromium is not installed; .ci/run installs it where it can"
 )
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 STACKS = 10
-SAVED = "document.querySelector('#saved').textContent === 'saved'"
-
-
-class Server:
-  """`python -m tfds_rcm.label`, as a user runs it."""
-
-  def __init__(self, study, reader, *options):
-    self.process = subprocess.Popen(
-      [
-        sys.executable, "-m", "tfds_rcm.label", f"--source={study}", f"--reader={reader}",
-        "--no_browser", *options,
-      ],
-      stdout=subprocess.PIPE,
-      text=True,
-      cwd=ROOT,
-    )  # fmt: skip
-    self.said = []
-    for line in self.process.stdout:
-      self.said.append(line)
-      if line.startswith("page"):
-        self.address = line.split()[1]
-        return
-    raise RuntimeError("".join(self.said))
-
-  def kill(self, how=signal.SIGKILL):
-    os.kill(self.process.pid, how)
-    self.process.wait(10)
-    self.process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -110,64 +88,6 @@ def serve(study):
   for server in started:
     if server.process.poll() is None:
       server.kill()
-
-
-def labels_of(path):
-  found = collections.defaultdict(list)
-  with path.open(newline="") as stream:
-    for row in csv.DictReader(stream):
-      found[row["stack_id"]].append(row["label"])
-  return found
-
-
-def events(path):
-  return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def ready(page, number=1):
-  page.wait(f"document.querySelector('#title').textContent.startsWith('Stack {number} of')")
-  page.wait(
-    "document.querySelector('#stage').dataset.drawn === document.querySelector('#slider').value"
-  )
-
-
-def now(page):
-  """The slice in view."""
-  return int(page.value("document.querySelector('#slider').value"))
-
-
-def go_to(page, t):
-  for _ in range(abs(t - now(page))):
-    page.key("ArrowDown" if t > now(page) else "ArrowUp")
-  assert now(page) == t
-
-
-def edges(labels):
-  """First slices of DEJ and dermis; as many as there are slices where not reached."""
-  return [int((labels < stratum).sum()) for stratum in (2, 3)]
-
-
-def at(page, t, count):
-  """Where in the bar slice t begins."""
-  x, y, height = page.value(
-    "(() => { const b = document.querySelector('.strip.own').getBoundingClientRect();"
-    " return [b.x + b.width / 2, b.y, b.height]; })()"
-  )
-  return x, y + height * t / count
-
-
-def label_by_keys(page, labels):
-  for key, edge in zip("jd", edges(labels)):
-    if edge == len(labels):
-      page.key(key, shift=True)
-    else:
-      go_to(page, edge)
-      page.key(key)
-
-
-def label_by_dragging(page, labels, drag):
-  for i, edge in zip((2, 1), reversed(edges(labels))):
-    drag(page.middle(f'.handle[data-i="{i}"]'), at(page, edge, len(labels)))
 
 
 def test_ten_stacks_by_keys_and_by_dragging_through_a_kill(study, show, serve):
@@ -328,3 +248,87 @@ def test_two_windows_and_a_server_that_ends(study, show, serve):
   second.key("u")
   second.wait("document.querySelector('#saved').textContent.startsWith('Not saved')")
   assert events(log)[-1]["answer"]["starts"] == [0, 4, 7]
+
+
+def test_a_boundary_that_is_dragged_past_another_leaves_it_where_it_was(study, show, serve):
+  folder, _ = study
+  page = show(serve("fay", "--repeats=0").address)
+  log = folder / "labels" / "fay.log.jsonl"
+  starts = lambda: events(log)[-1]["answer"]["starts"]
+  ready(page)
+  count = int(page.value("document.querySelector('#slider').max")) + 1
+  drag = lambda i, t: page.drag(page.middle(f'.handle[data-i="{i}"]'), at(page, t, count), steps=12)
+  drag(2, 9)
+  page.wait(SAVED)
+  drag(1, 4)  # from the bottom, below the dermis
+  page.wait(SAVED)
+  assert starts() == [0, 4, 9]
+  drag(1, 12)
+  page.wait(SAVED)
+  assert starts() == [0, 12, 12]
+  page.key("u")
+  page.wait(SAVED + " && document.querySelector('.handle[data-i=\"2\"]').ariaValueNow === '9'")
+  assert starts() == [0, 4, 9]
+
+
+def blank(page):
+  """Whether no picture is shown."""
+  return page.value(
+    "(() => { const c = document.querySelector('#canvas'); const d = c.getContext('2d')"
+    ".getImageData(0, 0, c.width, c.height).data; return d.every((x) => x === 0); })()"
+  )
+
+
+def test_no_picture_stands_under_another_slices_or_stacks_name(study, show, serve):
+  page = show(serve("dan", "--repeats=0").address)
+  ready(page)
+  assert not blank(page)
+  page.send("Network.setBlockedURLs", urls=["*/task/*/slice/1"])
+  page.key("ArrowDown")
+  page.key("n")
+  page.wait("document.querySelector('#title').textContent.startsWith('Stack 2 of')")
+  ready(page, 2)
+  page.key("ArrowDown")
+  assert now(page) == 1
+  assert blank(page)
+  page.key("ArrowDown")
+  page.wait("document.querySelector('#stage').dataset.drawn === '2'")
+  assert not blank(page)
+  page.send("Network.setBlockedURLs", urls=["*/task/*/slice/*"])
+  page.key("n")
+  page.wait("document.querySelector('#title').textContent.startsWith('Stack 3 of')")
+  assert blank(page)
+  page.send("Network.setBlockedURLs", urls=[])
+  ready(page, 3)
+  assert not blank(page)
+
+
+def test_keys_that_come_before_the_next_stack_change_nothing(study, show, serve):
+  folder, _ = study
+  page = show(serve("eve", "--repeats=0").address)
+  ready(page)
+  go_to(page, 3)
+  page.key("j")
+  go_to(page, 5)
+  page.key("d")
+  page.wait(SAVED)
+  page.send(
+    "Network.emulateNetworkConditions",
+    offline=False, latency=400, downloadThroughput=-1, uploadThroughput=-1,
+  )  # fmt: skip
+  page.key("Enter")
+  page.wait(SAVED)
+  for key in ("Enter", "j", "Enter", "u"):
+    page.key(key)
+  ready(page, 2)
+  assert page.value("document.querySelector('.handle[data-i=\"1\"]').classList.contains('unset')")
+  for _ in range(3):
+    time.sleep(0.2)
+    assert page.text("#title").startswith("Stack 2 of")
+  go_to(page, 4)
+  page.key("j")
+  page.wait(SAVED)
+  said = [event for event in events(folder / "labels" / "eve.log.jsonl") if "answer" in event]
+  kept = {event["stack_id"]: event["answer"] for event in said}
+  assert [answer["starts"] for answer in kept.values()] == [[0, 3, 5], [0, 4, None]]
+  assert [answer["state"] for answer in kept.values()] == ["done", "draft"]

@@ -262,15 +262,16 @@ def read(tmp_path, columns, header, row, labels_header=(), labels_row=()):
 
 
 def test_unknown_columns_are_named_in_every_table(tmp_path):
-  warnings, _ = read(
+  warnings, [entry] = read(
     tmp_path, {}, (*HEADER[:4], "Age", "sites", ""), ("s", "p", "a", 3, 50, "arm", "x"),
     ("stack_id", "slice", "label", "Remark"), ("s", 0, "dej", "blurred"),
   )  # fmt: skip
   assert len(warnings) == 2
   assert (
-    "m.csv, row 1: unknown columns passed over: 'Age', 'sites' (is it site? then" in warnings[0]
+    "m.csv, row 1: unknown columns kept as written: 'Age', 'sites' (is it site? then" in warnings[0]
   )
   assert "labels.csv, row 1: unknown column passed over: 'Remark'" in warnings[1]
+  assert entry.columns == {"age": "50", "sites": "arm"}
 
 
 def test_columns_are_renamed(tmp_path):
@@ -281,6 +282,7 @@ def test_columns_are_renamed(tmp_path):
   assert entry.readings[0].rows[0].number("dej_um") == 9
   [warning] = warnings
   assert "unknown column passed over: 'patient_id'" in warning
+  assert entry.columns == {}
   swapped = {"stack_id": "patient_id", "patient_id": "stack_id"}
   _, [entry] = read(tmp_path, swapped, HEADER, ("p", "s", "a", 3, 9, ""))
   assert (entry.stack_id, entry.patient_id) == ("s", "p")

@@ -13,6 +13,10 @@ larger, smaller, noise
 order       do strata come in their order? Log-odds of the opposite order by a linear discriminant
             between training stacks and the same stacks reversed, on what changes from their upper to
             their lower parts: textures, and what the CNN says of single slices.
+
+A model that reads an encoder's features sees no images. Of the features alone it asks appearance,
+continuity (whether neighbours point to one side of the centre) and order; the other questions are never
+answered with no.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ _LEAST_SHRINKAGE = 0.03  # of the discriminants' covariances
 _QUANTILES = (0.2, 0.5, 0.8)  # over slices
 _CROPS = 3  # of each training stack, beside the whole: stacks begin and end anywhere
 _SHORTEST_CROP = 1 / 3
+_MOST_ALIKE = 1 - 1e-6  # cosine between neighbours
 _PARTS = 4  # that a stack is cut into for its order
 
 
@@ -87,14 +92,14 @@ class Seen(NamedTuple):
   """A stack as the model sees it.
 
   Attributes:
-    images: gray levels, described.
-    features: of the CNN.
-    probabilities: of the strata, by the CNN alone.
+    images: gray levels, described; None where there are features alone.
+    features: of the CNN, or of an encoder.
+    probabilities: of the strata, by the CNN alone; None where there are features alone.
   """
 
-  images: appearance.Images
+  images: appearance.Images | None
   features: Float[np.ndarray, "T F"]
-  probabilities: Float[np.ndarray, "T C"]
+  probabilities: Float[np.ndarray, "T C"] | None
 
 
 def learn(
@@ -107,10 +112,10 @@ def learn(
   Args:
     train: stacks and their labels.
     validation: stacks that no network was trained on; two at least.
-    changed: kind of `altered.KINDS` → textures of training stacks after it.
+    changed: kind of `altered.KINDS` → textures of training stacks after it; empty without images.
   """
   train = list(train)
-  described = np.concatenate([seen.images.structure for seen, _ in train])
+  described = np.concatenate([_structure(seen) for seen, _ in train])
   features = np.concatenate([seen.features for seen, _ in train])
   labels = np.concatenate([strata for _, strata in train])
   centre = np.concatenate([features.mean(0), described.mean(0)])
@@ -125,14 +130,18 @@ def learn(
       precisions.append(np.linalg.inv(spread + 1e-6 * np.eye(len(axes.T))))
   nothing = np.zeros(_MEASURED)
   validation = list(validation)
-  order = _order([_of_slices(seen) for seen, _ in train])
+  of_slices = lambda seen: _of_slices(seen, centre, axes)
+  order = _order([of_slices(seen) for seen, _ in train])
+  alterations = np.zeros((len(altered.KINDS), 1))
+  if changed:
+    alterations = _alterations([seen.images.texture for seen, _ in train], changed)
   known = Familiar(
     centre,
     axes,
     np.stack(means),
     np.stack(precisions),
-    _alterations([seen.images.texture for seen, _ in train], changed),
-    _tempered(order, list(map(_of_slices, validation))),
+    alterations,
+    _tempered(order, list(map(of_slices, validation))),
     nothing,
     nothing + 1,
     nothing + np.inf,
@@ -198,8 +207,28 @@ def _alterations(
   return np.array(found)
 
 
-def _of_slices(seen: Seen) -> Float[np.ndarray, "T o"]:
+def _structure(seen: Seen) -> Float[np.ndarray, "T S"]:
+  return seen.images.structure if seen.images else np.zeros((len(seen.features), 0))
+
+
+def _points(seen: Seen, centre: np.ndarray, axes: np.ndarray) -> Float[np.ndarray, "T K"]:
+  return (np.concatenate([seen.features, _structure(seen)], 1) - centre) @ axes
+
+
+def _of_slices(seen: Seen, centre: np.ndarray, axes: np.ndarray) -> Float[np.ndarray, "T o"]:
+  if seen.images is None:
+    return _points(seen, centre, axes)
   return np.concatenate([seen.images.texture, seen.probabilities], 1)
+
+
+def _continuity(seen: Seen, points: Float[np.ndarray, "T K"]) -> float:
+  if len(points) < 2:
+    return 0.0
+  if seen.images:
+    return np.median(seen.images.alike)
+  sides = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-9)
+  cosines = (sides[1:] * sides[:-1]).sum(1)
+  return np.arctanh(np.clip(np.median(cosines), -_MOST_ALIKE, _MOST_ALIKE))  # copies lie far off
 
 
 def _downwards(rows: Float[np.ndarray, "T o"]) -> Float[np.ndarray, " O"]:
@@ -240,19 +269,20 @@ def _covariance(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d d"]:
   return _shrunk(rows.T @ rows / len(rows), max(shrinkage, _LEAST_SHRINKAGE))
 
 
-def _distances(known: Familiar, seen: Seen) -> Float[np.ndarray, "T"]:
+def _distances(known: Familiar, points: Float[np.ndarray, "T K"]) -> Float[np.ndarray, "T"]:
   """Mean squared distance a dimension to the nearest Gaussian."""
-  points = np.concatenate([seen.features, seen.images.structure], 1) - known.centre
-  away = (points @ known.axes)[:, None] - known.means
+  away = points[:, None] - known.means
   squared = np.einsum("tgk,gkl,tgl->tg", away, known.precisions, away)
   return squared.min(1) / known.means.shape[1]
 
 
 def _scores(known: Familiar, seen: Seen) -> tuple[Float[np.ndarray, "5"], Float[np.ndarray, "T"]]:
-  distances = np.log(np.maximum(_distances(known, seen), 1e-3))
-  continuity = np.median(seen.images.alike) if len(seen.images.alike) else 0.0
-  changed = known.alterations[:, :-1] @ _summary(seen.images.texture) + known.alterations[:, -1]
-  return np.array([distances.mean(), continuity, *changed]), distances
+  points = _points(seen, known.centre, known.axes)
+  distances = np.log(np.maximum(_distances(known, points), 1e-3))
+  changed = known.alterations[:, -1]
+  if seen.images:
+    changed = known.alterations[:, :-1] @ _summary(seen.images.texture) + changed
+  return np.array([distances.mean(), _continuity(seen, points), *changed]), distances
 
 
 def _away(
@@ -267,10 +297,11 @@ def _away(
 def look(known: Familiar, seen: Seen) -> Found:
   """Judges one stack."""
   scores, distances = _scores(known, seen)
-  away = _away(known, scores, len(seen.images.alike) > 0)
+  away = _away(known, scores, len(seen.features) > 1)
   names = [name for name, value in zip(QUESTIONS, away > known.limit) if value]
   enough = len(seen.features) >= _LEAST_SLICES
-  upright = float(known.order @ _downwards(_of_slices(seen))) if enough else np.inf
+  of_slices = _of_slices(seen, known.centre, known.axes)
+  upright = float(known.order @ _downwards(of_slices)) if enough else np.inf
   if upright < -UPSIDE_DOWN:
     names.append("order")
   reach = known.limit[0] * known.spread[0]

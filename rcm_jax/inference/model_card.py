@@ -72,7 +72,7 @@ Accuracies and coverages are fractions. `accuracy` and the boundaries' errors ar
 - Intervals hold for patients like those of the validation split, and for them on average; other
   devices, sites, steps or exposures need their own validation.
 - Stacks are read shallow to deep, in equal lateral position. Motion between slices is not seen.
-- It does not look for disease, and a plan of depths is a suggestion to be checked by eye.
+{_blind(card)}- It does not look for disease, and a plan of depths is a suggestion to be checked by eye.
 """
 
 
@@ -93,6 +93,15 @@ def _input(card: Description) -> str:
     return f"{card.head.num_features} features a slice, shallow first, made by {card.encoder}"
   height, width = card.image_shape
   return f"8-bit gray slices, shallow first, {height} x {width} pixels {_field(card)}"
+
+
+def _blind(card: Description) -> str:
+  if card.cnn is not None:
+    return ""
+  return (
+    "- It sees features and no images: whether a stack is like those of training is judged by them\n"
+    "  alone, and exposure, magnification and noise are not.\n"
+  )
 
 
 def _history(card: Description) -> str:

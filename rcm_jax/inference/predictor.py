@@ -213,7 +213,7 @@ class Predictor:
       gray: mean and standard deviation of each slice's gray levels.
       length: slices with padding.
       images: one tile's, described, to judge whether the stack is like those of training; None
-        leaves that out.
+        leaves that out, but for a model that reads features alone.
     """
     count = features.shape[1]
     more = length - count
@@ -236,9 +236,11 @@ class Predictor:
       for b, lateral in zip(named, spread, strict=True)
     ]
     noted = []
-    if known is not None and images is not None:
-      of_cnn = features[len(features) // 2][:, : description.head.num_features]
-      judged = familiarity.look(known, familiarity.Seen(images, of_cnn, slices[:count]))
+    features_alone = self.bundle.network is None
+    if known is not None and (images is not None or features_alone):
+      of_encoder = features[len(features) // 2][:, : description.head.num_features]
+      alone = None if features_alone else slices[:count]
+      judged = familiarity.look(known, familiarity.Seen(images, of_encoder, alone))
       noted, upright = unfamiliar(judged), judged.upright
     warnings = [
       *noted,

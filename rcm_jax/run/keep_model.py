@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 from typing import NamedTuple
 
 import jax
+from jaxtyping import Int
 import numpy as np
 
 from rcm_jax.cnn import extraction
@@ -98,10 +99,16 @@ def _patients(run: stages.Run) -> tuple[seen_patients.PatientHashes, ...]:
 
 
 def _familiar(run: stages.Run, classifier: Classifier) -> familiarity.Familiar | None:
-  """Learns what stacks of the run look like; None without images, or with too few stacks to say."""
+  """Learns what stacks of the run look like, of features alone without images; None of too few."""
   few = min(len(run.splits[name].stack_id) for name in ("train", "validation")) < 2
-  if classifier.spec is None or few:
+  if few:
     return None
+  if classifier.spec is None:
+    return familiarity.learn(
+      _of_features(run, classifier, "train"),
+      (seen for seen, _ in _of_features(run, classifier, "validation")),
+      {},
+    )
 
   def images(name: str, stack: int) -> np.ndarray:
     split = run.splits[name]
@@ -130,3 +137,13 @@ def _familiar(run: stages.Run, classifier: Classifier) -> familiarity.Familiar |
     for kind in altered.KINDS
   }
   return familiarity.learn(stacks("train"), (seen for seen, _ in stacks("validation")), changed)
+
+
+def _of_features(
+  run: stages.Run, classifier: Classifier, name: str
+) -> Iterator[tuple[familiarity.Seen, Int[np.ndarray, "T"]]]:
+  """Yields a split's stacks as an encoder saw them, and their labels."""
+  split, features = run.splits[name], classifier.load(name, "features")
+  for stack in range(len(split.stack_id)):
+    rows = split.rows(stack)
+    yield familiarity.Seen(None, features[rows].astype(np.float32), None), split.labels[rows]

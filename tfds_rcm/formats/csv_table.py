@@ -18,6 +18,7 @@ from tfds_rcm.errors import UserError
 from tfds_rcm.formats.raw import check_path, decoding
 
 _DELIMITERS = ",;\t"
+KEPT = "kept as written"  # what becomes of columns that a data set takes along
 _LIKE = 0.6  # how like a known name an unknown one must be for it to be proposed
 
 
@@ -65,8 +66,8 @@ class Table:
     columns: names of the columns, see `column_name`.
     headers: the same as they are written.
     rows: all but the first.
-    unknown: headers of the columns that nobody will read.
-    warnings: a line that names them.
+    unknown: headers of the columns that nobody understands.
+    warnings: lines that name them.
   """
 
   path: pathlib.Path
@@ -92,6 +93,7 @@ def read_table(
   *,
   known: Collection[str] = (),
   renamed: Mapping[str, str] | None = None,
+  keep: bool = False,
 ) -> Table:
   """Reads a CSV with or without BOM, in UTF-8, UTF-16 or Latin-1, split by , ; or tab.
 
@@ -100,6 +102,7 @@ def read_table(
     required: columns that must be there, and filled in every row.
     known: columns that are read, others are named in a warning; any if empty.
     renamed: the file's header for some of ours; one that the file lacks changes nothing.
+    keep: whether the caller keeps what other columns say, for the warning's words.
 
   Raises:
     UserError: if the file is missing, no CSV, or lacks a column or a cell.
@@ -143,8 +146,11 @@ def read_table(
     if empty:
       raise UserError(f"{place}: {empty[0]} is empty; fill it in")
     rows.append(row)
-  unknown = [h for h, name in zip(headers, columns) if h and known and name not in known]
-  warnings = passed_over(path, unknown, [name for name in known if name not in columns])
+  unknown = {h: name for h, name in zip(headers, columns) if h and known and name not in known}
+  kept = [h for h, name in unknown.items() if keep and name]  # without one, another has its name
+  rest = [h for h in unknown if h not in kept]
+  absent = [name for name in known if name not in columns]
+  warnings = [*passed_over(path, kept, absent, KEPT), *passed_over(path, rest, absent)]
   return Table(path, columns, headers, tuple(rows), tuple(unknown), tuple(warnings))
 
 
@@ -167,13 +173,16 @@ def _named(headers: tuple[str, ...], renamed: Mapping[str, str]) -> tuple[str, .
   return tuple(ours.get(column, "" if column in taken else column) for column in columns)
 
 
-def passed_over(path: pathlib.Path, unknown: Sequence[str], absent: Sequence[str]) -> list[str]:
-  """The warning about columns that nobody reads, with the known names that they resemble.
+def passed_over(
+  path: pathlib.Path, unknown: Sequence[str], absent: Sequence[str], fate: str = "passed over"
+) -> list[str]:
+  """The warning about columns that nobody understands, with the known names that they resemble.
 
   Args:
     path: the table.
     unknown: their headers; no warning if there are none.
     absent: known columns that the table has not.
+    fate: what becomes of them.
   """
   named = []
   for header in unknown:
@@ -181,7 +190,7 @@ def passed_over(path: pathlib.Path, unknown: Sequence[str], absent: Sequence[str
     hint = f" (is it {near[0]}? then give --columns={near[0]}=…)" if near else ""
     named.append(f"{header!r}{hint}")
   many = "s" if len(named) > 1 else ""
-  return [f"{path}, row 1: unknown column{many} passed over: {', '.join(named)}"] if named else []
+  return [f"{path}, row 1: unknown column{many} {fate}: {', '.join(named)}"] if named else []
 
 
 def _one_line(cell: str) -> str:

@@ -17,7 +17,7 @@ const windowName = Array.from(crypto.getRandomValues(new Uint8Array(8)), (b) => 
 const app = {
   count: 0, slice: 0, number: -1, answer: { starts: [0, null, null], labels: null, state: "draft", reason: "", note: "" },
   strips: [], strata: ["stratum_corneum", "epidermis", "dej", "dermis"], movable: [1, 2], brush: null,
-  history: [], revision: 0, saving: null, waiting: null, task: null, overview: null,
+  history: [], saving: null, going: null, waiting: null, task: null, overview: null,
 
   depthText: (t) => (app.task.depth_um ? `${round(app.task.depth_um[t])}\u00a0µm` : `${t}`),
   startText(i) {
@@ -31,9 +31,10 @@ const app = {
     viewer.show(app.slice);
     render();
   },
-  // A boundary that is set across another takes it along; it can be undone.
+  // A boundary that is set across another takes it along; it can be undone. One that is dragged across and
+  // back leaves it where it was.
   start(i, t, save) {
-    const starts = app.answer.starts.slice();
+    const starts = (save ? app.answer : app.before ?? app.answer).starts.slice();
     starts[i] = t;
     for (let j = 0; j < starts.length; j += 1) {
       if (t === null || starts[j] === null) continue;
@@ -56,6 +57,7 @@ const app = {
   },
   // What is being dragged is one step of the history.
   edit(change) {
+    if (app.going) return; // the next stack is about to come, and was not seen yet
     app.before ??= app.answer;
     const edited = { ...app.answer, reason: "", ...change };
     // An answer that was done stays so while every slice has a label.
@@ -65,10 +67,9 @@ const app = {
   },
   commit() {
     app.painted = undefined;
-    if (app.before) {
-      app.history.push(app.before);
-      app.before = undefined;
-    }
+    if (!app.before) return app.saving;
+    app.history.push(app.before);
+    app.before = undefined;
     render();
     return save();
   },
@@ -90,7 +91,7 @@ async function call(path, body) {
 
 // Saving: one request at a time, the newest answer next; an answer that could not be saved is kept and tried again.
 function save() {
-  app.waiting = { number: app.number, answer: app.answer };
+  app.waiting = { number: app.number, task: app.task, answer: app.answer };
   tell("saving…");
   app.saving ??= drain().finally(() => (app.saving = null));
   return app.saving;
@@ -101,14 +102,15 @@ async function drain() {
     const job = app.waiting;
     app.waiting = null;
     try {
-      const values = await call(`task/${job.number}/answer`, { revision: app.revision, answer: job.answer });
+      const values = await call(`task/${job.number}/answer`, { revision: job.task.revision, answer: job.answer });
       if (values.conflict) {
-        conflict(values);
+        if (job.task === app.task) conflict(values);
+        else tell(`Stack ${job.number + 1} was changed in another window: look at it again`, true);
         return;
       }
-      app.revision = values.revision;
+      job.task.revision = values.revision;
+      job.task.predictions = values.predictions;
       app.overview.states[job.number] = values.state;
-      if (app.task) app.task.predictions = values.predictions;
       if (!app.waiting) tell("saved");
     } catch (error) {
       app.waiting ??= job;
@@ -162,7 +164,7 @@ async function load(number, keepSlice = false) {
 function show(number, task, keepSlice) {
   const again = number === app.number;
   Object.assign(app, {
-    task, number, count: task.count, answer: task.answer, revision: task.revision, before: undefined, painted: undefined,
+    task, number, count: task.count, answer: task.answer, before: undefined, painted: undefined,
     history: again ? app.history : [], brush: again ? app.brush : null,
   });
   app.overview.states[number] = task.state;
@@ -179,9 +181,10 @@ function show(number, task, keepSlice) {
 }
 
 async function refresh() {
-  const { number, revision } = app;
+  const { number } = app;
+  const { revision } = app.task;
   const task = await call(`task/${number}`);
-  const untouched = number === app.number && revision === app.revision && !app.saving && !app.waiting && !app.before;
+  const untouched = number === app.number && revision === app.task.revision && !app.saving && !app.waiting && !app.before;
   if (untouched && task.revision !== revision) show(number, task, true);
 }
 
@@ -310,6 +313,7 @@ function toggleFree() {
 }
 
 async function finish() {
+  const { number } = app;
   if (app.answer.state !== "draft") return goNext();
   const strata = strataOf(app.answer, app.count);
   const open = strata.indexOf(NOT_LABELLED);
@@ -322,10 +326,16 @@ async function finish() {
   }
   app.edit({ state: "done" });
   await app.commit();
-  if (app.overview.states[app.number] === "done") await goNext();
+  if (app.number === number && app.overview.states[number] === "done") await goNext();
 }
 
-async function goNext() {
+// One way at a time: a second Enter does not leave a stack that was not seen.
+function going(way) {
+  app.going ??= way().finally(() => (app.going = null));
+  return app.going;
+}
+
+const goNext = () => going(async () => {
   await app.saving;
   if ($("conflict").open) return;
   const values = await call("overview");
@@ -337,15 +347,15 @@ async function goNext() {
   render();
   const here = ["new", "draft"].includes(states[app.number]);
   ask(here ? "This is the last stack that is left." : "All stacks are done. Thank you.");
-}
+});
 
-async function go(number) {
+const go = (number) => going(async () => {
   await app.saving;
   if (!$("conflict").open) await load(clamp(number, 0, app.overview.states.length - 1));
-}
+});
 
 function undo() {
-  if (!app.history.length) return;
+  if (!app.history.length || app.going) return;
   const note = app.answer.note;
   app.answer = { ...app.history.pop(), note };
   ask("");
@@ -488,7 +498,7 @@ function listen() {
   });
   $("keep-mine").addEventListener("click", () => {
     $("conflict").close();
-    app.revision = app.theirs.revision;
+    app.task.revision = app.theirs.revision;
     save();
   });
   $("keys").replaceChildren(...KEYS.flatMap(([keys, what]) => {

@@ -74,7 +74,7 @@ def read_study(
     manifest: the CSV of the stacks.
     labels: the CSV of the labels or a folder of them, None if the manifest tells them.
     rules: how labels are to be understood.
-    notes: where it is noted what was left out.
+    notes: where it is noted what was left out, and what is odd.
 
   Raises:
     UserError: with the first of the problems, if a row or a stack cannot be understood.
@@ -84,20 +84,21 @@ def read_study(
   stacks = []
   for entry in entries:
     with manifest_lib.collected(problems):
-      stacks.append(_read(entry, rules))
+      stacks.append(_read(entry, rules, notes))
   if problems:
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     raise UserError(problems[0] + more)
   return stacks
 
 
-def _read(entry: manifest_lib.Entry, rules: labels_lib.Rules) -> ReadStack:
+def _read(entry: manifest_lib.Entry, rules: labels_lib.Rules, notes: list[str]) -> ReadStack:
   with stack_io.open_stack(entry.path, step_um=entry.step_um, pixel_um=entry.pixel_um) as reader:
 
-    def merged(readings):
-      return labels_lib.merge_readings(
-        entry.place, readings, reader.names, reader.depth_um, rules
-      ).labels
+    def merged(readings, odd=None):
+      found = labels_lib.merge_readings(entry.place, readings, reader.names, reader.depth_um, rules)
+      if odd is not None:
+        odd.extend(found.warnings)
+      return found.labels
 
     decided = [entry.adjudicated] if entry.adjudicated else []
     return ReadStack(
@@ -105,7 +106,7 @@ def _read(entry: manifest_lib.Entry, rules: labels_lib.Rules) -> ReadStack:
       patient_id=entry.patient_id,
       site=entry.site,
       depth_um=reader.depth_um,
-      by_reader={r.reader or "(unnamed)": merged([r]) for r in entry.readings},
+      by_reader={r.reader or "(unnamed)": merged([r], notes) for r in entry.readings},
       adjudicated=merged(decided) if decided else None,
       consensus=merged(decided or entry.readings),
     )

@@ -29,7 +29,7 @@ class Viewer {
     this.pictures.clear();
     this.resetZoom();
     $("fault").hidden = true;
-    this.drawn = null;
+    this.clear();
     this.fetchAround();
   }
 
@@ -83,7 +83,10 @@ class Viewer {
   async draw() {
     const wanted = this.slice;
     const stored = this.blobs.get(wanted);
-    if (!stored) return;
+    if (!stored) {
+      this.clear();
+      return;
+    }
     $("fault").hidden = true;
     if (!this.pictures.has(wanted)) {
       const generation = this.generation;
@@ -114,8 +117,13 @@ class Viewer {
     const [w, h] = [picture.width * scale, picture.height * scale];
     context.drawImage(picture, width / 2 + (this.x - 0.5) * w, height / 2 + (this.y - 0.5) * h, w, h);
     this.drawScale(scale / dots);
-    this.drawn = wanted;
     this.stage.dataset.drawn = wanted;
+  }
+
+  // No picture under another one's name: while a slice is not there yet, none is shown.
+  clear() {
+    this.canvas.getContext("2d").clearRect(0, 0, this.canvas.width, this.canvas.height);
+    this.stage.dataset.drawn = "";
   }
 
   fit(picture, box) {

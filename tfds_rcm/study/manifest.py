@@ -110,7 +110,7 @@ def read_manifest(
     labels: the CSV of the labels, or a folder of them; None if the manifest's own columns
       tell them. With a folder, stacks that nobody labelled yet are left out.
     problems: where what is wrong in a row is noted.
-    warnings: where columns are noted that nobody reads, stacks that are left out, and stacks that
+    warnings: where columns are noted that nobody understands, stacks that are left out, and stacks that
       somebody could not read.
     columns: the files' headers for some of our columns.
 
@@ -123,7 +123,11 @@ def read_manifest(
     if ours not in known:
       raise UserError(f"--columns={ours}=…: no column {ours}{nearest(ours, known)}")
   table = read_table(
-    manifest, ("stack_id", "patient_id", "path"), known=MANIFEST_COLUMNS, renamed=columns
+    manifest,
+    ("stack_id", "patient_id", "path"),
+    known=MANIFEST_COLUMNS,
+    renamed=columns,
+    keep=True,
   )
   if not table.rows:
     raise UserError(f"{manifest}: no row below the header; add one for each stack")
@@ -185,7 +189,7 @@ def _check_renamed(columns: Mapping[str, str], tables: Sequence[Table]) -> None:
 
 
 def _check_transitions(table: Table) -> None:
-  """Refuses a boundary's column that would be passed over, and give its stratum to another."""
+  """Refuses a boundary's column that would not be read, and give its stratum to another."""
   if not any(row[name] for row in table.rows for name in TRANSITIONS):
     return
   for header in table.unknown:
