@@ -12,6 +12,7 @@ import numpy as np
 
 from rcm_jax.cnn import extraction
 from rcm_jax.data import pca
+from rcm_jax.data.slices import Slices
 from rcm_jax.evaluation.predictions import StackPrediction
 from rcm_jax.heads import fold_pca
 from rcm_jax.heads import training as head_training
@@ -114,16 +115,12 @@ def _familiar(run: stages.Run, classifier: Classifier) -> familiarity.Familiar |
     split = run.splits[name]
     return np.asarray(split.slices[split.rows(stack)])
 
-  def some(name: str, most: int) -> list[int]:
-    count = len(run.splits[name].stack_id)
-    return np.unique(np.linspace(0, count - 1, most).astype(int)).tolist()
-
   def stacks(name):
     split = run.splits[name]
     features, probabilities = (
       classifier.load(name, kind) for kind in ("features", "probabilities")
     )
-    for stack in some(name, MOST_SEEN):
+    for stack in _some(split, MOST_SEEN):
       rows = split.rows(stack)
       described = appearance.describe(images(name, stack))
       of_cnn = features[rows].astype(np.float32)
@@ -132,11 +129,16 @@ def _familiar(run: stages.Run, classifier: Classifier) -> familiarity.Familiar |
   changed = {
     kind: [
       appearance.texture(altered.alter(images("train", stack), kind, number))
-      for number, stack in enumerate(some("train", MOST_ALTERED))
+      for number, stack in enumerate(_some(run.splits["train"], MOST_ALTERED))
     ]
     for kind in altered.KINDS
   }
   return familiarity.learn(stacks("train"), (seen for seen, _ in stacks("validation")), changed)
+
+
+def _some(split: Slices, most: int) -> list[int]:
+  """Returns stacks from all over a split, at most so many."""
+  return np.unique(np.linspace(0, len(split.stack_id) - 1, most).astype(int)).tolist()
 
 
 def _of_features(
@@ -144,6 +146,6 @@ def _of_features(
 ) -> Iterator[tuple[familiarity.Seen, Int[np.ndarray, "T"]]]:
   """Yields a split's stacks as an encoder saw them, and their labels."""
   split, features = run.splits[name], classifier.load(name, "features")
-  for stack in range(len(split.stack_id)):
+  for stack in _some(split, MOST_SEEN):
     rows = split.rows(stack)
     yield familiarity.Seen(None, features[rows].astype(np.float32), None), split.labels[rows]
