@@ -49,7 +49,7 @@ run: $(RUN_READY)  ## run one configuration end to end (CONFIG=toeplitz_d1, ARGS
 test: $(DEV_READY)  ## run the tests (PYTEST_ARGS='-k toeplitz')
 	.venv-dev/bin/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow' $(PYTEST_ARGS)
 
-test-slow: $(DEV_READY)  ## run the rest: the wheel from install to report, the notebooks
+test-slow: $(DEV_READY)  ## run the rest: whole runs of several kinds, the wheel from install to report, the notebooks
 	.venv-dev/bin/python -m pytest -n $(WORKERS) --dist loadfile -m slow $(PYTEST_ARGS)
 
 docs: $(DOCS_READY)  ## build the documentation into build/site; a broken link fails

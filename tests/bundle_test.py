@@ -263,6 +263,7 @@ def test_what_is_no_description_is_told(text):
     Description.from_json(text)
 
 
+@pytest.mark.slow
 def test_sizes_that_the_weights_do_not_have_are_never_made(saved, tmp_path):
   """A head of 60,000 units would take 43 GB a member."""
   directory = tmp_path / "model"

@@ -182,6 +182,7 @@ def test_an_extraction_that_was_stopped_goes_on(trained, tmp_path):
     assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_seeds_share_one_program_and_learn_differently():
   numbers = np.arange(SPEC.batch_size, dtype=np.int32)
   data = SPLITS["train"]

@@ -80,6 +80,7 @@ def history(directory: Path, stage: str) -> dict:
   return json.loads((directory / stage / "history.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("several", ["eight", "two"])
 def test_curves_features_and_heads_are_those_of_one_device(one, several, request):
   directory = request.getfixturevalue(several)

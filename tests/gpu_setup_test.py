@@ -104,6 +104,7 @@ def test_slices_on_the_device_are_those_of_the_loader(context):
   np.testing.assert_array_equal(shown, batches.with_context(split, rows, context))
 
 
+@pytest.mark.slow
 def test_training_from_the_device_is_training_from_the_loader(tmp_path, monkeypatch):
   histories = []
   for name in ("cpu", "gpu"):

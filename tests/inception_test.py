@@ -93,6 +93,7 @@ def test_images_that_do_not_fit_are_refused(shape):
     inception.check_images(shape, in_channels=1)
 
 
+@pytest.mark.slow
 def test_training_step_through_one_split_and_plain_jit():
   """How to train it: split once, merge inside the jitted function, carry the statistics."""
   model = _model(bn_momentum=0.9)

@@ -81,6 +81,7 @@ def test_the_start_is_part_of_what_names_a_stage(home, tuned, tmp_path, monkeypa
   assert start.key != mine["init"]
 
 
+@pytest.mark.slow
 def test_frozen_epochs_leave_the_convolutions_alone(home, tmp_path):
   change = {"cnn.learning_rate": 1e-2, "cnn.epochs": 1, "head.epochs": 1}
   pipeline.run(starting(home, **change), tmp_path / "run", home / "cache")

@@ -114,6 +114,7 @@ def test_another_head_trains_no_cnn(home, monkeypatch, tmp_path):
   assert inputs == {"inception_v3": "single image", "full_sequence": "partial stack"}
 
 
+@pytest.mark.slow
 def test_cnn_and_heads_are_tuned_after_the_two_stages(home, monkeypatch, tmp_path):
   monkeypatch.setattr(cnn_training, "train", None)
   config = small("end_to_end")
@@ -136,6 +137,7 @@ def two_views(home):
   return config
 
 
+@pytest.mark.slow
 def test_views_are_averaged(home, monkeypatch, tmp_path, two_views):
   monkeypatch.setattr(cnn_training, "train", None)
   views = []
@@ -273,6 +275,7 @@ def test_heads_train_from_a_file_of_features(home, monkeypatch, tmp_path):
     pipeline.run(config, tmp_path / "hames", tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_fewer_training_stacks_are_trained_on(home, tmp_path):
   config = small("toeplitz_d1")
   config.data.data_dir = str(home / "data")
@@ -361,6 +364,7 @@ def test_a_mistake_does_not_use_up_the_workdir(home, monkeypatch, tmp_path):
   assert tuple(kept["head"]["half_widths"]) == right
 
 
+@pytest.mark.slow
 def test_killed_and_asked_to_stop_the_same_command_ends_in_the_same_results(home, tmp_path):
   """Once in each training; the stages are not taken from the shared cache."""
   runs = Runs(tmp_path, home / "data")

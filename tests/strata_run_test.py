@@ -25,6 +25,8 @@ SCHEMA = json.loads(
   pathlib.Path(html_report.__file__).with_name("prediction.schema.json").read_text()
 )
 
+pytestmark = pytest.mark.slow  # all read one run
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):

@@ -228,6 +228,7 @@ def test_runs_of_other_strata_are_not_mixed(tmp_path, capsys):
   assert "other strata than the other runs" in capsys.readouterr().out.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_intervals_of_a_thickness_cover_it_as_often_as_they_promise():
   learned = calibration_lib.calibrate(run(3, "validation", 60, noise=1.5), 0.9)
   assert len(learned.margin_um) == 3

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -88,8 +89,9 @@ def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pa
     raise UserError(
       f"{cache_dir}: cannot be written ({error.strerror}); choose another --cache_dir"
     ) from error
-  jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # whoever says so shares one between caches
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
   if jax.process_count() > 1:
     compilation_cache.reset_cache()  # they have compiled before, when there was none
   writer = Writer(workdir)
