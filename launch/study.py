@@ -39,11 +39,13 @@ _ONCE_A_CNN = ("inception_v3", "iv3_context", "hames", "kaur")
 
 
 def core(preset: str, seeds: int, cnn_seeds: int) -> sweep.Sweep:
-  """Returns the methods of Table 1 and those of ours, each with its seeds."""
+  """Returns the methods of Table 1 and those of ours, each with its seeds, and the prior."""
+  counts = {method: seeds for method in (*table1.METHODS, *findings.METHODS)}
+  counts |= {method: cnn_seeds for method in _ONCE_A_CNN} | {table1.PRIOR: 1}
   return [
     {"config": f"configs/{method}.py:{preset}", "seeds": seed}
-    for method in (*table1.METHODS, *findings.METHODS)
-    for seed in range(cnn_seeds if method in _ONCE_A_CNN else seeds)
+    for method, count in counts.items()
+    for seed in range(count)
   ]
 
 

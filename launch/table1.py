@@ -1,4 +1,4 @@
-"""Every method of Table 1, then Tables 1-3 and Figure 2.
+"""Every method of Table 1, and what depth alone tells, then Tables 1-3 and Figure 2.
 
 python -m launch.table1 --workdir=runs/table1 [--preset=paper] [--seeds=5] [--dry-run]
 """
@@ -35,12 +35,14 @@ METHODS = (
   "hames",
   "kaur",
 )
+PRIOR = "depth_prior"  # no image is looked at: the floor of every table
 
 
 def points(preset: str, seeds: int) -> sweep.Sweep:
-  """Returns all methods, each with seeds 0 to `seeds` - 1."""
+  """Returns all methods, each with seeds 0 to `seeds` - 1, and the prior, which has none."""
   configs = [f"configs/{method}.py:{preset}" for method in METHODS]
-  return sweep.grid({"config": configs, "seeds": range(seeds)})
+  methods = sweep.grid({"config": configs, "seeds": range(seeds)})
+  return [*methods, {"config": f"configs/{PRIOR}.py:{preset}", "seeds": 0}]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

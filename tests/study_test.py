@@ -23,10 +23,11 @@ def _at_the_root(monkeypatch):
 
 def test_the_core_is_table_1_and_the_ordered_heads():
   folded = sweep.fold(study.core("paper_small", 5, 3))
-  assert len(folded) == 10
+  assert len(folded) == 11
   members = {job.fields["name"]: job.members for job in folded}
   once_a_cnn = {"inception_v3", "iv3_context", "hames", "kaur"}
   assert members.pop("toeplitz_d7") == 30
+  assert members.pop("depth_prior") == 1
   assert set(findings.METHODS) < set(members)
   assert {count for method, count in members.items() if method not in once_a_cnn} == {5}
   seeds = {job.fields["name"]: len(job.fields["seeds"]) for job in folded}
@@ -51,7 +52,7 @@ def test_another_seed_moves_the_phantom_and_every_training():
     assert job.fields["data.sources"] == (SOURCE + "+seed=1",)
     assert set(job.fields["seeds"]) <= {1000, 1001}
     assert job.fields["cnn.seed"] == 1000
-    assert job.fields["name"] in (*paper_results.METHODS, *findings.METHODS)
+    assert job.fields["name"] in (*paper_results.METHODS, *findings.METHODS, "depth_prior")
 
 
 def test_tests_of_other_domains_share_no_patient_with_training():
