@@ -266,8 +266,7 @@ def test_what_is_no_description_is_told(text):
 @pytest.mark.slow
 def test_sizes_that_the_weights_do_not_have_are_never_made(saved, tmp_path):
   """A head of 60,000 units would take 43 GB a member."""
-  directory = tmp_path / "model"
-  shutil.copytree(saved, directory)
+  directory = shutil.copytree(saved, tmp_path / "model")
   fields = json.loads((directory / bundle.DESCRIPTION).read_text())
   fields["head"]["hidden"], fields["cnn"]["width"] = 60_000, 8.0
   (directory / bundle.DESCRIPTION).write_text(json.dumps(fields))

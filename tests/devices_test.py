@@ -22,6 +22,7 @@ from rcm_jax.heads import training as head_training
 from tfds_rcm import cores
 from tfds_rcm.errors import UserError
 
+pytestmark = pytest.mark.slow  # trainings in three arrangements of devices
 FLAGS = os.environ.get("XLA_FLAGS", "")  # such as the instructions that are allowed
 ROOT = Path(__file__).resolve().parent.parent
 # Sums of gradients are added in another order; Adam's first steps divide by their size.
@@ -80,7 +81,6 @@ def history(directory: Path, stage: str) -> dict:
   return json.loads((directory / stage / "history.json").read_text())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("several", ["eight", "two"])
 def test_curves_features_and_heads_are_those_of_one_device(one, several, request):
   directory = request.getfixturevalue(several)

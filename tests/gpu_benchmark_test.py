@@ -29,6 +29,7 @@ def test_a_cpu_agrees_with_the_values_carried_along(name):
   assert found["agrees"], found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", parts.PARTS)
 def test_every_row_of_a_part_runs_dry(part, tmp_path, monkeypatch):
   monkeypatch.setattr(

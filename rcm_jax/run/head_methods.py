@@ -289,7 +289,9 @@ def _stacks_of_members(
   return result
 
 
-def _show_heads(run: stages.Run, trained: head_training.Trained, test: Features) -> None:
+def _show_heads(
+  run: stages.Run, trained: head_training.Trained, test: Features | stored.StoredStacks
+) -> None:
   """Draws what was learned, and keeps the attention for figures over several runs."""
   if not devices.is_first():
     return
