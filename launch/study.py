@@ -40,8 +40,8 @@ _ONCE_A_CNN = ("inception_v3", "iv3_context", "hames", "kaur")
 
 def core(preset: str, seeds: int, cnn_seeds: int) -> sweep.Sweep:
   """Returns the methods of Table 1 and those of ours, each with its seeds, and the prior."""
-  counts = {method: seeds for method in (*table1.METHODS, *findings.METHODS)}
-  counts |= {method: cnn_seeds for method in _ONCE_A_CNN} | {table1.PRIOR: 1}
+  counts = dict.fromkeys((*table1.METHODS, *findings.METHODS), seeds)
+  counts |= dict.fromkeys(_ONCE_A_CNN, cnn_seeds) | {table1.PRIOR: 1}
   return [
     {"config": f"configs/{method}.py:{preset}", "seeds": seed}
     for method, count in counts.items()
