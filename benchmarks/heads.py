@@ -79,17 +79,11 @@ def features(stacks: int, length: int) -> Features:
   )
 
 
-def ours(
-  members: int,
-  attention: str,
-  half_width: int = 0,
-  *,
-  split: bool = True,
-  length: int = MAX_SLICES,
-  feedback: str = "none",
-):
-  """Returns a compiled call that trains all members for `EPOCHS` epochs, from the same state each time."""
-  spec = HeadSpec(
+def spec_of(
+  attention: str, half_width: int = 0, length: int = MAX_SLICES, feedback: str = "none"
+) -> HeadSpec:
+  """Returns the paper's head with one kind of attention."""
+  return HeadSpec(
     num_features=gru.FEATURES,
     hidden=gru.HIDDEN,
     cell="gru",
@@ -100,6 +94,19 @@ def ours(
     decoder="dense",
     feedback=feedback,
   )
+
+
+def ours(
+  members: int,
+  attention: str,
+  half_width: int = 0,
+  *,
+  split: bool = True,
+  length: int = MAX_SLICES,
+  feedback: str = "none",
+):
+  """Returns a compiled call that trains all members for `EPOCHS` epochs, from the same state each time."""
+  spec = spec_of(attention, half_width, length, feedback)
   training = members_lib.make_train(
     spec,
     features(STACKS, length),

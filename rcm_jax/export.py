@@ -26,7 +26,7 @@ import sys
 from rcm_jax.exporters import files
 from rcm_jax.inference import bundle as bundle_lib
 from rcm_jax.inference.description import RESEARCH_USE
-from rcm_jax.inference.stack_files import printable
+from rcm_jax.inference.stack_files import printable, unwritten
 from tfds_rcm.errors import UserError
 
 
@@ -47,9 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 1
   except OSError as error:
-    place = printable(error.filename or args.out)
-    reason = error.strerror or error
-    print(f"error: {place}: {reason}; make room or choose another --out", file=sys.stderr)
+    print(f"error: {unwritten(error, args.out)}", file=sys.stderr)
     return 1
   size = path.stat().st_size / 1e6
   print(f"{printable(path)}: {size:.1f} MB; see {printable(args.out / files.CARD)}")

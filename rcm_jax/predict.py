@@ -190,8 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   except UserError as error:
     faults = [str(error)]
   except OSError as error:
-    place = stack_files.printable(error.filename or args.out)
-    faults = [f"{place}: {error.strerror or error}; make room or choose another --out"]
+    faults = [stack_files.unwritten(error, args.out)]
   for fault in faults:
     print(f"error: {fault}", file=sys.stderr)
   return 1 if faults else 0

@@ -29,6 +29,10 @@ class Components(NamedTuple):
     """Returns the components."""
     return (values - self.mean) @ self.matrix
 
+  def of_padded(self, features: Features) -> Float[np.ndarray, "N T F"]:
+    """Returns the components of stacks, 0 on padding."""
+    return np.where(np.asarray(features.mask)[..., None], self(features.values), 0)
+
 
 def learn(values: Float[np.ndarray, "n W"], count: int) -> Components:
   """Returns the first `count` components of rows; zero where fewer directions vary."""
@@ -67,9 +71,7 @@ def of_splits(
   train = features["train"]
   components = learn(np.asarray(train.values)[np.asarray(train.mask)], count)
   seen = {
-    name: dataclasses.replace(
-      split, values=np.where(np.asarray(split.mask)[..., None], components(split.values), 0)
-    )
+    name: dataclasses.replace(split, values=components.of_padded(split))
     for name, split in features.items()
   }
   return components, seen

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
+import functools
 import pathlib
 
 import numpy as np
@@ -51,10 +53,13 @@ class Slices:
     """Slices in each stack."""
     return np.bincount(self.stack, minlength=len(self.stack_id))
 
+  @functools.cached_property
+  def _starts(self) -> list[int]:
+    return np.searchsorted(self.stack, np.arange(len(self.stack_id) + 2)).tolist()
+
   def rows(self, stack: int) -> slice:
-    """Where the slices of one stack lie."""
-    start, stop = np.searchsorted(self.stack, (stack, stack + 1))
-    return slice(int(start), int(stop))
+    """Where the slices of one stack lie; none where the number of stacks stands for one."""
+    return slice(self._starts[stack], self._starts[stack + 1])
 
   def first(self, stacks: int) -> Slices:
     """Returns the leading stacks.
@@ -102,29 +107,45 @@ def load_slices(directory: pathlib.Path) -> dict[str, Slices]:
   return splits
 
 
-def pad(split: Slices, values: np.ndarray, length: int | None = None) -> np.ndarray:
+def pad(
+  split: Slices,
+  values: np.ndarray,
+  length: int | None = None,
+  stacks: Sequence[int] | None = None,
+) -> np.ndarray:
   """Arranges one row a slice, [n, …], as one row a stack, [N, length, …], zeros behind.
 
   Args:
     split: tells which slices make a stack.
     values: one row a slice.
     length: cuts or pads to this many slices; None means the longest stack.
+    stacks: which, in this order; the number of stacks stands for one without slices. None
+      means all.
   """
   length = int(split.lengths.max()) if length is None else length
-  padded = np.zeros((len(split.stack_id), length, *values.shape[1:]), values.dtype)
-  for stack in range(len(split.stack_id)):
+  stacks = range(len(split.stack_id)) if stacks is None else stacks
+  padded = np.zeros((len(stacks), length, *values.shape[1:]), values.dtype)
+  for place, stack in enumerate(stacks):
     rows = values[split.rows(stack)][:length]
-    padded[stack, : len(rows)] = rows
+    padded[place, : len(rows)] = rows
   return padded
 
 
-def features_of(split: Slices, values: np.ndarray, length: int | None = None) -> Features:
-  """Arranges one split's cached slice features [n, F] as padded stacks."""
+def features_of(
+  split: Slices,
+  values: np.ndarray,
+  length: int | None = None,
+  stacks: Sequence[int] | None = None,
+) -> Features:
+  """Arranges one split's cached slice features [n, F] as padded stacks; see `pad`."""
+  put = lambda rows: pad(split, rows, length, stacks)
+  chosen = range(len(split.stack_id)) if stacks is None else stacks
+  named = lambda names: tuple(names[stack] for stack in chosen if stack < len(names))
   return Features(
-    values=pad(split, values.astype(np.float32), length),
-    labels=pad(split, split.labels.astype(np.int32), length),
-    depth_um=pad(split, split.depth_um, length),
-    mask=pad(split, np.ones(len(split), bool), length),
-    stack_id=split.stack_id,
-    patient_id=split.patient_id,
+    values=put(values).astype(np.float32),
+    labels=put(split.labels).astype(np.int32),
+    depth_um=put(split.depth_um),
+    mask=put(np.broadcast_to(True, len(split))),
+    stack_id=named(split.stack_id),
+    patient_id=named(split.patient_id),
   )

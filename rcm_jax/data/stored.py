@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import dataclasses
-import functools
 
 from jaxtyping import Bool, Int
 import numpy as np
 
 from rcm_jax.arrays import Features
 from rcm_jax.data import pca
-from rcm_jax.data.slices import Slices
+from rcm_jax.data.slices import Slices, features_of
 
 BLOCK = 512  # stacks read at once where all are wanted in their order
 
@@ -40,10 +39,6 @@ class StoredStacks:
     """F of a slice."""
     return self.rows.shape[1] if self.components is None else self.components.matrix.shape[1]
 
-  @functools.cached_property
-  def _ends(self) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(self.split.lengths)])
-
   @property
   def mask(self) -> Bool[np.ndarray, "N T"]:
     """True on real slices."""
@@ -66,30 +61,10 @@ class StoredStacks:
 
   def take(self, stacks: Int[np.ndarray, " n"]) -> Features:
     """Reads some stacks, [n, T, …]; their number stands for none, all padding."""
-    shape = (len(stacks), self.length)
-    found = Features(
-      np.zeros((*shape, self.num_features), np.float32),
-      np.zeros(shape, np.int32),
-      np.zeros(shape, np.float32),
-      np.zeros(shape, bool),
-    )
-    split = self.split
-    for place, stack in enumerate(stacks.tolist()):
-      if stack == len(self):
-        continue
-      start = self._ends[stack]
-      count = min(self._ends[stack + 1] - start, self.length)
-      rows = slice(start, start + count)
-      values = self.rows[rows].astype(np.float32)
-      found.values[place, :count] = values if self.components is None else self.components(values)
-      found.labels[place, :count] = split.labels[rows]
-      found.depth_um[place, :count] = split.depth_um[rows]
-      found.mask[place, :count] = True
-    names = [
-      tuple(known[i] for i in stacks.tolist() if i < len(self))
-      for known in (split.stack_id, split.patient_id)
-    ]
-    return dataclasses.replace(found, stack_id=names[0], patient_id=names[1])
+    found = features_of(self.split, self.rows, self.length, stacks.tolist())
+    if self.components is None:
+      return found
+    return dataclasses.replace(found, values=self.components.of_padded(found))
 
 
 def with_components(

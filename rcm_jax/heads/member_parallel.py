@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
+from rcm_jax.heads.epoch import Epoch
 from rcm_jax.heads.objective import Member
 from rcm_jax.heads.train_epochs import Training
 from rcm_jax.ops.backend import backend
@@ -29,6 +30,24 @@ def over_members(function: Callable) -> Callable:
   return jax.vmap(function)
 
 
+def over_members_of(function: Callable) -> Callable:
+  """Maps like `over_members`, but for the last argument, which all members share."""
+  return lambda *args: over_members(lambda *own: function(*own, args[-1]))(*args[:-1])
+
+
+def first_states(training: Training | Epoch, members: Member, start: Any = None) -> Any:
+  """Returns the states that members begin with, on the devices that they are on.
+
+  Args:
+    training: of one member.
+    members: leading axis M.
+    start: parameters, leading axis M; None for those of the members' seeds.
+  """
+  begin = over_members(training.init if start is None else training.begin)
+  run = jax.jit(devices.split_work(begin, devices.local_mesh()))
+  return run(members if start is None else start)
+
+
 def lower_run(training: Training, mesh: Mesh, *args: Any) -> jax.stages.Lowered:
   """Lowers `training.program` over members, which a mesh's devices share among them.
 
@@ -38,8 +57,7 @@ def lower_run(training: Training, mesh: Mesh, *args: Any) -> jax.stages.Lowered:
     args: state, member and first epoch, each with a member axis, and the data; arrays, or what
       describes them. On a GPU the state's memory is given to the state after.
   """
-  on_members = lambda *args: over_members(lambda *own: training.program(*own, args[-1]))(*args[:-1])
-  run = devices.split_work(on_members, mesh, (False, False, False, True))
+  run = devices.split_work(over_members_of(training.program), mesh, (False, False, False, True))
   return jax.jit(run, donate_argnums=0 if backend() == "gpu" else ()).lower(*args)
 
 

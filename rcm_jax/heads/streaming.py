@@ -22,7 +22,12 @@ from rcm_jax.data.stored import BLOCK, StoredStacks
 from rcm_jax.heads import losses
 from rcm_jax.heads.epoch import Epoch, Recipe, State, make_epoch
 from rcm_jax.heads.head import HeadSpec
-from rcm_jax.heads.member_parallel import over_members, spread_members
+from rcm_jax.heads.member_parallel import (
+  first_states,
+  over_members,
+  over_members_of,
+  spread_members,
+)
 from rcm_jax.heads.objective import Member, correct, fit_temperature, unary_scores
 from rcm_jax.heads.training import Progress, finish, report
 from rcm_jax.runtime import devices, resumable
@@ -82,15 +87,14 @@ def train(
   on_members = lambda function, *copied: jax.jit(
     devices.split_work(function, devices.local_mesh(), copied or None)
   )
-  if start is None:
-    initial = on_members(over_members(parts.init))(stacked)
-  else:
-    initial = on_members(over_members(lambda params: parts.begin(params)))(spread(start))
+  initial = first_states(parts, stacked, None if start is None else spread(start))
   order = on_members(over_members(parts.order))
   walk = on_members(_walk(spec, parts), *[False] * 5, True)
   judge = _judge(spec, parts, validation_stacks, on_members)
   # Members of one seed see stacks in one order: these are read once.
-  seeds, which = np.unique([member.seed for member in members], return_inverse=True)
+  seeds, first_of, which = np.unique(
+    [member.seed for member in members], return_index=True, return_inverse=True
+  )
   own = spread(which.astype(np.int32))
   everyone = lambda number: spread(np.full(len(members), number, np.int32))
   size = train_stacks.length * train_stacks.num_features * 4 * wanted.batch_size * len(seeds)
@@ -100,9 +104,8 @@ def train(
   def batches(epoch: int, first: int) -> Iterator[Features]:
     if epoch not in reading:
       reading.clear()
-      rows = devices.local(whole(order(stacked, everyone(epoch))))
-      of_seeds = np.asarray(rows)[[which.tolist().index(i) for i in range(len(seeds))]]
-      reading[epoch] = _read(train_stacks, of_seeds[:, first:], chunk)
+      rows = np.asarray(whole(order(stacked, everyone(epoch))))[first_of]
+      reading[epoch] = _read(train_stacks, rows[:, first:], chunk)
     return reading[epoch]
 
   def leg(done: int, state: _Walk, session: resumable.Session) -> tuple[int, _Walk]:
@@ -177,7 +180,7 @@ def _walk(spec: HeadSpec, parts: Epoch) -> Callable:
     )
     return State(*walked, state.best_params, state.best_score), found.sum()
 
-  return lambda *args: over_members(lambda *own: one(*own, args[-1]))(*args[:-1])
+  return over_members_of(one)
 
 
 def _judge(
@@ -185,17 +188,12 @@ def _judge(
 ) -> Callable[[Any, Any], tuple[Any, Any]]:
   """Returns (states, members) → (states that keep the better snapshots, validation accuracy)."""
   size = min(BLOCK, len(validation))
-  with_block = lambda function: on_members(
-    lambda *args: over_members(lambda *own: function(spec, *own, args[-1]))(*args[:-1]),
-    *(False, False, True),
+  with_shared = lambda function: on_members(
+    over_members_of(lambda *args: function(spec, *args)), False, False, True
   )
-  scores_of, correct_of = with_block(unary_scores), with_block(correct)
+  scores_of, correct_of, fit = map(with_shared, (unary_scores, correct, fit_temperature))
   kept_of = on_members(over_members(lambda state: parts.kept(state)))
   choose = on_members(over_members(lambda *args: parts.choose(*args)))
-  fit = on_members(
-    lambda *args: over_members(lambda *own: fit_temperature(spec, *own, args[-1]))(*args[:-1]),
-    *(False, False, True),
-  )
 
   def blocks() -> Iterator[Features]:
     for block in validation.blocks(size):

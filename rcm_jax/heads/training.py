@@ -24,12 +24,17 @@ import numpy as np
 from rcm_jax.arrays import Features
 from rcm_jax.data.stored import StoredStacks
 from rcm_jax.heads.head import Head, HeadSpec
-from rcm_jax.heads.member_parallel import compile_run, over_members, spread_members
-from rcm_jax.heads.objective import L1Reduction, Member, graph_of
+from rcm_jax.heads.member_parallel import (
+  compile_run,
+  first_states,
+  over_members,
+  spread_members,
+)
+from rcm_jax.heads.objective import Member, graph_of
 from rcm_jax.heads.train_epochs import make_train
 from rcm_jax.ops.toeplitz import toeplitz_weights
 from rcm_jax.runtime import checkpoints as checkpoints_lib
-from rcm_jax.runtime import devices, resumable
+from rcm_jax.runtime import resumable
 from tfds_rcm.errors import UserError
 
 EPOCHS_PER_CALL = 20  # between two visits of the host: progress, checkpoint, a look for NaN
@@ -99,17 +104,12 @@ def train(
   validation_features: Features,
   directory: pathlib.Path,
   *,
-  epochs: int,
-  batch_size: int,
-  input_dropout: float = 0.0,
-  ema_decay: float = 0.0,
-  l1_reduction: L1Reduction = "mean",
-  shortest_crop: float = 1.0,
   advance: Callable[[int, int], None] = lambda done, total: None,
   scalars: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
   resumed: Callable[[int], None] = lambda step: None,
   about: Mapping[str, Any] | None = None,
   start: Any = None,
+  **recipe: Any,
 ) -> None:
   """Trains all members and keeps each one's best snapshot.
 
@@ -120,17 +120,12 @@ def train(
     validation_features: padded stacks to choose each member's snapshot on.
     directory: gets `heads`, the best parameters with a leading member axis, and
       `history.json`. An interrupted training goes on after its last finished call.
-    epochs: passes over the training stacks.
-    batch_size: stacks a step.
-    input_dropout: see `epoch.Recipe`.
-    ema_decay: see `epoch.Recipe`.
-    l1_reduction: see `objective.recurrent_penalty`.
-    shortest_crop: see `epoch.Recipe`.
     advance: called with the epochs done and the epochs in all.
     scalars: called with each epoch's metrics, mean over members.
     resumed: called with the first epoch that will be trained.
     about: what checkpoints carry besides `spec`.
     start: parameters that members start from, leading axis M; None for those of their seeds.
+    recipe: fields of `epoch.Recipe`.
 
   Raises:
     UserError: a member's loss is no longer finite; the state before that call is kept.
@@ -138,27 +133,14 @@ def train(
   """
   if resumable.finished(directory):
     return
+  epochs = recipe["epochs"]
   per_call = next(n for n in range(min(EPOCHS_PER_CALL, epochs), 0, -1) if epochs % n == 0)
   training = make_train(
-    spec,
-    train_features,
-    validation_features,
-    batch_size=batch_size,
-    epochs=epochs,
-    epochs_per_call=per_call,
-    input_dropout=input_dropout,
-    ema_decay=ema_decay,
-    l1_reduction=l1_reduction,
-    shortest_crop=shortest_crop,
+    spec, train_features, validation_features, epochs_per_call=per_call, **recipe
   )
   spread, whole = spread_members(len(members))
   stacked = spread(jax.tree.map(lambda *x: np.stack(x), *members))
-  mesh = devices.local_mesh()
-  if start is None:
-    initial = jax.jit(devices.split_work(over_members(training.init), mesh))(stacked)
-  else:
-    begin = over_members(lambda params: training.begin(params))
-    initial = jax.jit(devices.split_work(begin, mesh))(spread(start))
+  initial = first_states(training, stacked, None if start is None else spread(start))
   everyone = lambda epoch: spread(np.full(len(members), epoch, np.int32))
   run = compile_run(training, initial, stacked, everyone(0))
 

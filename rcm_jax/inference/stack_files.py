@@ -32,6 +32,12 @@ def printable(text: str | os.PathLike[str]) -> str:
   return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
+def unwritten(error: OSError, out: os.PathLike[str]) -> str:
+  """Says in a line that a command's results could not be written."""
+  place = printable(error.filename or out)
+  return f"{place}: {error.strerror or error}; make room or choose another --out"
+
+
 def result_of(
   prediction: Prediction,
   description: Description,

@@ -69,12 +69,7 @@ def load(config: ml_collections.ConfigDict) -> Start | None:
     raise UserError(f"{place}: config.cnn.pretrained is another start; leave one of both empty")
   directory = bundle_lib.find(pathlib.Path(config.init))
   model = bundle_lib.load(directory)
-  contents = {
-    str(path.relative_to(directory)): files.file_digest(path)
-    for path in sorted(directory.rglob("*"))
-    if path.is_file()
-  }
-  return Start(model, files.digest(contents), _told(model.description))
+  return Start(model, files.folder_digest(directory), _told(model.description))
 
 
 def check(

@@ -104,36 +104,17 @@ def _familiar(run: stages.Run, classifier: Classifier) -> familiarity.Familiar |
   few = min(len(run.splits[name].stack_id) for name in ("train", "validation")) < 2
   if few:
     return None
-  if classifier.spec is None:
-    return familiarity.learn(
-      _of_features(run, classifier, "train"),
-      (seen for seen, _ in _of_features(run, classifier, "validation")),
-      {},
-    )
-
-  def images(name: str, stack: int) -> np.ndarray:
-    split = run.splits[name]
-    return np.asarray(split.slices[split.rows(stack)])
-
-  def stacks(name):
-    split = run.splits[name]
-    features, probabilities = (
-      classifier.load(name, kind) for kind in ("features", "probabilities")
-    )
-    for stack in _some(split, MOST_SEEN):
-      rows = split.rows(stack)
-      described = appearance.describe(images(name, stack))
-      of_cnn = features[rows].astype(np.float32)
-      yield familiarity.Seen(described, of_cnn, probabilities[rows]), split.labels[rows]
-
-  changed = {
-    kind: [
-      appearance.texture(altered.alter(images("train", stack), kind, number))
-      for number, stack in enumerate(_some(run.splits["train"], MOST_ALTERED))
-    ]
-    for kind in altered.KINDS
-  }
-  return familiarity.learn(stacks("train"), (seen for seen, _ in stacks("validation")), changed)
+  train, changed = run.splits["train"], {}
+  if classifier.spec is not None:
+    changed = {
+      kind: [
+        appearance.texture(altered.alter(_images(train, stack), kind, number))
+        for number, stack in enumerate(_some(train, MOST_ALTERED))
+      ]
+      for kind in altered.KINDS
+    }
+  validation = (seen for seen, _ in _seen(run, classifier, "validation"))
+  return familiarity.learn(_seen(run, classifier, "train"), validation, changed)
 
 
 def _some(split: Slices, most: int) -> list[int]:
@@ -141,11 +122,22 @@ def _some(split: Slices, most: int) -> list[int]:
   return np.unique(np.linspace(0, len(split.stack_id) - 1, most).astype(int)).tolist()
 
 
-def _of_features(
+def _images(split: Slices, stack: int) -> np.ndarray:
+  return np.asarray(split.slices[split.rows(stack)])
+
+
+def _seen(
   run: stages.Run, classifier: Classifier, name: str
 ) -> Iterator[tuple[familiarity.Seen, Int[np.ndarray, "T"]]]:
-  """Yields a split's stacks as an encoder saw them, and their labels."""
+  """Yields a split's stacks as the CNN saw them, or an encoder its features alone, and their labels."""
   split, features = run.splits[name], classifier.load(name, "features")
+  alone = classifier.spec is None
+  probabilities = None if alone else classifier.load(name, "probabilities")
   for stack in _some(split, MOST_SEEN):
     rows = split.rows(stack)
-    yield familiarity.Seen(None, features[rows].astype(np.float32), None), split.labels[rows]
+    seen = familiarity.Seen(
+      None if alone else appearance.describe(_images(split, stack)),
+      features[rows].astype(np.float32),
+      None if alone else probabilities[rows],
+    )
+    yield seen, split.labels[rows]

@@ -28,6 +28,16 @@ def file_digest(path: pathlib.Path, limit: int | None = None) -> str:
   return sha.hexdigest()
 
 
+def folder_digest(directory: pathlib.Path) -> str:
+  """Returns twelve hexadecimal digits that name all files below a directory, and what is in them."""
+  contents = {
+    str(path.relative_to(directory)): file_digest(path)
+    for path in sorted(directory.rglob("*"))
+    if path.is_file()
+  }
+  return digest(contents)
+
+
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a file that is either whole or as it was before, also after a power cut."""
   write_whole(path, text.encode())
