@@ -25,7 +25,7 @@ import os
 import pathlib
 import re
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 from rcm_jax.inference import bundle as bundle_lib
 from rcm_jax.inference import stack_files
@@ -44,33 +44,48 @@ _MODEL, _STACKS, _FAULT = "model.json", "stacks", ".error.txt"
 _MOST_LETTERS = 100  # of a stack's name in a file's
 
 
+class Found(NamedTuple):
+  """How far a study is.
+
+  Attributes:
+    stacks: in all.
+    read: of these.
+    faults: stacks that could not be read.
+  """
+
+  stacks: int
+  read: int
+  faults: int
+
+
 def run(
   checkpoint: pathlib.Path,
   source: pathlib.Path,
   out: pathlib.Path,
   *,
+  manifest: pathlib.Path | None = None,
   share: tuple[int, int] = (1, 1),
   **options: Any,
-) -> tuple[int, int, pathlib.Path | None]:
+) -> Found:
   """Reads a share of a study's stacks; a bad one does not stop the others.
 
   Args:
     checkpoint: a bundle or a run's work directory.
-    source: folder with a manifest.csv.
+    source: the study's folder.
     out: gets `stacks/`, and `stacks.csv` once all shares are done.
+    manifest: the CSV of the stacks; the one below `source` if None.
     share: (I, N), which of how many.
     options: of `stack_io.open_stack`, for all stacks; what the manifest says comes first.
 
   Returns:
-    How many stacks of the study have been read or could not be, how many there are, and the table
-    if it was written.
+    How far all shares together are; the table is written where nothing is left.
 
   Raises:
     UserError: there is no model or no manifest, or `out` has another model's answers.
     OSError: `out` cannot be written.
   """
   given = {name: options.pop(name, None) for name in ("step_um", "pixel_um")}
-  stacks = stacks_lib.listed(manifest_lib.find_manifest(source), **given)
+  stacks = stacks_lib.listed(manifest or manifest_lib.find_manifest(source), **given)
   folder = out / _STACKS
   folder.mkdir(parents=True, exist_ok=True)
   _claim(out, checkpoint)
@@ -98,11 +113,13 @@ def run(
     stack_files.write(folder, result, slices)
     fault.unlink(missing_ok=True)
     print(f"{number} of {len(own)}: {stack.stack_id}", flush=True)
-  ended = sum(_ended(folder, stack) for stack in stacks)
-  if ended < len(stacks):
-    return ended, len(stacks), None
-  files.write_text(out / TABLE, table(folder, stacks))
-  return ended, len(stacks), out / TABLE
+  there = lambda stack, end: (folder / f"{name_of(stack)}{end}").exists()
+  read = [there(stack, ".json") for stack in stacks]
+  faults = sum(there(stack, _FAULT) for stack, known in zip(stacks, read) if not known)
+  found = Found(len(stacks), sum(read), faults)
+  if found.read + found.faults == found.stacks:
+    files.write_text(out / TABLE, table(folder, stacks))
+  return found
 
 
 def name_of(stack: StudyStack) -> str:
@@ -165,17 +182,9 @@ def _plain(value: Any) -> Any:
   return value if isinstance(value, bool) else f"{value:.6g}"
 
 
-def _ended(folder: pathlib.Path, stack: StudyStack) -> bool:
-  name = name_of(stack)
-  return any((folder / f"{name}{end}").exists() for end in (".json", _FAULT))
-
-
 def _claim(out: pathlib.Path, checkpoint: pathlib.Path) -> None:
   """Notes whose answers lie here, or refuses those of another model."""
-  directory = bundle_lib.find(checkpoint)
-  content = sorted(path for path in directory.rglob("*") if path.is_file())
-  named = {path.relative_to(directory).as_posix(): files.file_digest(path) for path in content}
-  mine = files.digest(named)
+  mine = files.folder_digest(bundle_lib.find(checkpoint))
   path = out / _MODEL
   with locks.held(out / ".lock", wait=True):
     if not path.exists():
@@ -187,9 +196,7 @@ def _claim(out: pathlib.Path, checkpoint: pathlib.Path) -> None:
     except (ValueError, KeyError, TypeError) as error:
       raise UserError(f"{path}: damaged; choose another --out") from error
   if known[0] != mine:
-    raise UserError(
-      f"{out}: has answers of another model, {known[1]}; choose another --out, or train no further"
-    )
+    raise UserError(f"{out}: has answers of another model, {known[1]}; choose another --out")
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -225,18 +232,22 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   option = parser.add_argument
   option("--checkpoint", type=pathlib.Path, required=True, help="work directory of a run")
-  option("--source", type=pathlib.Path, required=True, help="the study: a folder with manifest.csv")
+  option("--source", type=pathlib.Path, required=True, help="the study's folder")
   option("--out", type=pathlib.Path, required=True, help="folder for stacks/ and stacks.csv")
+  option(
+    "--manifest", type=pathlib.Path, help="CSV of the stacks (default: manifest.csv in source)"
+  )
   option("--share", type=_share, metavar="I/N", help="which of how many processes this one is")
   option("--step_um", type=float, help="µm between slices, where nothing else tells")
   option("--pixel_um", type=float, help="µm a pixel, where nothing else tells")
   args = parser.parse_args(argv)
   try:
     share = args.share or default_share(os.environ)
-    ended, count, written = run(
+    found = run(
       args.checkpoint,
       args.source,
       args.out,
+      manifest=args.manifest,
       share=share,
       step_um=args.step_um,
       pixel_um=args.pixel_um,
@@ -245,23 +256,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 1
   except OSError as error:
-    place = stack_files.printable(error.filename or args.out)
-    print(
-      f"error: {place}: {error.strerror or error}; make room or choose another --out",
-      file=sys.stderr,
-    )
+    print(f"error: {stack_files.unwritten(error, args.out)}", file=sys.stderr)
     return 1
-  if written is None:
-    print(f"{ended} of {count} stacks are read; {args.out / TABLE} comes with the last of them")
+  ended, where = found.read + found.faults, stack_files.printable(args.out / TABLE)
+  if ended < found.stacks:
+    print(f"{ended} of {found.stacks} stacks are read; {where} comes with the last of them")
     return 0
-  faults = sum(not (args.out / row).exists() for row in _files(written))
-  print(f"{count} stacks, {faults} of which could not be read: {written}")
-  return 1 if faults else 0
-
-
-def _files(written: pathlib.Path) -> list[str]:
-  with written.open(newline="", encoding="utf-8") as file:
-    return [row["file"] or "nothing" for row in csv.DictReader(file)]
+  print(f"{found.stacks} stacks, {found.faults} of which could not be read: {where}")
+  return 1 if found.faults else 0
 
 
 if __name__ == "__main__":

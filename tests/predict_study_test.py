@@ -105,6 +105,28 @@ def test_another_model_s_answers_are_not_mixed_in(study, tmp_path, capsys):
   assert str(study / "run") in said
 
 
+@pytest.mark.parametrize(
+  ("source", "header", "words"),
+  [
+    ("nosuch", None, "no such folder"),
+    ("here", None, "--manifest"),
+    ("here", "stack_id,pateint_id,path", "no column patient_id"),
+  ],
+)
+def test_a_study_that_is_none_is_told_in_a_line(source, header, words, study, tmp_path, capsys):
+  (tmp_path / "here").mkdir()
+  if header:
+    (tmp_path / "here" / "manifest.csv").write_text(f"{header}\ns1,p1,0.tif\n")
+  options = [f"--checkpoint={study / 'run'}", f"--source={tmp_path / source}"]
+  assert predict_study.main([*options, f"--out={tmp_path / 'out'}"]) == 1
+  said = capsys.readouterr().err
+  assert said.startswith(f"error: {tmp_path / source}")
+  assert words in said
+  assert "--columns" not in said  # which this command does not have
+  assert said.count("\n") == 1
+  assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("text", ["0/3", "4/3", "x/3", "2"])
 def test_shares_that_are_none(text, study, tmp_path, capsys):
   with pytest.raises(SystemExit):

@@ -101,7 +101,8 @@ def read_table(
     path: the file.
     required: columns that must be there, and filled in every row.
     known: columns that are read, others are named in a warning; any if empty.
-    renamed: the file's header for some of ours; one that the file lacks changes nothing.
+    renamed: the file's header for some of ours; one that the file lacks changes nothing. None where
+      the command has no --columns to say so.
     keep: whether the caller keeps what other columns say, for the warning's words.
 
   Raises:
@@ -126,8 +127,8 @@ def read_table(
   missing = [name for name in required if name not in columns]
   if missing:
     raise UserError(
-      f"{path}, row 1: no column {', '.join(missing)}; the columns are {', '.join(headers)}: "
-      f"rename one, or say which it is by --columns={missing[0]}=…"
+      f"{path}, row 1: no column {', '.join(missing)}; the columns are {', '.join(headers)}: rename one"
+      + ("" if renamed is None else f", or say which it is by --columns={missing[0]}=…")
     )
   twice = [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]
   twice = [name for name in twice if name in known or not known]

@@ -79,13 +79,13 @@ def opened(args: argparse.Namespace) -> Iterator[Session]:
 def _study_folder(args: argparse.Namespace):
   """Where labels/ lies: beside the manifest, if there is one."""
   if any(args.source.rglob(manifest_lib.MANIFEST)):
-    return manifest_lib.find_manifest(args.source).parent
+    return stacks.manifest_of(args.source).parent
   return args.source
 
 
 def _differing(args: argparse.Namespace) -> dict[str, list]:
   """Labels of all readers of the stacks on which they differ, most different first."""
-  manifest = manifest_lib.find_manifest(args.source)
+  manifest = stacks.manifest_of(args.source)
   labels = manifest.parent / label_tables.LABELS_FOLDER
   if not label_tables.label_files(labels):
     labels = label_tables.find_labels(manifest.parent)

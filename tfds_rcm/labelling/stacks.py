@@ -69,7 +69,7 @@ def find(
     if value is not None and not (math.isfinite(value) and value > 0):
       raise UserError(f"--{name}={value}: expected a number of µm above 0")
   if any(source.rglob(manifest_lib.MANIFEST)):
-    return listed(manifest_lib.find_manifest(source), step_um, pixel_um)
+    return listed(manifest_of(source), step_um, pixel_um)
   found = [
     StudyStack(name, "", path, step_um, pixel_um) for name, path in find_stacks(source).items()
   ]
@@ -81,6 +81,11 @@ def find(
     writer.writerow((stack.stack_id, "", where, step_um or "", pixel_um or "", "", ""))
   files.write_whole(source / DRAFT, text.getvalue())
   return found
+
+
+def manifest_of(source: pathlib.Path) -> pathlib.Path:
+  """The manifest below the folder of a study; the page has no option that names another."""
+  return manifest_lib.find_manifest(source, "give the folder with yours as --source")
 
 
 def listed(

@@ -80,18 +80,24 @@ def collected(problems: list[str]) -> Iterator[None]:
     problems.append(str(error))
 
 
-def find_manifest(source: pathlib.Path) -> pathlib.Path:
+def find_manifest(source: pathlib.Path, advice: str = "name yours by --manifest") -> pathlib.Path:
   """The one manifest.csv below a folder.
 
+  Args:
+    source: the folder.
+    advice: what to do where there is none, or several.
+
   Raises:
-    UserError: if there is none, or several.
+    UserError: if there is none, or several, or no such folder.
   """
+  if not source.is_dir():
+    raise UserError(f"{source}: no such folder; give the study's folder as --source")
   direct = source / MANIFEST
   found = [direct] if direct.is_file() else sorted(source.rglob(MANIFEST))
   if len(found) == 1:
     return found[0]
   what = f"{len(found)} files {MANIFEST}" if found else f"no {MANIFEST}"
-  raise UserError(f"{source}: {what} in it, expected one; name yours by --manifest")
+  raise UserError(f"{source}: {what} in it, expected one; {advice}")
 
 
 def read_manifest(
@@ -112,12 +118,12 @@ def read_manifest(
     problems: where what is wrong in a row is noted.
     warnings: where columns are noted that nobody understands, stacks that are left out, and stacks that
       somebody could not read.
-    columns: the files' headers for some of our columns.
+    columns: the files' headers for some of our columns; None where the command does not ask for them.
 
   Raises:
     UserError: if a file as a whole cannot be understood.
   """
-  columns = columns or {}
+  renamed, columns = columns, columns or {}
   known = dict.fromkeys((*MANIFEST_COLUMNS, *LABELS_COLUMNS, *_SPLIT_COLUMNS))
   for ours in columns:
     if ours not in known:
@@ -126,7 +132,7 @@ def read_manifest(
     manifest,
     ("stack_id", "patient_id", "path"),
     known=MANIFEST_COLUMNS,
-    renamed=columns,
+    renamed=renamed,
     keep=True,
   )
   if not table.rows:
@@ -136,7 +142,7 @@ def read_manifest(
   if in_folder:
     said = read_folder(labels, tables)
   elif labels:
-    tables.append(read_table(labels, ("stack_id",), known=LABELS_COLUMNS, renamed=columns))
+    tables.append(read_table(labels, ("stack_id",), known=LABELS_COLUMNS, renamed=renamed))
     said = Said(read_labels(tables[1]), {}, {})
   _check_renamed(columns, tables)
   for read in tables:
