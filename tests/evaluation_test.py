@@ -163,6 +163,8 @@ def test_tables_and_a_figure_are_written_of_what_is_finished(tmp_path, monkeypat
   evaluation.write(tmp_path, tmp_path)
   text = (tmp_path / "evaluation.md").read_text()
   assert "| ordered | 4 | 2 | " in text
+  each = several_datasets.mean(scores(), "ordered", "accuracy").by_dataset.values()
+  assert f" {100 * min(each):.1f} to {100 * max(each):.1f} " in text
   assert "| Accuracy, points | ordered | Toeplitz" in text
   assert (tmp_path / "evaluation.png").stat().st_size > 10_000
   assert "toeplitz_d1" not in (tmp_path / "evaluation_means.csv").read_text().split("\n")[0]

@@ -32,7 +32,7 @@ PARTS = ("whole_stacks", "ours", "regularised", "classifiers")
 # What the ordered heads are regularised by, for rows of Table 1.
 REGULARISED = ("toeplitz_d1", "full_sequence", "global_attention")
 _REGULARISATION = ("pca_components", "input_dropout", "ema_decay", "epochs")
-_NO_DIFFERENCE = ("data.", "features.memory_gb")  # to what a row is
+_NO_DIFFERENCE = ("data.", "features.memory_gb", "features.engine")  # to what a row is
 _CLASSIFIERS = ("iv3_context", "hames", "kaur")
 
 PAIRS = (
@@ -183,8 +183,8 @@ def _in_order(means: Mapping[str, Mapping[str, several_datasets.Mean]]) -> list[
 
 
 def _means(means, seeds) -> table_formats.Table:
-  columns = [("", "Method"), ("", "Phantoms"), ("", "Seeds each"), ("", "Accuracy, %")]
-  columns += [("", "Impossible transitions")]
+  columns = [("", "Method"), ("", "Phantoms"), ("", "Seeds each")]
+  columns += [("", "Accuracy, %"), ("", "Accuracy by phantom"), ("", "Impossible transitions")]
   columns += [("Median-then-max, MAE, µm", b) for b in ("epidermis-DEJ", "DEJ-dermis")]
   columns += [("Posterior medians, MAE, µm", b) for b in ("epidermis-DEJ", "DEJ-dermis")]
   rows = []
@@ -193,6 +193,9 @@ def _means(means, seeds) -> table_formats.Table:
     for name, mean in means[method].items():
       scale, decimals = {"accuracy": (100, 1), "inconsistent": (1, 1)}.get(name, (1, 2))
       cells.append(Cell(*(scale * x for x in (mean.value, mean.low, mean.high)), decimals=decimals))
+      if name == "accuracy":
+        each = [100 * x for x in mean.by_dataset.values()]
+        cells.append(f"{min(each):.1f} to {max(each):.1f}")
     count = len(means[method]["accuracy"].by_dataset)
     counts = [Cell(n, decimals=0) for n in (count, seeds[method])]
     rows.append([paper_results.display_name(method), *counts, *cells])

@@ -166,9 +166,15 @@ TOEPLITZ_WEIGHTS = {
 }  # fmt: skip
 
 
+_NOT_THE_PAPERS = {"depth_alone": "Depth alone", "depth_and_end": "Depth and the stack's end"}
+_REGULARISED = "_regularised"
+
+
 def display_name(method: str) -> str:
-  """Returns the paper's name of a method; a method that the paper lacks keeps its own."""
-  return METHODS[method].name if method in METHODS else method
+  """Returns the paper's name of a method; a method that the paper lacks mostly keeps its own."""
+  if method.endswith(_REGULARISED):
+    return f"{display_name(method.removesuffix(_REGULARISED))}, regularised"
+  return METHODS[method].name if method in METHODS else _NOT_THE_PAPERS.get(method, method)
 
 
 def block_order(sees: str) -> int:
