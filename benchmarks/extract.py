@@ -1,7 +1,8 @@
-"""Feature extraction: ours against its training graph, Keras on JAX, ONNX Runtime and PyTorch.
+"""Feature extraction: ours by XLA and by ONNX Runtime against the training graph and its peers.
 
-All run one Inception-V3 with the same values, uint8 in, 256 features out; `extract_peers` makes
-the peers' networks from ours. On an accelerator ours and PyTorch compute in bfloat16.
+Peers are Keras on JAX, PyTorch, and ONNX Runtime on a graph as exporters write it. All run one
+Inception-V3 with the same values, uint8 in, 256 features out; `extract_peers` makes the peers'
+networks from ours. On an accelerator ours and PyTorch compute in bfloat16.
 """
 
 from __future__ import annotations
@@ -38,10 +39,16 @@ def _case(
     "ours": lambda: extract(on_device)[0],
     "ours/train graph": _graph(network, on_device),
   }
+  in_onnx = jax.default_backend() == "cpu" and timing.peer("onnx") and timing.peer("onnxruntime")
+  if in_onnx:
+    from rcm_jax.exporters.onnx import extractor
+
+    on_host = extractor.extract_fn(network)
+    calls["ours/onnxruntime"] = lambda: on_host(images)[0]
   if peers:
     if timing.peer("keras"):
       calls["keras-jax"] = extract_peers.keras_call(network, on_device)
-    if jax.default_backend() == "cpu" and timing.peer("onnx") and timing.peer("onnxruntime"):
+    if in_onnx:
       calls["onnxruntime"] = extract_peers.onnxruntime_call(network, images)
     if timing.peer("torch"):
       calls["torch"] = extract_peers.torch_call(network, images)

@@ -82,6 +82,8 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.features = ml_collections.ConfigDict()
   config.features.batch_size = 64
   config.features.dtype = "float32"  # or float16
+  # What computes features of images: xla, or onnxruntime, which is faster on CPUs (pip install onnx onnxruntime).
+  config.features.engine = "xla"
   # Features of training and validation that need more than this as float32, in 10⁹ bytes, stay on disk and are
   # read while heads train on them. Results are the same but for rounding.
   config.features.memory_gb = 8.0

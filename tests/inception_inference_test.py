@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rcm_jax.cnn import folded_inception, inception
+from rcm_jax.exporters.onnx import extractor as onnx_extractor
 
 # Both round after each of 94 layers, in other places; the norm of all outputs evens that out.
 ROUNDING = 94 * float(jnp.finfo(jnp.float32).eps)
@@ -44,7 +45,7 @@ def _distance(got: jax.Array, expected: jax.Array) -> float:
 
 
 @pytest.mark.parametrize("in_channels", [1, 3])
-def test_features_and_logits_equal_the_training_graph(in_channels):
+def test_features_and_logits_equal_the_training_graph_by_any_engine(in_channels):
   model = _trained(in_channels)
   rng = np.random.default_rng(1)
   images = rng.integers(0, 256, (2, 96, 83, in_channels), dtype=np.uint8)
@@ -54,6 +55,12 @@ def test_features_and_logits_equal_the_training_graph(in_channels):
   got = extract(images)
   assert _distance(got[0], features) < ROUNDING
   assert _distance(got[1], logits) < ROUNDING
+  on_host = onnx_extractor.extract_fn(model)
+  for rows in (slice(2), slice(1, 2)):  # any number at once
+    for found, expected in zip(on_host(images[rows]), (features, logits), strict=True):
+      assert _distance(found, expected[rows]) < ROUNDING
+  with pytest.raises(ValueError, match="at least 75×75"):
+    on_host(images[:, :60])
   if in_channels == 1:
     np.testing.assert_array_equal(extract(images[..., 0])[0], got[0])
     half = folded_inception.extract_fn(model, jnp.bfloat16)(images)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import json
 import pathlib
 
@@ -40,6 +40,7 @@ def extract(
   batch_size: int,
   dtype: str,
   advance: Advance = lambda done, total: None,
+  on_cpu: Callable[[inception.InceptionV3], folded_inception.Extractor] | None = None,
 ) -> None:
   """Writes each slice's 256 features and class probabilities, split by split.
 
@@ -53,6 +54,7 @@ def extract(
     batch_size: slices at once.
     dtype: "float32" or "float16", of the stored features.
     advance: called with the slices done and the slices in all.
+    on_cpu: makes of a network what computes a batch on the host; None takes JAX and its devices.
 
   Raises:
     preemption.Preempted: the process was asked to stop, and what was computed is on disk.
@@ -61,7 +63,8 @@ def extract(
   everyone = len(devices.devices())
   batch_size = -(-batch_size // everyone) * everyone
   own = devices.own_rows(batch_size)
-  see = folded_inception.extract_fn(load(spec, model_directory), _compute_dtype())
+  network = load(spec, model_directory)
+  see = on_cpu(network) if on_cpu else folded_inception.extract_fn(network, _compute_dtype())
   total = sum(len(split) for split in splits.values())
   done = 0
 
@@ -70,7 +73,8 @@ def extract(
     for images, rows in sequential_batches(
       split, batch_size=batch_size, context=spec.context, own=own, start=start
     ):
-      values, logits = see(jax.device_put(images, devices.split_leading(mesh)))
+      given = images if on_cpu else jax.device_put(images, devices.split_leading(mesh))
+      values, logits = see(given)
       yield (values, jax.nn.softmax(logits.astype(jnp.float32))), len(rows)
 
   with preemption.at_safe_points():

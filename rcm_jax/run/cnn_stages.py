@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import pathlib
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from rcm_jax.cnn import extraction, pretrained
+from rcm_jax.cnn import extraction, folded_inception, inception, pretrained
 from rcm_jax.cnn import spec as cnn_spec
 from rcm_jax.cnn import training as cnn_training
 from rcm_jax.cnn.augmentation import augmentation_of
@@ -21,6 +21,7 @@ from rcm_jax.reporting import plots
 from rcm_jax.run import initial, stages
 from rcm_jax.runtime import devices, files, resumable
 from rcm_jax.runtime.metric_writer import Advance
+from tfds_rcm.errors import UserError, nearest
 
 
 class Classifier(NamedTuple):
@@ -51,6 +52,7 @@ def classify_slices(run: stages.Run, seed: int) -> tuple[Classifier, stages.Resu
   config = run.config
   if config.features.file:
     return _read_features(run)
+  _on_cpu(config)  # before anything trains
   spec = cnn_spec.CnnSpec(
     **{**config.cnn, "seed": seed, "count_include_pad": _counts_padding(config.cnn, run.start)},
     augmentation=augmentation_of(config.augmentation.to_dict()),
@@ -144,6 +146,35 @@ def _read_features(run: stages.Run) -> tuple[Classifier, stages.Result]:
   return classifier, _result(run, classifier, known.method, known.seed, 1)
 
 
+ENGINES = ("xla", "onnxruntime")
+
+
+def _on_cpu(
+  config: ml_collections.ConfigDict,
+) -> Callable[[inception.InceptionV3], folded_inception.Extractor] | None:
+  """What extracts on the host, if the configuration wants that.
+
+  Raises:
+    UserError: no such engine, or it is not installed.
+  """
+  engine = config.features.engine
+  if engine not in ENGINES:
+    raise UserError(
+      f"config.features.engine: '{engine}' is none of {', '.join(ENGINES)}{nearest(engine, ENGINES)}"
+    )
+  if engine == "xla":
+    return None
+  try:
+    from rcm_jax.exporters.onnx import extractor
+  except ModuleNotFoundError as error:
+    if error.name not in ("onnx", "onnxruntime"):
+      raise
+    raise UserError(
+      "config.features.engine: 'onnxruntime' needs two packages; run `pip install onnx onnxruntime`"
+    ) from error
+  return extractor.extract_fn
+
+
 def _extract(
   run: stages.Run,
   spec: cnn_spec.CnnSpec,
@@ -164,6 +195,7 @@ def _extract(
       batch_size=run.config.features.batch_size,
       dtype=run.config.features.dtype,
       advance=advance,
+      on_cpu=_on_cpu(run.config),
     ),
     everywhere=True,
   )
@@ -175,6 +207,10 @@ def extract_features(
   """Extracts the features of all splits by the CNN in `model_dir`."""
   # The test split apart: the same model may be tested on other data.
   described = {"model": model_dir.name, "dtype": run.config.features.dtype}
+  if (
+    run.config.features.engine != "xla"
+  ):  # as every cache that was written before there was a choice
+    described["engine"] = run.config.features.engine
   features_dir = _extract(run, spec, model_dir, ("train", "validation"), described)
   test_dir = _extract(run, spec, model_dir, ("test",), {**described, "tested": run.tested})
   return Classifier(spec, model_dir, features_dir, test_dir)

@@ -38,6 +38,7 @@ PRECISIONS = ("highest", "high", "default")  # of float32 products on a GPU
 _LATER_KEYS = {
   "data.strata": 3,
   "data.train_tiles": 1,
+  "features.engine": "xla",
   "features.memory_gb": 8.0,
   "head.forget_bias": 0.0,
   "head.l1_reduction": "mean",

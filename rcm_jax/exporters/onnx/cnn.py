@@ -1,7 +1,8 @@
-"""Inception-V3 as an ONNX graph: gray levels → the 256 features of a slice."""
+"""Inception-V3 as an ONNX graph: gray levels → the 256 features of a slice, and its own logits."""
 
 from __future__ import annotations
 
+from flax import nnx
 import numpy as np
 
 from rcm_jax.cnn import folded_inception, inception
@@ -19,13 +20,36 @@ def features(network: inception.InceptionV3, slices: Value) -> Value:
   Returns:
     float32 [T, 256].
   """
-  graph = slices.graph
   images = slices.unsqueeze(1) if network.in_channels == 1 else _neighbours(network, slices)
+  return _features(network, images)
+
+
+def classify(network: inception.InceptionV3, images: Value) -> tuple[Value, Value]:
+  """Adds the network with its own classifier.
+
+  Args:
+    network: in evaluation mode.
+    images: uint8 [B, height, width, C].
+
+  Returns:
+    Features, float32 [B, 256], and logits, float32 [B, strata].
+  """
+  single = network.in_channels == 1  # whose order in memory is the same
+  channels_first = images.squeeze(3).unsqueeze(1) if single else images.transpose(0, 3, 1, 2)
+  features = _features(network, channels_first)
+  return features, _dense(network.classifier, images.graph.op("Relu", features))
+
+
+def _features(network: inception.InceptionV3, images: Value) -> Value:
   x = images.cast(np.float32) / 127.5 - 1.0
   for block, steps in network.table.items():
     x = _run(network.blocks[block], steps, x)
-  x = graph.op("GlobalAveragePool", x).reshape(-1, network.embed.kernel.shape[0])
-  return x @ np.asarray(network.embed.kernel[...]) + np.asarray(network.embed.bias[...])
+  x = images.graph.op("GlobalAveragePool", x).reshape(-1, network.embed.kernel.shape[0])
+  return _dense(network.embed, x)
+
+
+def _dense(layer: nnx.Linear, x: Value) -> Value:
+  return x @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...])
 
 
 def _neighbours(network: inception.InceptionV3, slices: Value) -> Value:
