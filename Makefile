@@ -46,11 +46,13 @@ run: $(RUN_READY)  ## run one configuration end to end (CONFIG=toeplitz_d1, ARGS
 	.venv/bin/python -m rcm_jax.main --config=configs/$(CONFIG).py --workdir=$(WORKDIR) \
 	  --config.data.data_dir=$(DATA_DIR) $(ARGS)
 
+# Most of a test's time is compiling, of which quick, unoptimized programs need half.
 test: $(DEV_READY)  ## run the tests (PYTEST_ARGS='-k toeplitz')
-	.venv-dev/bin/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow' $(PYTEST_ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 \
+	  .venv-dev/bin/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow' $(PYTEST_ARGS)
 
-test-slow: $(DEV_READY)  ## run the rest: whole runs of several kinds, the wheel from install to report, the notebooks
-	.venv-dev/bin/python -m pytest -n $(WORKERS) --dist loadfile -m slow $(PYTEST_ARGS)
+test-slow: $(DEV_READY)  ## run the rest: longer ones, whole runs, notebooks, the wheel; and the kernels, optimized
+	.venv-dev/bin/python -m pytest -n $(WORKERS) --dist loadfile -m 'slow or kernels' $(PYTEST_ARGS)
 
 docs: $(DOCS_READY)  ## build the documentation into build/site; a broken link fails
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict

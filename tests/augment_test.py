@@ -19,18 +19,21 @@ KEYS = jax.random.split(jax.random.key(0), 500)
 
 def matrices(**change):
   ranges = Augmentation(**{**vars(STILL), **change})
-  return np.asarray(jax.vmap(lambda key: view_matrix(key, ranges))(KEYS))
+  return np.asarray(jax.jit(jax.vmap(lambda key: view_matrix(key, ranges)))(KEYS))
+
+
+views_of = jax.jit(augment, static_argnums=2)
 
 
 def test_without_ranges_a_view_is_the_slice_itself():
   slices = jax.random.randint(KEYS[0], (3, 8, 9, 2), 0, 256).astype(jnp.uint8)
-  precision.assert_close(augment(KEYS[1], slices, STILL), slices)
+  precision.assert_close(views_of(KEYS[1], slices, STILL), slices)
 
 
 def test_flips_are_exact_and_come_four_ways():
   image = jax.random.randint(KEYS[0], (1, 6, 6, 1), 0, 256).astype(jnp.uint8)
   flip = Augmentation(**{**vars(STILL), "flip": True})
-  views = augment(KEYS[2], jnp.repeat(image, 64, axis=0), flip)[..., 0]
+  views = views_of(KEYS[2], jnp.repeat(image, 64, axis=0), flip)[..., 0]
   plain = np.asarray(image[0, ..., 0])
   expected = [plain, plain[::-1], plain[:, ::-1], plain[::-1, ::-1]]
   found = [int(np.argmin([np.abs(v - e).max() for e in expected])) for v in np.asarray(views)]
@@ -68,8 +71,8 @@ def test_stretch_keeps_area_and_shear_keeps_rows():
 def test_channels_move_together(channel):
   image = jax.random.randint(KEYS[0], (4, 10, 10, 1), 0, 256).astype(jnp.uint8)
   both = jnp.concatenate([image, image], axis=-1)
-  views = augment(KEYS[3], both, Augmentation())
-  alone = augment(KEYS[3], image, Augmentation())
+  views = views_of(KEYS[3], both, Augmentation())
+  alone = views_of(KEYS[3], image, Augmentation())
   precision.assert_close(views[..., channel], np.float64(alone[..., 0]))
 
 
@@ -84,8 +87,8 @@ GRAY = jnp.asarray(np.random.default_rng(0).uniform(60, 120, (24, 20, 2)), jnp.f
 
 def disturbed(count=200, image=GRAY, **ranges):
   keys = jax.random.split(jax.random.key(1), count)
-  found = jax.vmap(lambda key: disturb(key, image, Photometry(**{"share": 1.0, **ranges})))(keys)
-  return np.asarray(found)
+  photometry = Photometry(**{"share": 1.0, **ranges})
+  return np.asarray(jax.jit(jax.vmap(lambda key: disturb(key, image, photometry)))(keys))
 
 
 def test_without_ranges_gray_levels_stay():

@@ -12,6 +12,8 @@ import pytest
 
 from rcm_jax.cnn.batch_norm import batch_norm_relu, reference
 
+pytestmark = pytest.mark.kernels
+
 EPSILON = 1e-3
 
 

@@ -10,6 +10,8 @@ from rcm_jax.decoding import boundaries, monotone_model
 from rcm_jax.decoding import strata as strata_lib
 from rcm_jax.evaluation import metrics
 
+pytestmark = pytest.mark.kernels
+
 CASES = ((1, 3), (2, 3), (12, 3), (9, 2), (1, 4), (8, 4), (7, 5))  # slices, strata
 
 
@@ -152,7 +154,7 @@ def test_padding_equals_truncation_in_value_and_gradient():
 
   gradient = jax.jit(jax.grad(total, has_aux=True))
   whole = (e, depth, jnp.ones(8, bool))
-  exact, plain = precision.in_float64(gradient, *whole), gradient(*whole)
+  exact, plain = precision.references(gradient, *whole)
   padded = jnp.pad(e, ((0, 3), (0, 0)), constant_values=jnp.nan)
   padded_depth = jnp.pad(depth, (0, 3), constant_values=jnp.nan)
   longer, (longer_marginal, longer_error) = gradient(padded, padded_depth, jnp.arange(11) < 8)
@@ -163,9 +165,8 @@ def test_padding_equals_truncation_in_value_and_gradient():
 
 def test_a_stack_of_padding_alone_has_finite_loss_and_no_gradient():
   mask, none = jnp.zeros(4, bool), jnp.zeros(2, int)
-  value, gradient = jax.value_and_grad(monotone_model.log_likelihood)(
-    jnp.full((4, 3), jnp.nan), mask, none
-  )
+  both = jax.jit(jax.value_and_grad(monotone_model.log_likelihood))
+  value, gradient = both(jnp.full((4, 3), jnp.nan), mask, none)
   assert np.isfinite(value)
   assert not np.any(gradient)
 
@@ -181,14 +182,12 @@ def test_vmapped_equals_single():
     batched = jax.jit(jax.vmap(function))(e, mask, *more)
     for i in range(5):
       alone = (e[i], mask[i], *(x[i] for x in more))
-      exact, plain = precision.in_float64(function, *alone), function(*alone)
-      precision.assert_close(batched[i], exact, plain)
+      precision.assert_close(batched[i], *precision.references(function, *alone))
 
 
 def test_strong_evidence_stays_finite():
   e = jnp.tile(jnp.array([[80.0, -80.0, 0.0], [-80.0, 0.0, 80.0]]), (35, 1))
-  value, gradient = jax.value_and_grad(monotone_model.log_likelihood)(
-    e, jnp.ones(70, bool), jnp.array([10, 60])
-  )
+  both = jax.jit(jax.value_and_grad(monotone_model.log_likelihood))
+  value, gradient = both(e, jnp.ones(70, bool), jnp.array([10, 60]))
   assert np.isfinite(value)
   assert np.isfinite(gradient).all()

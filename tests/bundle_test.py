@@ -78,14 +78,14 @@ def test_the_ensemble_is_the_mean_of_its_members():
     return jnp.stack(expected)
 
   found = made.classify(stack)
-  exact = precision.in_float64(one_by_one, made.heads, features)
-  precision.assert_close(found, exact.mean(0), one_by_one(made.heads, features).mean(0))
+  exact, plain = precision.references(one_by_one, made.heads, features)
+  precision.assert_close(found, exact.mean(0), plain.mean(0))
   assert np.abs(found - exact[0]).max() > 1e-3
 
 
 def test_views_of_textures_are_members_as_good_as_those_on_the_cnn():
   made, stack = bundles.made(1, True), bundles.slices(11)
-  cnn = made.network.features(jnp.asarray(stack[..., None] / 127.5 - 1, jnp.float32))
+  cnn = jax.jit(made.network.features)(jnp.asarray(stack[..., None] / 127.5 - 1, jnp.float32))
   encoded = [
     texture_encoder.encode(encoder, stack, spec.downsampling)
     for spec, encoder in zip(bundles.TEXTURES, made.encoders, strict=True)
@@ -99,7 +99,7 @@ def test_views_of_textures_are_members_as_good_as_those_on_the_cnn():
     spec = dataclasses.replace(made.description.head, num_features=values.shape[1])
     for i, half_width in enumerate(bundles.DESCRIPTION.half_widths):
       head = bundles.head_of(spec, jax.tree.map(lambda leaf, i=i: leaf[i], heads))
-      logits = head(jnp.asarray(values), jnp.ones(11, bool), half_width=half_width)
+      logits = jax.jit(head)(jnp.asarray(values), jnp.ones(11, bool), half_width=half_width)
       found.append(jax.nn.softmax(logits))
   np.testing.assert_allclose(made.classify(stack), np.mean(found, axis=0), atol=1e-4)
   assert np.abs(np.mean(found[:2], axis=0) - np.mean(found, axis=0)).max() > 1e-2

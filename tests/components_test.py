@@ -70,14 +70,13 @@ def test_unfolded_heads_say_of_features_what_they_said_of_components(cell, bidir
   mask = jnp.arange(11) < 9
   for i in range(2):
     one = lambda tree, i=i: jax.tree.map(lambda leaf: leaf[i], tree)
-    run = lambda spec, params, x: bundles.head_of(spec, params)(jnp.asarray(x), mask, half_width=1)
-    narrow = functools.partial(run, spec, one(params))
+    run = lambda spec, params, x: bundles.head_of(spec, params)(x, mask, half_width=1)
+    narrow = jax.jit(functools.partial(run, spec))
     exact = precision.in_float64(
-      lambda params, x: run(spec, params, x),
-      one(params),
-      (x - np.float64(found.mean)) @ np.float64(found.matrix),
+      narrow, one(params), (x - np.float64(found.mean)) @ np.float64(found.matrix)
     )
     # Features are far from their mean, which is now taken off behind the product.
     terms = float((np.abs(x) @ np.abs(np.asarray(one(unfolded)["encoder"]["kernel"][...]))).max())
-    precision.assert_close(run(wide, one(unfolded), x), exact, narrow(found(x)), scale=terms)
+    got = jax.jit(functools.partial(run, wide))(one(unfolded), x)
+    precision.assert_close(got, exact, narrow(one(params), found(x)), scale=terms)
     assert np.ptp(exact) > 0.1

@@ -20,7 +20,7 @@ for _name, _value in {
   "MPLBACKEND": "agg",
   # Compiled programs are kept between runs of the suite; `make clean` removes them.
   "JAX_COMPILATION_CACHE_DIR": str(_ROOT / ".cache" / "jax"),
-  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }.items():
   os.environ.setdefault(_name, _value)
 
@@ -53,13 +53,20 @@ def jumping_clock(monkeypatch):
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
-  """One whole small run (`run`, `cache` and `data`), trained once for all tests of a process."""
+  """One whole small run (`run`, `cache` and `data`), trained once for all tests and workers."""
   import main_runs
 
   from rcm_jax.run import pipeline
+  from tfds_rcm import locks
 
-  home = tmp_path_factory.mktemp("home")
+  of_all = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    of_all = of_all.parent
+  home = of_all / "home"
   config = main_runs.small("toeplitz_d1")
   config.data.data_dir = str(home / "data")
-  pipeline.run(config, home / "run", home / "cache")
+  with locks.held(home / ".lock"):
+    if not (home / "trained").exists():
+      pipeline.run(config, home / "run", home / "cache")
+      (home / "trained").touch()
   return home

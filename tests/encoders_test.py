@@ -88,6 +88,7 @@ def test_the_example_writes_what_is_read(encoded):
   assert sum(len(stack.depth_um) for stack in stacks) == sum(map(len, found.splits.values()))
 
 
+@pytest.mark.slow
 def test_heads_on_it_leave_a_model_that_reads_such_files(encoded, trained, tmp_path, capsys):
   model = bundle_lib.load(trained)
   assert model.network is None
@@ -151,6 +152,7 @@ def test_a_stack_is_judged_by_its_features_alone(encoded, trained):
   assert "single slices look unlike those of training" in message
 
 
+@pytest.mark.slow
 def test_heads_start_from_a_model_on_the_same_features(encoded, trained, tmp_path):
   config = small(toeplitz_d1)
   config.features.file, config.init = str(encoded), str(trained)

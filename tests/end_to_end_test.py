@@ -1,6 +1,7 @@
 """CNN and heads together: the gradient is exact, statistics stay, a resumed training is the same."""
 
 import dataclasses
+import functools
 import json
 
 from flax import nnx
@@ -130,27 +131,35 @@ def plain_gradient(start, spec):
 
   both = jax.jit(jax.value_and_grad(loss))
   params = {"cnn": params, "heads": heads}
-  return precision.in_float64(both, params, draws), both(params, draws)
+  return precision.references(both, params, draws)
+
+
+@pytest.fixture(scope="module")
+def whole(start):
+  """`plain_gradient` by architecture, computed once."""
+  return functools.cache(lambda spec: plain_gradient((start[0], heads_of(spec)), spec))
 
 
 @pytest.mark.parametrize("micro_batch", [3, 10])  # in a loop; all at once
-@pytest.mark.parametrize("likelihood", ["slices", "boundaries"])
-def test_the_gradient_is_that_of_the_whole(start, likelihood, micro_batch):
+@pytest.mark.parametrize(
+  "likelihood", ["slices", pytest.param("boundaries", marks=pytest.mark.slow)]
+)
+def test_the_gradient_is_that_of_the_whole(start, whole, likelihood, micro_batch):
   feedback = "own" if likelihood == "slices" else "none"
   spec = dataclasses.replace(SPEC, likelihood=likelihood, feedback=feedback)
   start = start[0], heads_of(spec)
   ((loss, _), found), batch = gradient(start, spec, micro_batch=micro_batch)
-  exact, plain = plain_gradient(start, spec)
+  exact, plain = whole(spec)
   assert int(batch.count) < len(batch.slices)  # of 3, one is partly and another all padding
   precision.assert_close((loss, found), exact, plain)
   largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(found["cnn"]))
   assert largest > 1e-4
 
 
-def test_rematerialisation_changes_nothing_but_memory(start):
+def test_rematerialisation_changes_nothing_but_memory(start, whole):
   ((loss, _), found), _ = gradient(start, SPEC)
   ((kept_loss, _), kept), _ = gradient(start, SPEC, remat=False, micro_batch=6)
-  exact, plain = plain_gradient(start, SPEC)
+  exact, plain = whole(SPEC)
   precision.assert_close((loss, found), exact, plain)
   precision.assert_close((kept_loss, kept), exact, plain)
 
@@ -185,6 +194,7 @@ def test_statistics_stay_and_the_history_is_what_was_reported(start, tuned):
   assert sorted(path.name for path in directory.iterdir()) == ["heads", "history.json", "model"]
 
 
+@pytest.mark.slow
 def test_resume_equals_uninterrupted(start, tuned, tmp_path):
   class Killed(Exception):
     pass
@@ -201,6 +211,7 @@ def test_resume_equals_uninterrupted(start, tuned, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, found, tuned[2:])
 
 
+@pytest.mark.slow
 def test_the_start_is_kept_where_nothing_is_better(start, tmp_path):
   reported = []
   network, heads = start

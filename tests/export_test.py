@@ -40,7 +40,11 @@ def strata_of(on_textures):
   return anatomy.WITH_CORNEUM if on_textures else anatomy.PAPER
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["cnn", "views of four strata"])
+@pytest.fixture(
+  scope="module",
+  params=[False, pytest.param(True, marks=pytest.mark.slow)],
+  ids=["cnn", "views of four strata"],
+)
 def on_textures(request):
   return request.param
 

@@ -13,6 +13,8 @@ import pytest
 
 from rcm_jax.ops import backend, feedback, gru
 
+pytestmark = pytest.mark.kernels
+
 T, F, H, C = 8, 5, 4, 3
 MASKS = [[1] * 8, [1] * 5 + [0] * 3, [1, 0, 1, 1, 0, 0, 1, 0]]
 
@@ -99,16 +101,18 @@ def test_equals_a_plain_loop_with_nan_in_padding(mask, name, mode):
   use_label = None if told is None else jnp.asarray(told)
   run = lambda p, x: decoder(x, p, real, labels=labels, use_label=use_label)
   spoiled = jnp.where(real[:, None], context, jnp.nan)
-  got, pull = jax.vjp(jax.jit(run), params, spoiled)
 
-  def loop(params, context, labels, weights):
-    once = jax.jit(lambda p, x: _loop(step, p, x, mask, labels, told))
-    out, pull = jax.vjp(once, params, context)
+  @jax.jit
+  def got(params, context):
+    out, pull = jax.vjp(run, params, context)
     return out, *pull(weights)
 
-  arguments = (params, context, labels, weights)
-  exact = precision.in_float64(loop, *arguments)
-  precision.assert_close((got, *pull(weights)), exact, loop(*arguments))
+  def loop(params, context, labels, weights):
+    out, pull = jax.vjp(lambda p, x: _loop(step, p, x, mask, labels, told), params, context)
+    return out, *pull(weights)
+
+  exact, plain = precision.references(loop, params, context, labels, weights)
+  precision.assert_close(got(params, spoiled), exact, plain)
 
 
 @NEEDS_KERNELS
@@ -135,26 +139,27 @@ def test_gradient_flows_through_own_probabilities_but_not_through_labels():
   rng = np.random.default_rng(1)
   params, context, real = _dense_params(rng), _normal(rng, T, F), jnp.ones(T, bool)
   last = lambda x, labels: feedback.class_feedback(x, params, real, labels=labels)[-1].sum()
-  assert jnp.abs(jax.grad(last)(context, None)[0]).max() > 0
-  assert not jax.grad(last)(context, jnp.eye(C)[jnp.zeros(T, int)])[:-1].any()
+  gradient = jax.jit(jax.grad(last))
+  assert jnp.abs(gradient(context, None)[0]).max() > 0
+  assert not gradient(context, jnp.eye(C)[jnp.zeros(T, int)])[:-1].any()
 
 
 def test_without_feedback_kernel_it_is_a_dense_layer():
   rng = np.random.default_rng(2)
   params, context = _dense_params(rng), _normal(rng, T, F)
   del params["feedback_kernel"]
-  got = feedback.class_feedback(context, params, jnp.ones(T, bool))
+  got = jax.jit(feedback.class_feedback)(context, params, jnp.ones(T, bool))
   dense = lambda x, p: x @ p["kernel"] + p["bias"]
-  precision.assert_close(got, precision.in_float64(dense, context, params), dense(context, params))
+  precision.assert_close(got, *precision.references(dense, context, params))
 
 
 def test_without_kernel_it_goes_on_from_the_product_with_it():
   rng = np.random.default_rng(5)
   params, context, real = _dense_params(rng), _normal(rng, T, F), jnp.asarray(MASKS[2], bool)
   whole = lambda x, p: feedback.class_feedback(x, p, real)
-  exact, plain = precision.in_float64(whole, context, params), whole(context, params)
+  exact, plain = precision.references(whole, context, params)
   projected = context @ params.pop("kernel")
-  precision.assert_close(whole(projected, params), exact, plain)
+  precision.assert_close(jax.jit(whole)(projected, params), exact, plain)
 
 
 def test_gru_decoder_without_feedback_rows_is_a_gru():
@@ -169,9 +174,8 @@ def test_gru_decoder_without_feedback_rows_is_a_gru():
     states = gru.gru(context, cell, real, recurrent_mask=dropped.astype(context.dtype))
     return states @ params["kernel"] + params["bias"]
 
-  got = feedback.gru_feedback(context, params, real, recurrent_mask=dropped)
-  exact = precision.in_float64(plain, context, params)
-  precision.assert_close(got, exact, plain(context, params))
+  got = jax.jit(feedback.gru_feedback)(context, params, real, recurrent_mask=dropped)
+  precision.assert_close(got, *precision.references(plain, context, params))
 
 
 def test_wrong_shapes_are_named():

@@ -14,6 +14,8 @@ import pytest
 
 from rcm_jax.ops import backend, gru
 
+pytestmark = pytest.mark.kernels
+
 B, T, F, H, M = 3, 9, 5, 4, 2
 KERNEL = pytest.param(
   "pallas",
@@ -100,14 +102,18 @@ def test_members_in_company_equal_members_alone(order, implementation):
 def test_each_direction_is_one_half(implementation, reverse):
   rng = np.random.default_rng(2)
   params, x = _params(rng, 2), _normal(rng, T, F)
-  both = lambda x, params, form: gru.bidirectional_gru(x, params, MASK[2], implementation=form)
-  half = jax.tree.map(lambda p: p[int(reverse)], params)
-  one = gru.gru(x, half, MASK[2], reverse=reverse, implementation=implementation)
   columns = slice(H, None) if reverse else slice(H)
-  exact = precision.in_float64(lambda *a: both(*a, "reference"), x, params)[:, columns]
-  plain = both(x, params, "reference")[:, columns]
-  precision.assert_close(one, exact, plain)
-  precision.assert_close(both(x, params, implementation)[:, columns], exact, plain)
+
+  def both(form, x, params):
+    return gru.bidirectional_gru(x, params, MASK[2], implementation=form)[:, columns]
+
+  def half(x, params):
+    mine = jax.tree.map(lambda p: p[int(reverse)], params)
+    return gru.gru(x, mine, MASK[2], reverse=reverse, implementation=implementation)
+
+  exact, plain = precision.references(functools.partial(both, "reference"), x, params)
+  for ours in (half, functools.partial(both, implementation)):
+    precision.assert_close(jax.jit(ours)(x, params), exact, plain)
 
 
 @pytest.mark.parametrize("dropout", [False, True])
@@ -138,9 +144,8 @@ def test_equals_keras(dropout):
   if dropout:  # Keras draws its masks anew in each call of the layer; hold them
     for half in (layer.forward_layer, layer.backward_layer):
       half.cell.reset_recurrent_dropout_mask = lambda: None
-  (_, out), (d_variables, d_x) = jax.value_and_grad(keras_loss, argnums=(0, 1), has_aux=True)(
-    variables, x
-  )
+  keras_gradient = jax.jit(jax.value_and_grad(keras_loss, argnums=(0, 1), has_aux=True))
+  (_, out), (d_variables, d_x) = keras_gradient(variables, x)
   # In float64 ours alone can run; theirs must come as near to it as ours in float32 does.
   arguments = (params, x, mask, dropped, weights)
   ours = lambda values: (values[0][1] * mask[:, :, None], *values[1])
@@ -171,8 +176,7 @@ def test_equals_flax():
     "bias": jnp.stack([split(bias_in), split(hidden_bias)]),
   }
   run = lambda x, params: gru.gru(x, params, jnp.ones(T, bool), implementation="reference")
-  exact = precision.in_float64(run, x, params)
-  precision.assert_close(nnx.RNN(cell)(x[None])[0], exact, run(x, params))
+  precision.assert_close(nnx.RNN(cell)(x[None])[0], *precision.references(run, x, params))
 
 
 def test_padding_carries_the_state():

@@ -15,6 +15,8 @@ from rcm_jax.heads.attention import AttentionSpec
 from rcm_jax.heads.head import Head, HeadSpec, dropout_masks, spec_of
 from tfds_rcm.errors import UserError
 
+pytestmark = pytest.mark.kernels
+
 T, F = 9, 4
 FULL = HeadSpec(
   num_features=F,
@@ -74,7 +76,7 @@ def test_padding_equals_truncation_in_value_and_gradient(name, stack):
     return jnp.where(mask[:, None], logits**2, 0).sum(), logits
 
   gradient = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
-  exact, plain = precision.in_float64(gradient, params, x, mask), gradient(params, x, mask)
+  exact, plain = precision.references(gradient, params, x, mask)
   (d_params, d_x), logits = gradient(params, padded, padded_mask)
   precision.assert_close(((d_params, d_x[:T]), logits[:T]), exact, plain)
   assert not np.any(logits[T:])
@@ -86,7 +88,7 @@ def test_attention_rows_sum_to_one_and_give_the_context(name, stack):
   x, mask = stack
   mask = mask.at[-2:].set(False)
   head = make(SPECS[name])
-  weights = head.attention_weights(x, mask)
+  weights = jax.jit(head.attention_weights)(x, mask)
   if SPECS[name].attention == TOEPLITZ:
     inner = slice(2, -4)  # rows that reach over an end lack what lies there
   else:
@@ -95,12 +97,9 @@ def test_attention_rows_sum_to_one_and_give_the_context(name, stack):
   precision.assert_close(sums, np.ones(sums.shape))
   assert not np.any(weights[-2:])
   assert not np.any(weights[:, -2:])
-  h = head.encode(x, mask)
-  context = head.attention(h, mask)
+  h, context = jax.jit(lambda x: (h := head.encode(x, mask), head.attention(h, mask)))(x)
   product = lambda weights, h: (weights @ jnp.where(mask[:, None], h, 0))[:-2]
-  precision.assert_close(
-    context[:-2], precision.in_float64(product, weights, h), product(weights, h)
-  )
+  precision.assert_close(context[:-2], *precision.references(product, weights, h))
 
 
 @pytest.mark.parametrize("feedback", ["none", "own"])
@@ -120,8 +119,8 @@ def test_a_dense_decoder_before_toeplitz_attention_is_one_after_it(edge_mode, fe
   def both(function, params):
     return function(params), jax.grad(lambda p: (function(p) ** 2).sum())(params)
 
-  exact = precision.in_float64(functools.partial(both, as_drawn), params)
-  precision.assert_close(both(evidence, params), exact, both(as_drawn, params))
+  ours, drawn = (functools.partial(both, function) for function in (evidence, as_drawn))
+  precision.assert_close(jax.jit(ours)(params), *precision.references(drawn, params))
 
 
 def test_toeplitz_of_width_one_without_feedback_is_the_full_sequence_model(stack):
@@ -134,8 +133,8 @@ def test_partial_sequence_as_long_as_the_stack_sees_all_of_it_from_the_middle(st
   partial = make(dataclasses.replace(FULL, window=T))
   graph, params = nnx.split(make(FULL))
   full = lambda params, x: nnx.merge(graph, params)(x, stack[1])[T // 2]
-  exact, plain = precision.in_float64(full, params, stack[0]), full(params, stack[0])
-  precision.assert_close(partial(*stack)[T // 2], exact, plain)
+  got = jax.jit(lambda x: partial(x, stack[1])[T // 2])(stack[0])
+  precision.assert_close(got, *precision.references(full, params, stack[0]))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +148,8 @@ def test_partial_sequence_as_long_as_the_stack_sees_all_of_it_from_the_middle(st
 )
 def test_which_slices_a_slice_depends_on(name, n, sees, stack):
   x, mask = stack
-  gradient = jax.jacobian(lambda x: make(SPECS[name])(x, mask)[n].sum())(x)
+  head = make(SPECS[name])
+  gradient = jax.jit(jax.jacobian(lambda x: head(x, mask)[n].sum()))(x)
   assert set(np.flatnonzero(np.abs(gradient).max(1) > 0)) == sees
 
 
@@ -164,8 +164,7 @@ def test_traced_half_width_equals_a_narrower_kernel(stack):
   traced = jax.jit(lambda d: wide(*stack, half_width=d))(1)
   graph, params = nnx.split(narrow)
   plain = lambda params, x: nnx.merge(graph, params)(x, stack[1])
-  exact = precision.in_float64(plain, params, stack[0])
-  precision.assert_close(traced, exact, plain(params, stack[0]))
+  precision.assert_close(traced, *precision.references(plain, params, stack[0]))
 
 
 def test_dropout_scales_what_it_keeps():

@@ -85,7 +85,7 @@ def _assert_same(left: inception.InceptionV3, right: inception.InceptionV3) -> N
     np.testing.assert_array_equal(value, right[key], err_msg=key)
 
 
-@pytest.mark.parametrize("size", [(299, 299), (131, 147)])
+@pytest.mark.parametrize("size", [pytest.param((299, 299), marks=pytest.mark.slow), (131, 147)])
 def test_pooled_features_equal_keras(keras_model, ours, size):
   x = np.random.default_rng(1).uniform(-1, 1, (1, *size, 1)).astype(np.float32)
   outputs = [keras_model.layers[-3].output, keras_model.output]

@@ -50,6 +50,7 @@ def probabilities(workdir, method):
   return np.array([[float(row[f"p_{c}"]) for c in ("epidermis", "dej", "dermis")] for row in rows])
 
 
+@pytest.mark.slow
 def test_cnn_and_heads_begin_where_the_model_stands(home, tuned):
   method = bundle_lib.load(home / "run").description.method
   before, after = (probabilities(workdir, method) for workdir in (home / "run", tuned))
@@ -58,6 +59,7 @@ def test_cnn_and_heads_begin_where_the_model_stands(home, tuned):
   np.testing.assert_allclose(*network, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_new_model_tells_what_it_started_from_and_whom_both_saw(home, tuned):
   old, new = bundle_lib.load(home / "run").description, bundle_lib.load(tuned).description
   assert new.initial == f"{old.method} trained on {old.training.dataset}"
@@ -65,6 +67,7 @@ def test_the_new_model_tells_what_it_started_from_and_whom_both_saw(home, tuned)
   assert f"Training started from {new.initial}" in model_card.markdown(new)
 
 
+@pytest.mark.slow
 def test_the_start_is_part_of_what_names_a_stage(home, tuned, tmp_path, monkeypatch):
   specs = [json.loads(p.read_text()) for p in (home / "cache").glob("train_cnn-*/spec.json")]
   model = bundle_lib.load(home / "run")

@@ -13,8 +13,11 @@ import time
 import types
 
 import ml_collections
+import pytest
 
 from launch import sweep
+from rcm_jax.cnn import training as cnn_training
+from rcm_jax.heads import training as head_training
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
@@ -26,6 +29,7 @@ SMALL = {
   "head.hidden": 8,
   "seeds": (0, 1),
 }
+FEW_TEXTURES = {"textures.words": 20, "textures.components": 5, "textures.views": ((2,),)}
 PREEMPTED = 75
 _TIMES = ("train_seconds",)
 
@@ -35,6 +39,24 @@ def small(method: types.ModuleType | str) -> ml_collections.ConfigDict:
   config = sweep.load(method) if isinstance(method, str) else method.get_config()
   config.update_from_flattened_dict(SMALL)
   return config
+
+
+def two_views(home: Path) -> ml_collections.ConfigDict:
+  """Returns the configuration of a small run on the home's CNN and on textures."""
+  config = small("ordered_textures")
+  config.data.data_dir = str(home / "data")
+  config.update_from_flattened_dict({**FEW_TEXTURES, "augmentation.photometry.share": 0.0})
+  return config
+
+
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Has a test fail where anything is trained."""
+
+  def fail(*args, **kwargs):
+    raise AssertionError("trained again")
+
+  monkeypatch.setattr(cnn_training, "train", fail)
+  monkeypatch.setattr(head_training, "train", fail)
 
 
 def command(workdir: Path, cache: Path, data: Path, *extra: str) -> list[str]:

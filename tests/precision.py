@@ -29,6 +29,12 @@ def in_float64(function: Callable[..., Any], *args: Any) -> Any:
     return jax.tree.map(np.asarray, function(*jax.tree.map(_wide, args)))
 
 
+def references(function: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
+  """Returns a formula's value in float64, and as it is; compiled whole, not one operation after another."""
+  compiled = jax.jit(function)
+  return in_float64(compiled, *args), compiled(*args)
+
+
 def _wide(leaf: Any) -> Any:
   if isinstance(leaf, (np.ndarray, jax.Array)) and jax.dtypes.issubdtype(leaf.dtype, np.floating):
     return jax.numpy.asarray(np.asarray(leaf, np.float64))

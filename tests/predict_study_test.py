@@ -39,6 +39,7 @@ def read(path):
     return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_shares_make_the_table_of_one_process(study, tmp_path, capsys, monkeypatch):
   assert predict_study.main(argv(study, tmp_path / "one")) == 1  # a stack cannot be read
   assert "5 stacks, 1 of which could not be read" in capsys.readouterr().out
@@ -65,6 +66,7 @@ def test_shares_make_the_table_of_one_process(study, tmp_path, capsys, monkeypat
       assert row["warnings"].split() == list(dict.fromkeys(w["code"] for w in found["warnings"]))
 
 
+@pytest.mark.slow
 def test_what_was_read_is_not_read_again(study, tmp_path, monkeypatch):
   calls, real = [], predict_study.read_stack
 

@@ -156,6 +156,7 @@ def test_any_name_of_a_file_system_is_read_printed_and_written(run, capsys, tmp_
   assert result["slices"][0]["name"] == r"\xff0.bmp"
 
 
+@pytest.mark.slow
 def test_no_stack_replaces_the_files_of_another(run, tmp_path, monkeypatch, capsys):
   """Patients whose stacks have one name, read from different places into one folder."""
   root, _, _ = run

@@ -14,6 +14,8 @@ import pytest
 from rcm_jax.ops import backend, rnn
 from rcm_jax.ops.flat_dot import flat_dot
 
+pytestmark = pytest.mark.kernels
+
 B, T, F, H = 3, 7, 5, 4
 MASK = jnp.arange(T) < jnp.array([7, 4, 1])[:, None]
 LAYERS = {"SimpleRNN": (rnn.simple_rnn, 1), "LSTM": (rnn.lstm, 4)}
@@ -78,8 +80,8 @@ def test_one_loop_for_both_directions_is_two_loops(name):
     return out, pull(jnp.cos(out))
 
   with backend.tracing_for("gpu", jax.devices()):
-    together = run(params, x)
-  precision.assert_close(together, precision.in_float64(run, params, x), run(params, x))
+    together = jax.jit(lambda *args: run(*args))(params, x)  # traced for itself
+  precision.assert_close(together, *precision.references(run, params, x))
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -90,9 +92,9 @@ def test_dropout_scales_the_state_that_enters_the_product(name):
   params, x = _params(rng, gates), jnp.asarray(rng.normal(size=(T, F)), jnp.float32)
   dropped = jnp.array([0.0, 2.0, 2.0, 0.0])
   scaled = params | {"recurrent_kernel": params["recurrent_kernel"] * dropped[:, None]}
-  got = layer(x, params, MASK[0], recurrent_mask=dropped)
+  got = jax.jit(lambda x: layer(x, params, MASK[0], recurrent_mask=dropped))(x)
   run = lambda x, scaled: layer(x, scaled, MASK[0])
-  precision.assert_close(got, precision.in_float64(run, x, scaled), run(x, scaled))
+  precision.assert_close(got, *precision.references(run, x, scaled))
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -124,9 +126,10 @@ def test_flat_dot_is_a_product_under_every_batching(rows_axis, kernel_axis):
     return jnp.sin(out).sum()
 
   for gradient in (jax.grad, jax.jacfwd):
-    got = gradient(loss, argnums=(1, 2))(flat_dot, rows, kernel)
-    plain = functools.partial(gradient(loss, argnums=(1, 2)), jnp.matmul)
-    precision.assert_close(got, precision.in_float64(plain, rows, kernel), plain(rows, kernel))
+    ours, plain = (
+      functools.partial(gradient(loss, argnums=(1, 2)), dot) for dot in (flat_dot, jnp.matmul)
+    )
+    precision.assert_close(jax.jit(ours)(rows, kernel), *precision.references(plain, rows, kernel))
 
 
 def test_flat_dot_makes_one_flat_product_forward_and_backward():

@@ -186,9 +186,9 @@ def test_results_csv_and_tables_have_a_column_for_every_stratum_and_boundary(tmp
       assert row["specificity"][name] == pytest.approx((predicted[labels != c] != c).mean())
     assert set(row["inconsistent"]) == {*WITH_CORNEUM.transitions, "total"}
     assert tuple(row["boundary_n"].values()) == (12, 12, 12)
-    errors = []
+    monotone, errors = jax.jit(strata_lib.monotone), []
     for p in mine:
-      path = np.asarray(strata_lib.monotone(np.log(p.probabilities), np.ones(len(p.labels), bool)))
+      path = np.asarray(monotone(np.log(p.probabilities), np.ones(len(p.labels), bool)))
       end = lambda x, p=p: [
         np.append(3 * np.arange(len(x)), 3 * len(x))[(x < b).sum()] for b in (1, 2, 3)
       ]

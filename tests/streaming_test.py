@@ -113,10 +113,11 @@ def test_stacks_are_those_in_memory(on_disk):
     assert not stacks.take(np.array([len(stacks)])).mask.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("spec", "recipe"),
   [
-    pytest.param(SPEC, {}, marks=pytest.mark.slow),
+    (SPEC, {}),
     (ORDERED, {"input_dropout": 0.3, "ema_decay": 0.8, "shortest_crop": 0.6}),
   ],
 )
@@ -140,6 +141,7 @@ def test_streamed_training_is_the_training_in_memory(spec, recipe, on_disk, tmp_
   np.testing.assert_allclose(seen, found.probabilities(validation), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_goes_on_within_an_epoch(on_disk, tmp_path, monkeypatch):
   monkeypatch.setattr(streaming, "_CHUNK_BYTES", 1.0)
   whole = streamed(SPEC, on_disk, tmp_path / "whole")

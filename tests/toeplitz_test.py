@@ -15,6 +15,8 @@ import pytest
 from benchmarks import toeplitz_forms
 from rcm_jax.ops import toeplitz
 
+pytestmark = pytest.mark.kernels
+
 FAST = ("auto", "shift")
 MASKS = {
   "full": [1] * 12,
@@ -72,7 +74,7 @@ def test_fast_forms_equal_reference_with_nan_in_padding(mask, edge_mode, impleme
   )
   arguments = (h, weights, mask, d_out)
   terms = float(jnp.abs(h).max() * jnp.abs(d_out).max())  # a single weight's gradient cancels
-  exact, plain = precision.in_float64(reference, *arguments), reference(*arguments)
+  exact, plain = precision.references(reference, *arguments)
   precision.assert_close(got, exact, plain, scale=terms)
   assert not got[0][~mask].any()
   assert not got[1][~mask].any()
@@ -85,7 +87,7 @@ def test_every_length_and_half_width(length, half, implementation):
   mask = jnp.arange(length) < max(1, length - 2)
   arguments = (h, weights, mask, d_out)
   got = _value_and_gradient(*arguments, implementation=implementation)
-  precision.assert_close(got, precision.in_float64(_reference, *arguments), _reference(*arguments))
+  precision.assert_close(got, *precision.references(_reference, *arguments))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
@@ -114,10 +116,9 @@ def test_batched_programs_equal_single_stacks(implementation):
 
   members = jax.jit(jax.vmap(jax.grad(loss, argnums=(0, 1)), (0, 0, 0, None)), static_argnums=3)
   got = members(h, weights, d_out, implementation)
+  alone = lambda *a: jax.grad(loss, argnums=(0, 1))(*a, "reference")
   for m in range(3):
-    alone = lambda *a: jax.grad(loss, argnums=(0, 1))(*a, "reference")
-    arguments = (h[m], weights[m], d_out[m])
-    exact, plain = precision.in_float64(alone, *arguments), alone(*arguments)
+    exact, plain = precision.references(alone, h[m], weights[m], d_out[m])
     precision.assert_close(tuple(a[m] for a in got), exact, plain)
 
 
@@ -183,6 +184,6 @@ def test_forms_that_are_timed_compute_the_same(form, half):
     out, pull = jax.vjp(one, h, weights)
     return out, *pull(d_out)
 
-  exact, plain = precision.in_float64(reference, *arguments), reference(*arguments)
+  exact, plain = precision.references(reference, *arguments)
   terms = float(jnp.abs(h).max() * jnp.abs(d_out).max())
-  precision.assert_close(timed(*arguments), exact, plain, scale=terms)
+  precision.assert_close(jax.jit(timed)(*arguments), exact, plain, scale=terms)

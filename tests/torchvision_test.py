@@ -92,7 +92,7 @@ def test_every_form_of_the_network_pools_in_the_same_way(count_include_pad):
     for variable in (layer.bn.bias, layer.bn.mean):  # a bias shows whether zeros count before it
       variable[...] = jnp.asarray(rng.normal(0, 0.5, variable.shape), jnp.float32)
   images = gray_levels()
-  as_trained = model.features(inception.from_uint8(jnp.asarray(images)))
+  as_trained = jax.jit(model.features)(inception.from_uint8(jnp.asarray(images)))
   folded = folded_inception.extract_fn(model)(images)[0]
   assert _distance(folded, as_trained) < ROUNDING
   graph = onnx_graph.Graph()

@@ -28,6 +28,8 @@ from tests.main_runs import SMALL
 from tests.predict_test import SCHEMA
 from tfds_rcm.errors import UserError
 
+pytestmark = pytest.mark.slow  # on a run, a study and what `validate` says of it
+
 [PHANTOM] = SMALL["data.sources"]
 LESIONS = ("nevus", "melanoma", "")
 
@@ -58,18 +60,8 @@ def study(phantom, tmp_path_factory):
       ann = seen_by_ann(stack)
       labels = np.concatenate([ann[:1].repeat(shift), ann])[: len(ann)]
       said += [(f"s{k}", reader, t, PAPER.names[c]) for t, c in enumerate(labels)]
-  header = (
-    "stack_id",
-    "patient_id",
-    "path",
-    "step_um",
-    "pixel_um",
-    "site",
-    "source",
-    "Lesion",
-    "Age",
-  )
-  studies.write_table(root / "study/manifest.csv", header, rows)
+  header = ("stack_id", "patient_id", "path", "step_um", "pixel_um", "site", "source")
+  studies.write_table(root / "study/manifest.csv", (*header, "Lesion", "Age"), rows)
   studies.write_table(root / "study/labels.csv", ("stack_id", "reader", "slice", "label"), said)
   studies.succeed("rcm_clinical", root / "study", root / "data", "--split_sizes=0,0,9")
   return root
