@@ -46,7 +46,7 @@ run: $(RUN_READY)  ## run one configuration end to end (CONFIG=toeplitz_d1, ARGS
 	.venv/bin/python -m rcm_jax.main --config=configs/$(CONFIG).py --workdir=$(WORKDIR) \
 	  --config.data.data_dir=$(DATA_DIR) $(ARGS)
 
-# Most of a test's time is compiling, of which quick, unoptimized programs need half.
+# Most of a test's time is compiling, which takes about a third less without most optimizations.
 test: $(DEV_READY)  ## run the tests (PYTEST_ARGS='-k toeplitz')
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 \
 	  .venv-dev/bin/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow' $(PYTEST_ARGS)

@@ -29,7 +29,6 @@ SMALL = {
   "head.hidden": 8,
   "seeds": (0, 1),
 }
-FEW_TEXTURES = {"textures.words": 20, "textures.components": 5, "textures.views": ((2,),)}
 PREEMPTED = 75
 _TIMES = ("train_seconds",)
 
@@ -45,7 +44,9 @@ def two_views(home: Path) -> ml_collections.ConfigDict:
   """Returns the configuration of a small run on the home's CNN and on textures."""
   config = small("ordered_textures")
   config.data.data_dir = str(home / "data")
-  config.update_from_flattened_dict({**FEW_TEXTURES, "augmentation.photometry.share": 0.0})
+  few = {"textures.words": 20, "textures.components": 5, "textures.views": ((2,),)}
+  few["augmentation.photometry.share"] = 0.0  # the home's CNN
+  config.update_from_flattened_dict(few)
   return config
 
 

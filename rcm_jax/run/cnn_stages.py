@@ -23,6 +23,8 @@ from rcm_jax.runtime import devices, files, resumable
 from rcm_jax.runtime.metric_writer import Advance
 from tfds_rcm.errors import UserError, nearest
 
+ENGINES = ("xla", "onnxruntime")
+
 
 class Classifier(NamedTuple):
   """A trained CNN, and where it and its features lie; of a file of features, only these.
@@ -146,9 +148,6 @@ def _read_features(run: stages.Run) -> tuple[Classifier, stages.Result]:
   return classifier, _result(run, classifier, known.method, known.seed, 1)
 
 
-ENGINES = ("xla", "onnxruntime")
-
-
 def _on_cpu(
   config: ml_collections.ConfigDict,
 ) -> Callable[[inception.InceptionV3], folded_inception.Extractor] | None:
@@ -207,10 +206,9 @@ def extract_features(
   """Extracts the features of all splits by the CNN in `model_dir`."""
   # The test split apart: the same model may be tested on other data.
   described = {"model": model_dir.name, "dtype": run.config.features.dtype}
-  if (
-    run.config.features.engine != "xla"
-  ):  # as every cache that was written before there was a choice
-    described["engine"] = run.config.features.engine
+  engine = run.config.features.engine
+  if engine != "xla":  # as every cache that was written before there was a choice
+    described["engine"] = engine
   features_dir = _extract(run, spec, model_dir, ("train", "validation"), described)
   test_dir = _extract(run, spec, model_dir, ("test",), {**described, "tested": run.tested})
   return Classifier(spec, model_dir, features_dir, test_dir)

@@ -34,9 +34,7 @@ def classify(network: inception.InceptionV3, images: Value) -> tuple[Value, Valu
   Returns:
     Features, float32 [B, 256], and logits, float32 [B, strata].
   """
-  single = network.in_channels == 1  # whose order in memory is the same
-  channels_first = images.squeeze(3).unsqueeze(1) if single else images.transpose(0, 3, 1, 2)
-  features = _features(network, channels_first)
+  features = _features(network, images.transpose(0, 3, 1, 2))
   return features, _dense(network.classifier, images.graph.op("Relu", features))
 
 
