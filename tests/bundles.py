@@ -13,7 +13,7 @@ import numpy as np
 from rcm_jax import anatomy
 from rcm_jax.decoding import intervals
 from rcm_jax.heads.attention import AttentionSpec
-from rcm_jax.heads.head import Head, HeadSpec
+from rcm_jax.heads.head import Head, HeadSpec, outline
 from rcm_jax.inference import bundle, description, predictor
 from rcm_jax.textures import encoder as texture_encoder
 from rcm_jax.textures import learning as texture_learning
@@ -64,7 +64,7 @@ def heads_of(spec: HeadSpec, seeds: tuple[int, ...]):
 
 def head_of(spec: HeadSpec, params) -> Head:
   """The module with one member's parameters."""
-  return nnx.merge(nnx.split(nnx.eval_shape(lambda: Head(spec, nnx.Rngs(0))))[0], params)
+  return nnx.merge(outline(spec)[0], params)
 
 
 TEXTURES = (  # patch, words, down-sampling, components, seed

@@ -14,8 +14,8 @@ from rcm_jax.decoding import monotone_model
 from rcm_jax.heads import losses, objective
 from rcm_jax.heads import training as head_training
 from rcm_jax.heads.attention import AttentionSpec
-from rcm_jax.heads.head import HeadSpec
-from rcm_jax.heads.objective import TEMPERATURES, Member, graph_of, recurrent_penalty
+from rcm_jax.heads.head import HeadSpec, outline
+from rcm_jax.heads.objective import TEMPERATURES, Member, recurrent_penalty
 from rcm_jax.heads.train_epochs import make_train
 from tfds_rcm.errors import UserError
 
@@ -199,7 +199,7 @@ def test_an_ordered_head_keeps_the_epoch_and_temperature_that_make_boundaries_mo
 
   @jax.jit
   def likelihood(params, temperature):
-    model = nnx.merge(graph_of(spec), params)
+    model = nnx.merge(outline(spec)[0], params)
     evidence = jax.vmap(lambda x, m: model.unary_scores(x, m, half_width=1))(
       jnp.asarray(VALIDATION.values), truth.mask
     )

@@ -23,10 +23,10 @@ _KEEP_EVERY = 20_000  # slices, between two notes of how far the arrays are fill
 
 def load(spec: CnnSpec, directory: pathlib.Path) -> inception.InceptionV3:
   """Returns the network that `train` left in `directory`, in evaluation mode."""
-  model = spec.build()
-  graph, params, stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+  model = spec.without_values()
+  params, stats = nnx.state(model, nnx.Param, nnx.BatchStat)
   tree = checkpoints.load_tree(directory / "model", {"params": params, "stats": stats})
-  model = nnx.merge(graph, tree["params"], tree["stats"], rest)
+  nnx.update(model, tree["params"], tree["stats"])
   model.eval()
   return model
 

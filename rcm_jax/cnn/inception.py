@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 from flax import nnx
 import jax
@@ -216,6 +217,20 @@ class InceptionV3(nnx.Module):
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B classes"]:
     """Logits, in the order of `anatomy.Strata.names` when trained on it."""
     return self.classifier(self.dropout(nnx.relu(self.features(x))))
+
+
+def without_values(**options: Any) -> InceptionV3:
+  """Returns the network with the shapes of its variables instead of values, for those of a file.
+
+  Args:
+    **options: of `InceptionV3`, but for `dropout`, whose random numbers no file has.
+  """
+  return nnx.merge(*_outline(**options), copy=True)
+
+
+@functools.cache  # to trace 94 convolutions takes most of the time in which a model is loaded
+def _outline(**options: Any) -> tuple[nnx.GraphDef, Any]:
+  return nnx.split(nnx.eval_shape(lambda: InceptionV3(**options, rngs=nnx.Rngs(0))))
 
 
 def compiler_options(*, training: bool = False) -> dict[str, str]:

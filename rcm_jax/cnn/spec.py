@@ -74,16 +74,21 @@ class CnnSpec:
 
   def build(self) -> inception.InceptionV3:
     """Returns the network, freshly initialised; bfloat16 on an accelerator, float32 on a CPU."""
-    return inception.InceptionV3(
-      self.num_strata,
-      in_channels=self.context,
-      width=self.width,
-      dropout=self.dropout,
-      bn_momentum=self.bn_momentum,
-      count_include_pad=self.count_include_pad,
-      dtype=_compute_dtype(),
-      rngs=nnx.Rngs(self.seed),
-    )
+    return inception.InceptionV3(**self._options(), dropout=self.dropout, rngs=nnx.Rngs(self.seed))
+
+  def without_values(self) -> inception.InceptionV3:
+    """Returns the network that a file's weights are put into; it has no dropout."""
+    return inception.without_values(**self._options())
+
+  def _options(self) -> dict[str, Any]:
+    return {
+      "num_classes": self.num_strata,
+      "in_channels": self.context,
+      "width": self.width,
+      "bn_momentum": self.bn_momentum,
+      "count_include_pad": self.count_include_pad,
+      "dtype": _compute_dtype(),
+    }
 
 
 def _compute_dtype() -> jnp.dtype:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple, get_args
 
 from flax import nnx
@@ -242,3 +243,15 @@ class Head(nnx.Module):
   ) -> Float[Array, "T T"]:
     """Attention map of one stack (Figure 4): row n weighs the slices that slice n sees."""
     return self.attention.weights(self.encode(x, mask), mask, half_width)
+
+
+@functools.cache  # the training's program asks for it in several places
+def outline(spec: HeadSpec) -> tuple[nnx.GraphDef, Any]:
+  """Returns a head's static half, and the shapes of its parameters; both are shared, not to be changed."""
+  return nnx.split(nnx.eval_shape(lambda: Head(spec, nnx.Rngs(0))))
+
+
+def stacked_shapes(spec: HeadSpec, members: int) -> Any:
+  """Returns the shapes of several heads' parameters, leading axis M."""
+  stacked = lambda leaf: jax.ShapeDtypeStruct((members, *leaf.shape), leaf.dtype)
+  return jax.tree.map(stacked, outline(spec)[1])

@@ -13,7 +13,7 @@ from rcm_jax.arrays import ArrayLike, Features
 from rcm_jax.decoding import monotone_model
 from rcm_jax.decoding import strata as strata_lib
 from rcm_jax.heads import losses
-from rcm_jax.heads.head import DropoutMasks, Head, HeadSpec, dropout_masks
+from rcm_jax.heads.head import DropoutMasks, HeadSpec, dropout_masks, outline
 
 
 class Member(NamedTuple):
@@ -40,11 +40,6 @@ class Member(NamedTuple):
 L1Reduction = Literal["mean", "sum"]
 # What an ordered head's unary scores are tried to be divided by.
 TEMPERATURES = (0.8, 1.0, 1.25, 1.6, 2.0, 2.5, 3.2, 4.0, 5.0, 6.4)
-
-
-def graph_of(spec: HeadSpec) -> nnx.GraphDef:
-  """Returns the static half of the head's `nnx.split`."""
-  return nnx.split(nnx.eval_shape(lambda: Head(spec, nnx.Rngs(0))))[0]
 
 
 def recurrent_penalty(params: Any, reduction: L1Reduction = "mean") -> Float[Array, ""]:
@@ -147,7 +142,7 @@ def loss(
   Returns:
     The loss with its penalty on weights, and without.
   """
-  model = nnx.merge(graph_of(spec), params)
+  model = nnx.merge(outline(spec)[0], params)
   if draws.crop is not None:
     values, truth = jax.vmap(losses.crop, (0, 0, 0, None))(values, truth, draws.crop, shortest_crop)
   if draws.features is not None:
@@ -175,7 +170,7 @@ def correct(
   spec: HeadSpec, params: Any, member: Member, features: Features
 ) -> tuple[Int[Array, ""], Int[Array, ""]]:
   """Returns how many slices one member classifies right, and how many there are."""
-  model = nnx.merge(graph_of(spec), params)
+  model = nnx.merge(outline(spec)[0], params)
   mask = jnp.asarray(features.mask)
   logits = jax.vmap(lambda x, m: model(x, m, half_width=member.half_width))(
     jnp.asarray(features.values), mask
@@ -195,7 +190,7 @@ def unary_scores(
   spec: HeadSpec, params: Any, member: Member, features: Features
 ) -> Float[Array, "N T C"]:
   """Returns an ordered head's scores of stacks, as `fit_temperature` needs them."""
-  model = nnx.merge(graph_of(spec), params)
+  model = nnx.merge(outline(spec)[0], params)
   return jax.vmap(lambda x, m: model.unary_scores(x, m, half_width=member.half_width))(
     jnp.asarray(features.values), jnp.asarray(features.mask)
   )

@@ -23,14 +23,14 @@ import numpy as np
 
 from rcm_jax.arrays import Features
 from rcm_jax.data.stored import StoredStacks
-from rcm_jax.heads.head import Head, HeadSpec
+from rcm_jax.heads.head import HeadSpec, outline, stacked_shapes
 from rcm_jax.heads.member_parallel import (
   compile_run,
   first_states,
   over_members,
   spread_members,
 )
-from rcm_jax.heads.objective import Member, graph_of
+from rcm_jax.heads.objective import Member
 from rcm_jax.heads.train_epochs import make_train
 from rcm_jax.ops.toeplitz import toeplitz_weights
 from rcm_jax.runtime import checkpoints as checkpoints_lib
@@ -234,7 +234,7 @@ def _attention_weights(spec: HeadSpec) -> Callable:
 
 def _over_members_and_stacks(spec: HeadSpec, function: Callable) -> Callable:
   """Compiles function(head, a stack's features, its mask, half-width) for members and stacks."""
-  graph = graph_of(spec)
+  graph = outline(spec)[0]
 
   @jax.jit
   def every(params, half_widths, values, mask):
@@ -249,8 +249,7 @@ def _over_members_and_stacks(spec: HeadSpec, function: Callable) -> Callable:
 
 def load(spec: HeadSpec, members: Sequence[Member], directory: pathlib.Path) -> Trained:
   """Reads what `train` left in `directory`."""
-  one = nnx.state(nnx.eval_shape(lambda: Head(spec, nnx.Rngs(0))), nnx.Param)
-  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(members), *x.shape), x.dtype), one)
+  like = stacked_shapes(spec, len(members))
   history = json.loads((directory / resumable.HISTORY).read_text())
   return Trained(
     spec, members, checkpoints_lib.load_tree(directory / "heads", like), history, directory

@@ -25,7 +25,7 @@ import numpy as np
 
 from rcm_jax import arrays
 from rcm_jax.cnn import folded_inception, inception
-from rcm_jax.heads.head import Head, HeadSpec
+from rcm_jax.heads.head import HeadSpec, outline, stacked_shapes
 from rcm_jax.inference.description import Description
 from rcm_jax.inference.familiarity import Familiar, familiar_of
 from rcm_jax.ops.backend import backend
@@ -168,7 +168,7 @@ class Bundle:
       seen.append((head_spec(description, view), params, columns))
     found = []
     for spec, params, columns in seen:
-      graph = _empty(spec)[0]
+      graph = outline(spec)[0]
       one = lambda member, graph=graph, x=columns: function(
         nnx.merge(graph, member[0]), x, member[1]
       )
@@ -287,11 +287,8 @@ def load(directory: str | os.PathLike[str]) -> Bundle:
     raise UserError(f"{directory / DESCRIPTION}: {error}; run the training again") from error
   # Shapes alone: nothing is made of a size that the weights do not have.
   has_cnn = description.cnn is not None
-  network = nnx.eval_shape(lambda: build_network(description)) if has_cnn else None
-  members = len(description.seeds)
-  shapes = lambda spec: jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), _empty(spec)[1]
-  )
+  network = inception.without_values(**_options(description)) if has_cnn else None
+  shapes = lambda spec: stacked_shapes(spec, len(description.seeds))
   like = _tree(
     _cnn_tree(network),
     shapes(description.head),
@@ -305,7 +302,6 @@ def load(directory: str | os.PathLike[str]) -> Bundle:
     raise UserError(
       f"{directory / WEIGHTS}: does not fit {DESCRIPTION} ({reason}); run the training again"
     ) from error
-  network = build_network(description) if has_cnn else None
   if network is not None:
     nnx.update(network, tree["cnn"]["params"], tree["cnn"]["stats"])
     network.eval()
@@ -332,11 +328,6 @@ def head_spec(description: Description, view: tuple[int, ...]) -> HeadSpec:
   """Returns the architecture of the heads that read a view of the textures."""
   size = sum(description.textures[i].components for i in view)
   return dataclasses.replace(description.head, num_features=size)
-
-
-def _empty(spec: HeadSpec) -> tuple[nnx.GraphDef, Any]:
-  """Returns a head's static half, and the shapes of its parameters."""
-  return nnx.split(nnx.eval_shape(lambda: Head(spec, nnx.Rngs(0))))
 
 
 def _numbered(name: str, things: Sequence[Any]) -> list[str]:
@@ -373,11 +364,14 @@ def weight_tree(cnn: Any, bundle: Bundle) -> dict[str, Any]:
 
 def build_network(description: Description) -> inception.InceptionV3:
   """Returns the CNN, freshly initialised; bfloat16 on an accelerator, float32 on a CPU."""
-  return inception.InceptionV3(
-    len(description.strata),
-    in_channels=description.cnn["context"],
-    width=description.cnn["width"],
-    count_include_pad=description.cnn.get("count_include_pad", False),  # older ones have no choice
-    dtype=jnp.float32 if backend() == "cpu" else jnp.bfloat16,
-    rngs=nnx.Rngs(0),
-  )
+  return inception.InceptionV3(**_options(description), rngs=nnx.Rngs(0))
+
+
+def _options(description: Description) -> dict[str, Any]:
+  return {
+    "num_classes": len(description.strata),
+    "in_channels": description.cnn["context"],
+    "width": description.cnn["width"],
+    "count_include_pad": description.cnn.get("count_include_pad", False),  # older ones have none
+    "dtype": jnp.float32 if backend() == "cpu" else jnp.bfloat16,
+  }
