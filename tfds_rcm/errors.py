@@ -32,3 +32,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
   """Returns the end of a message about an unknown name: which known one is most like it."""
   near = difflib.get_close_matches(name, list(known), n=1, cutoff=0)
   return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def check_one_of(place: str, value: object, known: Iterable[str]) -> None:
+  """Raises UserError where a value is none of those that are known.
+
+  Args:
+    place: where it was given, such as "config.head.cell".
+    value: what was given.
+    known: what could have been.
+  """
+  known = tuple(known)
+  if value not in known:
+    raise UserError(f"{place}: '{value}' is none of {', '.join(known)}{nearest(str(value), known)}")

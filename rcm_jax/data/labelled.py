@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from rcm_jax import anatomy
 from rcm_jax.data import records
-from tfds_rcm.errors import UserError, nearest
+from tfds_rcm.errors import UserError, check_one_of
 from tfds_rcm.study.splits import SPLITS
 
 ALL = "all"
@@ -49,23 +49,17 @@ class LabelledStack:
 
 
 def parse_splits(text: str) -> tuple[str, ...]:
-  """Reads `--split`: "all", or splits with commas between them.
+  """Reads `--split`: splits with commas between them, or "all".
 
   Raises:
     UserError: another word.
   """
-  if text == ALL:
-    return SPLITS
   named = tuple(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
   for split in named:
-    if split not in SPLITS:
-      known = (ALL, *SPLITS)
-      raise UserError(
-        f"--split={text}: '{split}' is none of {', '.join(known)}{nearest(split, known)}"
-      )
+    check_one_of(f"--split={text}", split, (ALL, *SPLITS))
   if not named:
     raise UserError(f"--split={text}: names no split; give {ALL} or some of {', '.join(SPLITS)}")
-  return named
+  return SPLITS if ALL in named else named
 
 
 def open_builder(

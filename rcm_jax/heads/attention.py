@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rcm_jax.ops import toeplitz
-from tfds_rcm.errors import UserError, nearest
+from tfds_rcm.errors import check_one_of
 
 HalfWidth = Int[Array, ""] | int | None
 
@@ -38,12 +38,7 @@ class AttentionSpec:
   units: int = 64
 
   def __post_init__(self):
-    modes = get_args(toeplitz.EdgeMode)
-    if self.edge_mode not in modes:
-      raise UserError(
-        f"config.head.edge_mode: '{self.edge_mode}' is none of {', '.join(modes)}"
-        f"{nearest(str(self.edge_mode), modes)}"
-      )
+    check_one_of("config.head.edge_mode", self.edge_mode, get_args(toeplitz.EdgeMode))
 
 
 class NoAttention(nnx.Module):

@@ -21,7 +21,7 @@ from rcm_jax.heads.attention import (
 )
 from rcm_jax.heads.decoders import DenseDecoder, GruDecoder
 from rcm_jax.heads.encoders import CELLS, RecurrentEncoder, encode_windows
-from tfds_rcm.errors import UserError, nearest
+from tfds_rcm.errors import UserError, check_one_of
 
 Decoder = Literal["dense", "gru"]
 Feedback = Literal["none", "own", "teacher", "scheduled"]
@@ -71,11 +71,7 @@ class HeadSpec:
       ("feedback", self.feedback, get_args(Feedback)),
       ("likelihood", self.likelihood, get_args(Likelihood)),
     ):
-      if value not in allowed:
-        raise UserError(
-          f"config.head.{name}: '{value}' is none of {', '.join(allowed)}"
-          f"{nearest(str(value), allowed)}"
-        )
+      check_one_of(f"config.head.{name}", value, allowed)
     if self.window is not None and (self.window < 1 or self.window % 2 == 0):
       raise UserError(
         f"config.head.window: {self.window} slices have no middle; give an odd number"

@@ -21,7 +21,7 @@ from rcm_jax.reporting import plots
 from rcm_jax.run import initial, stages
 from rcm_jax.runtime import devices, files, resumable
 from rcm_jax.runtime.metric_writer import Advance
-from tfds_rcm.errors import UserError, nearest
+from tfds_rcm.errors import UserError, check_one_of
 
 ENGINES = ("xla", "onnxruntime")
 
@@ -157,10 +157,7 @@ def _on_cpu(
     UserError: no such engine, or it is not installed.
   """
   engine = config.features.engine
-  if engine not in ENGINES:
-    raise UserError(
-      f"config.features.engine: '{engine}' is none of {', '.join(ENGINES)}{nearest(engine, ENGINES)}"
-    )
+  check_one_of("config.features.engine", engine, ENGINES)
   if engine == "xla":
     return None
   try:

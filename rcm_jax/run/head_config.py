@@ -16,7 +16,7 @@ from rcm_jax.heads.head import HeadSpec
 from rcm_jax.heads.objective import L1Reduction, Member
 from rcm_jax.textures import dictionary
 from rcm_jax.textures.encoder import TextureSpec
-from tfds_rcm.errors import UserError, nearest
+from tfds_rcm.errors import UserError, check_one_of
 
 
 def members(config: ml_collections.ConfigDict) -> list[Member]:
@@ -74,12 +74,7 @@ def spec(
       raise UserError(f"config.head.{name}: {head[name]} is outside 0 to 1")
   if not 0 < head.shortest_crop <= 1:
     raise UserError(f"config.head.shortest_crop: {head.shortest_crop} is outside 0 to 1")
-  known = get_args(L1Reduction)
-  if head.l1_reduction not in known:
-    raise UserError(
-      f"config.head.l1_reduction: '{head.l1_reduction}' is none of {', '.join(known)}"
-      f"{nearest(head.l1_reduction, known)}"
-    )
+  check_one_of("config.head.l1_reduction", head.l1_reduction, get_args(L1Reduction))
   return HeadSpec(
     num_features=head.pca_components or num_features,
     hidden=head.hidden,

@@ -31,7 +31,7 @@ from rcm_jax.run import initial, methods, renamed, stages
 from rcm_jax.runtime import devices, files, stage_cache, versions
 from rcm_jax.runtime.metric_writer import Writer
 from tfds_rcm import prepare
-from tfds_rcm.errors import UserError, nearest
+from tfds_rcm.errors import UserError, check_one_of
 
 PRECISIONS = ("highest", "high", "default")  # of float32 products on a GPU
 # What runs did before there was a choice. (None need not be listed.)
@@ -58,16 +58,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pat
   Raises:
     UserError: the configuration, the data or a directory cannot be worked with.
   """
-  if config.pipeline not in methods.METHODS:
-    raise UserError(
-      f"config.pipeline: '{config.pipeline}' is none of {', '.join(methods.METHODS)}"
-      f"{nearest(config.pipeline, methods.METHODS)}"
-    )
-  if config.precision not in PRECISIONS:
-    raise UserError(
-      f"config.precision: '{config.precision}' is none of {', '.join(PRECISIONS)}"
-      f"{nearest(str(config.precision), PRECISIONS)}"
-    )
+  check_one_of("config.pipeline", config.pipeline, methods.METHODS)
+  check_one_of("config.precision", config.precision, PRECISIONS)
   if config.data.strata not in anatomy.COUNTS:
     raise UserError(
       f"config.data.strata: {config.data.strata} is none of {', '.join(map(str, anatomy.COUNTS))}"
