@@ -1,7 +1,7 @@
 # make run    the main job: phantom → CNN → features → heads → tables
 # make test   the test suite
 # make docs   the documentation as a site, its links checked
-# make gpu-compile   every program of a GPU run, compiled for a GPU that need not be there
+# make gpu-compile   every program of a GPU run that is not on record, compiled for a GPU that need not be there
 #
 # Each makes the virtual environment that it needs, once, and again when its requirements change.
 # Another Python: make test PYTHON=python3.12
@@ -63,7 +63,7 @@ test-slow: $(DEV_READY)  ## run the rest: longer ones, whole runs, notebooks, th
 docs: $(DOCS_READY)  ## build the documentation into build/site; a broken link fails
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
-gpu-compile: $(GPU_READY)  ## compile every program of a GPU run for an H100; no GPU is needed
+gpu-compile: $(GPU_READY)  ## compile the programs of a GPU run that are not on record for an H100; no GPU is needed
 	$(GPU_VENV)/bin/python -m benchmarks.gpu_compile --new --out=benchmarks/results/gpu $(ARGS)
 	JAX_PLATFORMS=cpu $(GPU_VENV)/bin/python -m pytest -n0 tests/gpu_compile_test.py tests/gru_test.py \
 	  tests/feedback_test.py $(PYTEST_ARGS)

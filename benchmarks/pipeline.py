@@ -1,7 +1,7 @@
 """Whether the loader keeps ahead of the CNN, from slices decoded on disk.
 
 The batches are those of training: `rcm_jax.data.slices.training_batches` over files in the layout of
-`rcm_jax.data.slices.decode`, the presets' sizes, views and optimizer. "cold" reads files that the
+`rcm_jax.data.slices.decode`, the presets' networks, views and optimizer. "cold" reads files that the
 system does not hold in memory. The last row of a case trains on what the loader hands over,
 both on the same cores.
 """

@@ -21,7 +21,7 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   demo, small = preset == "demo", preset != "paper"
   config = ml_collections.ConfigDict()
   config.name = ""  # name of the row
-  config.pipeline = "head"  # head, views, end_to_end, cnn, hames, kaur or depth_prior
+  config.pipeline = "head"  # head, views, end_to_end, cnn, features, hames, kaur or depth_prior
   config.seeds = (0, 1, 2)  # members of sequence heads; baselines run once each
 
   # A model of ours (a run's work directory, or its folder model) that CNN and heads start from, seed by
@@ -106,7 +106,9 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
   config.head.feedback = (
     "none"  # none, own, teacher, scheduled; the paper does not say how it trains
   )
-  config.head.likelihood = "slices"  # or boundaries: the monotone model, see ops/boundaries.py
+  config.head.likelihood = (
+    "slices"  # or boundaries: the monotone model, see rcm_jax/decoding/monotone_model.py
+  )
   config.head.mae_weights = (0.0,)  # of the expected boundary error, per µm; with boundaries only
   # The paper's T. Longer stacks are cut in training, and where validation chooses the epoch. What is
   # reported of validation and test stacks is of all their slices, unless attention is by location,

@@ -5,7 +5,7 @@ r"""The study: the paper's tables at the paper's scale, on the phantom, and what
 Trains all 13 methods of Table 1 and our two ordered ones, writes tables, figures and findings, then one
 table for each ablation. Whatever ended before is not done again when the command is repeated.
 
-    python -m launch.study --evaluate --workdir=runs/evaluation --out=docs/study/evaluation
+    python -m launch.study --evaluate --workdir=runs/evaluation
 
 trains all rows on the five evaluation phantoms instead, which are looked at once.
 """
@@ -70,7 +70,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     prog="python -m launch.study", description=__doc__.split("\n")[0]
   )
   parser.add_argument("--preset", choices=PRESETS, default="cpu")
-  parser.add_argument("--out", default="docs/study", help="directory of tables and figures")
+  parser.add_argument(
+    "--out",
+    help="directory of tables and figures; default: WORKDIR/tables, of --evaluate "
+    f"{evaluation.OUT}, which knows what saw its phantoms",
+  )
   parser.add_argument("--seeds", type=int, default=5, help="of sequence heads")
   parser.add_argument("--cnn_seeds", type=int, default=3, help="of CNNs and texture classifiers")
   parser.add_argument("--seed", type=int, default=0, help="of the phantom and of all training")
@@ -87,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     preset = PRESETS[args.preset]
     possible = evaluation.PARTS if args.evaluate else (CORE, *ablations.ABLATIONS)
     parts = args.parts or possible
+    args.out = args.out or (evaluation.OUT if args.evaluate else f"{args.workdir}/tables")
     if wrong := sorted(set(parts) - set(possible)):
       raise UserError(f"--parts: {', '.join(wrong)}; here there are {', '.join(possible)}")
     if args.evaluate:

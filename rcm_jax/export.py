@@ -5,7 +5,7 @@
 Formats, each beside a model card (`model_card.md`):
 
 - stablehlo: CNN, heads and decoding in one program (`jax.export`) for CPU and CUDA, any number of
-  stacks and slices. `examples/read_stack.py` runs it with JAX and flatbuffers.
+  stacks, of up to 256 slices. `examples/read_stack.py` runs it with JAX and flatbuffers.
 - onnx: the same, one stack at a time, for ONNX Runtime (`examples/read_stack_onnx.py`) and whatever
   else reads ONNX. Writing it needs the package onnx.
 - safetensors: the weights by name, and the description in the header's metadata.

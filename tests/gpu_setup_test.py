@@ -112,3 +112,10 @@ def test_training_from_the_device_is_training_from_the_loader(tmp_path, monkeypa
     cnn_training.train(cnn_test.SPEC, cnn_test.SPLITS, tmp_path / name)
     histories.append(cnn_test.json.loads((tmp_path / name / "history.json").read_text()))
   assert histories[0]["loss"] == histories[1]["loss"]
+
+
+@pytest.mark.parametrize(
+  ("available", "number", "expected"), [(6, 8, 4), (8, 8, 8), (16, 8, 8), (5, 1, 1), (3, 0, 3)]
+)
+def test_a_process_uses_as_many_devices_as_divide_the_groups(available, number, expected):
+  assert devices.most_that_divide(available, number) == expected

@@ -263,6 +263,10 @@ def test_predictions_are_found_by_path_and_by_name(tmp_path):
     predictions.read(tmp_path / "read", found)
   with pytest.raises(UserError, match="no prediction of any"):
     predictions.read(study, found)
+  (tmp_path / "read" / "twice.json").unlink()
+  (tmp_path / "of_study").mkdir()
+  (tmp_path / "read").rename(tmp_path / "of_study" / "stacks")
+  assert set(predictions.read(tmp_path / "of_study", found)) == {"s0", "s1"}
 
 
 def test_a_study_without_a_manifest_has_its_stacks_and_a_draft(tmp_path):

@@ -72,6 +72,18 @@ def test_a_second_run_answers_from_its_caches(home, monkeypatch):
   assert results(home / "run") == before
 
 
+def test_data_may_move(home, monkeypatch, tmp_path):
+  for name in ("run", "data"):
+    shutil.copytree(home / name, tmp_path / name)
+  no_training(monkeypatch)
+  config = small("toeplitz_d1")
+  config.data.data_dir = str(tmp_path / "data")
+  pipeline.run(config, tmp_path / "run", home / "cache")
+  assert results(tmp_path / "run") == results(home / "run")
+  written = json.loads((tmp_path / "run" / "config.json").read_text())
+  assert written["config"]["data"]["data_dir"] == str(tmp_path / "data")
+
+
 def test_only_the_first_process_draws_and_writes_results(home, monkeypatch, tmp_path):
   def fail(*args, **kwargs):
     raise AssertionError("drawn, or written, by another process")

@@ -184,7 +184,9 @@ def test_a_part_runs_its_jobs_below_its_name_and_writes_its_table(tmp_path, monk
 
   monkeypatch.setattr(dispatch, "launch", launched)
   written = []
-  monkeypatch.setattr(study, "_write_ablation", lambda part, *rest: written.append(part))
-  study.main([f"--workdir={tmp_path}", f"--out={tmp_path}", "--parts", "boundary", "feedback"])
-  assert written == ["boundary", "feedback"]
+  write = lambda part, folded, workdir, out: written.append((part, workdir, out))
+  monkeypatch.setattr(study, "_write_ablation", write)
+  study.main([f"--workdir={tmp_path}", "--parts", "boundary", "feedback"])
+  where = (tmp_path, tmp_path / "tables")  # not over the tables of the checkout
+  assert written == [("boundary", *where), ("feedback", *where)]
   assert {name.split("/")[0] for name in started} == {"boundary", "feedback"}

@@ -27,7 +27,8 @@ from tfds_rcm.errors import UserError
 from tfds_rcm.rcm_phantom import spec
 
 HEAD_SEEDS = 3
-USED = "used.json"
+OUT = "docs/study/evaluation"
+USED = "used.json"  # in it: which rows saw which phantoms
 PARTS = ("whole_stacks", "ours", "regularised", "classifiers")
 # What the ordered heads are regularised by, for rows of Table 1.
 REGULARISED = ("toeplitz_d1", "full_sequence", "global_attention")

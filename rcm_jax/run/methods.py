@@ -1,4 +1,4 @@
-"""What a configuration's `model` does: from decoded slices to predictions, stage by stage."""
+"""What a configuration's `pipeline` does: from decoded slices to predictions, stage by stage."""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ from tfds_rcm import prepare
 from tfds_rcm.errors import UserError, check_one_of
 
 PRECISIONS = ("highest", "high", "default")  # of float32 products on a GPU
+_DATA_DIR = "data.data_dir"
 # What runs did before there was a choice. (None need not be listed.)
 _LATER_KEYS = {
   "data.strata": 3,
@@ -271,6 +272,8 @@ def _claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str
       ) from error
     _complete(theirs, mine)
     for key, (old, new) in _differences(theirs, mine).items():
+      if key == _DATA_DIR:  # data may move; what they are is in the names of the caches
+        continue
       raise UserError(
         f"{workdir}: holds a run with config.{key} = {old}, not {new}; choose another --workdir"
       )

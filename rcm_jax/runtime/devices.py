@@ -11,7 +11,6 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
-import math
 import os
 import pathlib
 from typing import Any
@@ -148,18 +147,23 @@ def _initialize(*args: Any, local_device_ids: Sequence[int] | None = None) -> No
   jax.block_until_ready(jax.jit(mean_over_devices(lambda x: x, mesh, [False]))(rows))
 
 
+def most_that_divide(available: int, number: int) -> int:
+  """Returns the largest count, at most those available, that divides a number; 0 is divided by all."""
+  return max(count for count in range(1, available + 1) if number % count == 0)
+
+
 def device_mesh(divides: int = 0) -> Mesh:
   """Returns the devices along one axis.
 
   Args:
-    divides: if given, the number of devices must divide it, and a process with more devices than
-      that uses the first ones only.
+    divides: if given, the number of devices must divide it; a process uses as many of its devices
+      as do.
 
   Raises:
     UserError: devices of several processes do not divide it.
   """
   available = devices()
-  count = math.gcd(len(available), divides) if divides else len(available)
+  count = most_that_divide(len(available), divides)
   if count < len(available) and jax.process_count() > 1:
     raise UserError(
       f"config.cnn.norm_groups = {divides} cannot be divided over {len(available)} devices; make it "

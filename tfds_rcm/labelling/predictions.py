@@ -1,4 +1,4 @@
-"""A model's answers, as `rcm_jax.predict` leaves them: NAME.json, one a stack."""
+"""A model's answers, as `rcm_jax.predict` and `predict_study` leave them: NAME.json, one a stack."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ def read(folder: pathlib.Path, stacks: Sequence[StudyStack]) -> dict[str, Predic
   """
   if not folder.is_dir():
     raise UserError(f"{folder}: no such folder; give what rcm_jax.predict wrote by --predictions")
+  if (folder / "stacks").is_dir():  # where rcm_jax.predict_study has them
+    folder = folder / "stacks"
   by_path = {stack.path.absolute().resolve(): stack.stack_id for stack in stacks}
   by_name = {stack.stack_id: stack.stack_id for stack in stacks}
   found: dict[str, Prediction] = {}
@@ -65,8 +67,7 @@ def read(folder: pathlib.Path, stacks: Sequence[StudyStack]) -> dict[str, Predic
     found[stack_id] = _parse(path, values)
   if not found:
     raise UserError(
-      f"{folder}: no prediction of any stack of this study in it; rcm_jax.predict writes them, "
-      "given the stacks' own paths"
+      f"{folder}: no prediction of any stack of this study in it; rcm_jax.predict_study writes them"
     )
   return found
 
