@@ -194,3 +194,14 @@ def test_wrong_shapes_are_named():
       feedback.gru_feedback(jnp.zeros((T, F + 1)), _gru_params(rng), jnp.ones(T, bool))
   finally:
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_an_implementation_that_cannot_be_is_told():
+  with pytest.raises(ValueError, match="implementation 'palas' is none of auto, scan, pallas"):
+    feedback._takes_kernel("palas", jnp.float32)  # annotations refuse it before, in tests
+  rng = np.random.default_rng(9)
+  half = jax.tree.map(
+    lambda leaf: leaf.astype(jnp.bfloat16), (_normal(rng, T, F), _dense_params(rng))
+  )
+  with pytest.raises(ValueError, match=r"the kernel takes float32 and needs jax 0\.11"):
+    feedback.class_feedback(*half, jnp.ones(T, bool), implementation="pallas")

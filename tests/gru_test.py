@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 
 import jax
@@ -55,8 +56,13 @@ _gradient = jax.jit(
 _reference = functools.partial(_gradient, implementation="reference")
 
 
-@pytest.mark.parametrize("implementation", FAST)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+  ("implementation", "dtype"),
+  [
+    *itertools.product(("scan", "unrolled"), (np.float32, np.float64)),
+    pytest.param(*KERNEL.values, np.float32, marks=KERNEL.marks),
+  ],
+)
 @pytest.mark.parametrize("dropout", [True, False])
 def test_fast_forms_equal_reference_with_nan_in_padding(implementation, dtype, dropout):
   with jax.enable_x64(dtype == np.float64):
@@ -70,6 +76,27 @@ def test_fast_forms_equal_reference_with_nan_in_padding(implementation, dtype, d
   exact = precision.in_float64(_reference, params, x, MASK, *rest)
   precision.assert_close(got, exact, plain)
   assert not got[1][1][~MASK].any()
+
+
+@pytest.mark.skipif(not backend.knows_kernels(), reason="the kernels need jax 0.11 or later")
+@pytest.mark.parametrize(
+  ("hidden", "stacks", "dtype"), [(65, 3, np.float32), (4, 33, np.float32), (4, 3, np.float64)]
+)
+def test_what_the_kernels_cannot_take_is_told_and_left_to_auto(hidden, stacks, dtype):
+  with jax.enable_x64(dtype == np.float64):
+    rng = np.random.default_rng(4)
+    params = _params(rng, hidden=hidden, dtype=dtype)
+    x, mask = _normal(rng, stacks, T, F, dtype=dtype), jnp.ones((stacks, T), bool)
+
+    def states(implementation):
+      layer = lambda x, m: gru.gru(x, params, m, implementation=implementation)
+      return jax.jit(jax.vmap(layer))(x, mask)
+
+    with pytest.raises(
+      ValueError, match=f"take float32, up to 64 units.*got {np.dtype(dtype)}, {hidden} "
+    ):
+      states("pallas")
+    assert states("auto").shape == (stacks, T, hidden)
 
 
 @pytest.mark.parametrize("implementation", FAST)

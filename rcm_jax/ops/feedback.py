@@ -7,13 +7,14 @@ return zero logits.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from rcm_jax.ops.backend import has_kernels, unroll
+from rcm_jax.ops.backend import has_kernels, knows_kernels, unroll
 from rcm_jax.ops.flat_dot import flat_dot
 from rcm_jax.ops.gru import GruParams
 
@@ -47,7 +48,7 @@ def class_feedback(
     Logits [T, C], zero on padding.
 
   Raises:
-    ValueError: shapes disagree.
+    ValueError: shapes disagree, or the implementation is unknown or cannot take them.
   """
   bias = params["bias"]
   classes = bias.shape[-1]
@@ -65,9 +66,7 @@ def class_feedback(
   if "feedback_kernel" not in params:
     return jnp.where(mask[:, None], hoisted, 0)
   told, forced = _told(labels, use_label, mask, hoisted.dtype, classes)
-  if implementation == "auto":
-    implementation = "pallas" if has_kernels() and hoisted.dtype == jnp.float32 else "scan"
-  if implementation == "pallas":
+  if _takes_kernel(implementation, hoisted.dtype):
     from rcm_jax.ops import feedback_mosaic  # takes a while to import, for nothing on a CPU
 
     flags = mask.astype(hoisted.dtype), forced.astype(hoisted.dtype)
@@ -82,6 +81,23 @@ def class_feedback(
   start = jnp.zeros(classes, hoisted.dtype)
   logits = jax.lax.scan(step, start, (hoisted, mask, told, forced), unroll=unroll())[1]
   return jnp.where(mask[:, None], logits, 0)
+
+
+def _takes_kernel(implementation: str, dtype: DTypeLike) -> bool:
+  """Whether the kernel computes it."""
+  known = get_args(Implementation)
+  if implementation not in known:
+    raise ValueError(
+      f"class_feedback: implementation {implementation!r} is none of {', '.join(known)}"
+    )
+  if implementation == "auto":
+    return has_kernels() and dtype == jnp.float32
+  if implementation == "pallas" and not (knows_kernels() and dtype == jnp.float32):
+    raise ValueError(
+      f"class_feedback: the kernel takes float32 and needs jax 0.11 or later, got {dtype} and "
+      f"{jax.__version__}; leave implementation at 'auto'"
+    )
+  return implementation == "pallas"
 
 
 def gru_feedback(

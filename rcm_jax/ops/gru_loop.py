@@ -77,10 +77,16 @@ def _loops(form: str) -> tuple[Callable, Callable]:
 
   def choose(kernel, loop):
     def run(stacks, weights):
-      _, _, batch, _ = stacks[0].shape
-      if form == "gpu" and not gru_mosaic.fits(weights[0].shape[1], batch, stacks[0].dtype):
+      hidden, batch, dtype = weights[0].shape[1], stacks[0].shape[2], stacks[0].dtype
+      if gru_mosaic.fits(hidden, batch, dtype):
+        return kernel(stacks, weights)
+      if form == "gpu":
         return loop(stacks, weights)
-      return kernel(stacks, weights)
+      raise ValueError(
+        f"gru: the kernels take float32, up to {gru_mosaic.MAX_HIDDEN} units and up to "
+        f"{gru_mosaic.MAX_STACKS} stacks that share weights, got {dtype}, {hidden} and {batch}; leave "
+        "implementation at 'auto'"
+      )
 
     return run
 
