@@ -50,7 +50,7 @@ run: $(RUN_READY)  ## run one configuration end to end (CONFIG=toeplitz_d1, ARGS
 	  --config.data.data_dir=$(DATA_DIR) $(ARGS)
 
 # Most of a test's time is compiling. Without most optimizations, and with XLA's older way of writing
-# fused loops, which goes without MLIR, it takes a quarter of what users wait.
+# fused loops, which goes without MLIR, most of that falls away.
 FAST_COMPILE = --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters --xla_cpu_parallel_codegen_split_count=1
 
 test: $(DEV_READY)  ## run the tests (PYTEST_ARGS='-k toeplitz')

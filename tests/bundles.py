@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcm_jax import anatomy
+from rcm_jax.cnn import inception
 from rcm_jax.decoding import intervals
 from rcm_jax.heads.attention import AttentionSpec
 from rcm_jax.heads.head import Head, HeadSpec, outline
@@ -90,6 +91,13 @@ def of_strata(
   )
 
 
+def network_of(described: description.Description) -> inception.InceptionV3:
+  """A CNN with random weights."""
+  network = inception.InceptionV3(**bundle.network_options(described), rngs=nnx.Rngs(0))
+  network.eval()
+  return network
+
+
 @functools.cache
 def made(
   context: int = 1, on_textures: bool = False, strata: anatomy.Strata = anatomy.PAPER
@@ -109,8 +117,7 @@ def made(
       described, head=ordered, calibration=calibration, textures=TEXTURES, views=VIEWS
     )
   described = of_strata(described, strata)
-  network = bundle.build_network(described)
-  network.eval()
+  network = network_of(described)
   encoders = tuple(map(encoder_of, described.textures))
   view_heads = tuple(
     heads_of(bundle.head_spec(described, view), described.seeds) for view in described.views

@@ -134,16 +134,13 @@ def test_a_bundle_keeps_its_pooling_and_an_older_one_has_kerass(tmp_path):
   made = bundles.made()
   cnn = {**made.description.cnn, "count_include_pad": True}
   description = dataclasses.replace(made.description, cnn=cnn)
-  new = bundle.build_network(description)
-  new.eval()
+  new = bundles.network_of(description)
   bundle.save(tmp_path / "new", dataclasses.replace(made, description=description, network=new))
   kept = bundle.load(tmp_path / "new")
   assert _pools(kept.network) == {True}
   fields = json.loads(made.description.to_json())
   assert "count_include_pad" not in fields["cnn"]
-  assert _pools(bundle.build_network(model_card.Description.from_json(json.dumps(fields)))) == {
-    False
-  }
+  assert _pools(bundles.network_of(model_card.Description.from_json(json.dumps(fields)))) == {False}
 
 
 def _pools(model: inception.InceptionV3) -> set[bool]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcm_jax.cnn import folded_inception, inception
-from rcm_jax.cnn.spec import Advance, CnnSpec, _compute_dtype
+from rcm_jax.cnn.spec import Advance, CnnSpec
 from rcm_jax.data.batches import sequential_batches
 from rcm_jax.data.slices import Slices
 from rcm_jax.runtime import checkpoints, devices, files, preemption
@@ -64,7 +64,9 @@ def extract(
   batch_size = -(-batch_size // everyone) * everyone
   own = devices.own_rows(batch_size)
   network = load(spec, model_directory)
-  see = on_cpu(network) if on_cpu else folded_inception.extract_fn(network, _compute_dtype())
+  see = (
+    on_cpu(network) if on_cpu else folded_inception.extract_fn(network, inception.compute_dtype())
+  )
   total = sum(len(split) for split in splits.values())
   done = 0
 

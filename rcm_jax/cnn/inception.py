@@ -233,6 +233,11 @@ def _outline(**options: Any) -> tuple[nnx.GraphDef, Any]:
   return nnx.split(nnx.eval_shape(lambda: InceptionV3(**options, rngs=nnx.Rngs(0))))
 
 
+def compute_dtype() -> jnp.dtype:
+  """Type of the convolutions' computation: bfloat16 on an accelerator, float32 on a CPU."""
+  return jnp.dtype(jnp.float32 if backend() == "cpu" else jnp.bfloat16)
+
+
 def compiler_options(*, training: bool = False) -> dict[str, str]:
   """Options for `jax.jit` of this network, empty but on a CPU.
 

@@ -14,7 +14,6 @@ import optax
 from rcm_jax.cnn import inception
 from rcm_jax.cnn import pretrained as pretrained_lib
 from rcm_jax.cnn.augmentation import Augmentation
-from rcm_jax.ops.backend import backend
 
 Advance = Callable[[int, int], None]  # (done, total)
 
@@ -73,7 +72,7 @@ class CnnSpec:
     return bool(self.pretrained or self.init)
 
   def build(self) -> inception.InceptionV3:
-    """Returns the network, freshly initialised; bfloat16 on an accelerator, float32 on a CPU."""
+    """Returns the network, freshly initialised."""
     return inception.InceptionV3(**self._options(), dropout=self.dropout, rngs=nnx.Rngs(self.seed))
 
   def without_values(self) -> inception.InceptionV3:
@@ -87,12 +86,8 @@ class CnnSpec:
       "width": self.width,
       "bn_momentum": self.bn_momentum,
       "count_include_pad": self.count_include_pad,
-      "dtype": _compute_dtype(),
+      "dtype": inception.compute_dtype(),
     }
-
-
-def _compute_dtype() -> jnp.dtype:
-  return jnp.dtype(jnp.float32 if backend() == "cpu" else jnp.bfloat16)
 
 
 def start(spec: CnnSpec, state: tuple[Any, Any] | None = None) -> inception.InceptionV3:

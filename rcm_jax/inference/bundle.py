@@ -287,7 +287,7 @@ def load(directory: str | os.PathLike[str]) -> Bundle:
     raise UserError(f"{directory / DESCRIPTION}: {error}; run the training again") from error
   # Shapes alone: nothing is made of a size that the weights do not have.
   has_cnn = description.cnn is not None
-  network = inception.without_values(**_options(description)) if has_cnn else None
+  network = inception.without_values(**network_options(description)) if has_cnn else None
   shapes = lambda spec: stacked_shapes(spec, len(description.seeds))
   like = _tree(
     _cnn_tree(network),
@@ -362,16 +362,12 @@ def weight_tree(cnn: Any, bundle: Bundle) -> dict[str, Any]:
   return _tree(cnn, bundle.heads, bundle.encoders, bundle.view_heads)
 
 
-def build_network(description: Description) -> inception.InceptionV3:
-  """Returns the CNN, freshly initialised; bfloat16 on an accelerator, float32 on a CPU."""
-  return inception.InceptionV3(**_options(description), rngs=nnx.Rngs(0))
-
-
-def _options(description: Description) -> dict[str, Any]:
+def network_options(description: Description) -> dict[str, Any]:
+  """Returns what the CNN is made with."""
   return {
     "num_classes": len(description.strata),
     "in_channels": description.cnn["context"],
     "width": description.cnn["width"],
     "count_include_pad": description.cnn.get("count_include_pad", False),  # older ones have none
-    "dtype": jnp.float32 if backend() == "cpu" else jnp.bfloat16,
+    "dtype": inception.compute_dtype(),
   }

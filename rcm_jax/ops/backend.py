@@ -38,6 +38,12 @@ def knows_kernels() -> bool:
   return jax.__version_info__[:2] >= _KERNELS_FROM
 
 
+def check_implementation(layer: str, implementation: str, known: Sequence[str]) -> None:
+  """Raises ValueError where a layer has no such implementation."""
+  if implementation not in known:
+    raise ValueError(f"{layer}: implementation {implementation!r} is none of {', '.join(known)}")
+
+
 def unroll() -> int:
   """Steps that a turn of a loop over slices holds: a GPU launches kernels for each turn."""
   return 1 if backend() == "cpu" else 8

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from rcm_jax.ops.backend import has_kernels, knows_kernels, unroll
+from rcm_jax.ops.backend import check_implementation, has_kernels, knows_kernels, unroll
 from rcm_jax.ops.flat_dot import flat_dot
 from rcm_jax.ops.gru import GruParams
 
@@ -85,11 +85,7 @@ def class_feedback(
 
 def _takes_kernel(implementation: str, dtype: DTypeLike) -> bool:
   """Whether the kernel computes it."""
-  known = get_args(Implementation)
-  if implementation not in known:
-    raise ValueError(
-      f"class_feedback: implementation {implementation!r} is none of {', '.join(known)}"
-    )
+  check_implementation("class_feedback", implementation, get_args(Implementation))
   if implementation == "auto":
     return has_kernels() and dtype == jnp.float32
   if implementation == "pallas" and not (knows_kernels() and dtype == jnp.float32):

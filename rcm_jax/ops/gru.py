@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from rcm_jax.ops import gru_loop
-from rcm_jax.ops.backend import backend, has_kernels, knows_kernels
+from rcm_jax.ops.backend import backend, check_implementation, has_kernels, knows_kernels
 from rcm_jax.ops.flat_dot import flat_dot
 
 Implementation = Literal["auto", "reference", "scan", "unrolled", "pallas"]
@@ -70,7 +70,7 @@ def gru(
     States [T, H] in slice order.
 
   Raises:
-    ValueError: shapes disagree or the implementation is unknown.
+    ValueError: shapes disagree, or the implementation is unknown or cannot take them.
 
   Examples:
     >>> params = {
@@ -112,7 +112,7 @@ def bidirectional_gru(
     States [T, 2H].
 
   Raises:
-    ValueError: shapes disagree or the implementation is unknown.
+    ValueError: shapes disagree, or the implementation is unknown or cannot take them.
 
   Examples:
     >>> params = {
@@ -167,9 +167,7 @@ def _directions(
   x, params, mask, recurrent_mask, reverse: tuple[bool, ...], implementation: str
 ) -> Float[Array, "directions T H"]:
   """States of each direction; every leaf of params has the directions as leading axis."""
-  known = get_args(Implementation)
-  if implementation not in known:
-    raise ValueError(f"gru: implementation {implementation!r} is none of {', '.join(known)}")
+  check_implementation("gru", implementation, get_args(Implementation))
   if implementation == "pallas" and not knows_kernels():
     raise ValueError(f"gru: the kernels need jax 0.11 or later, this is {jax.__version__}")
   x = jnp.where(mask[:, None], x, 0)

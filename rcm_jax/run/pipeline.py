@@ -27,7 +27,7 @@ from rcm_jax.data import scale as scale_lib
 from rcm_jax.data import slices as slices_lib
 from rcm_jax.evaluation import results
 from rcm_jax.reporting import console_table, plots
-from rcm_jax.run import initial, methods, renamed, stages
+from rcm_jax.run import cnn_stages, initial, methods, renamed, stages
 from rcm_jax.runtime import devices, files, stage_cache, versions
 from rcm_jax.runtime.metric_writer import Writer
 from tfds_rcm import prepare
@@ -61,6 +61,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, cache_dir: pat
   """
   check_one_of("config.pipeline", config.pipeline, methods.METHODS)
   check_one_of("config.precision", config.precision, PRECISIONS)
+  check_one_of("config.features.engine", config.features.engine, cnn_stages.ENGINES)
   if config.data.strata not in anatomy.COUNTS:
     raise UserError(
       f"config.data.strata: {config.data.strata} is none of {', '.join(map(str, anatomy.COUNTS))}"
